@@ -1,0 +1,66 @@
+//! The errors of storage and operations.
+
+use crate::gguf;
+
+/// What went wrong, as one sentence.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A GGUF file or its contents.
+    #[error(transparent)]
+    Gguf(#[from] gguf::Error),
+    /// A device that this build or this machine does not have.
+    #[error("no device {device}: {reason}")]
+    NoDevice { device: String, reason: String },
+    /// A type that no operation takes: integers and f64.
+    #[error("{ty} tensors hold no weights: only block formats, F32, F16 and BF16 do")]
+    NotWeights { ty: gguf::GgmlType },
+    /// A format whose big-endian form is not defined.
+    #[error("{ty} has no big-endian form: ggml reads some of its fields both as bytes and as words")]
+    BigEndian { ty: gguf::GgmlType },
+    /// Data whose size is not that of the shape.
+    #[error("{ty} data of {bytes} bytes is no {n} x {k} matrix{}", expected_bytes(*ty, *n, *k))]
+    Size { ty: gguf::GgmlType, n: usize, k: usize, bytes: usize },
+    /// Activations that do not fit the weights.
+    #[error("activations of shape {shape:?} do not fit weights of {k} input features")]
+    Activations { shape: Vec<usize>, k: usize },
+    /// Strides that reach past the buffer.
+    #[error("activations of shape {shape:?} and strides {strides:?} reach past their {len} values")]
+    Strides { shape: Vec<usize>, strides: Vec<usize>, len: usize },
+    /// A float type that the device cannot hold.
+    #[error("the {device} device has no {ty} buffers")]
+    NoFloat { device: String, ty: &'static str },
+    /// A row that the matrix does not have.
+    #[error("row {id} of a matrix of {rows} rows was asked for")]
+    RowOutOfRange { id: i64, rows: usize },
+    /// A matrix that one buffer of the device cannot hold.
+    #[error("{bytes} bytes are more than one buffer of the {device} device holds ({most})")]
+    TooLarge { device: String, bytes: usize, most: u64 },
+    /// The device refused or failed: no memory, a kernel that did not compile, a fault.
+    #[error("{device}: {reason}")]
+    Device { device: String, reason: String },
+    /// What Candle's CPU code reported.
+    #[cfg(feature = "candle")]
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+fn expected_bytes(ty: gguf::GgmlType, n: usize, k: usize) -> String {
+    match ty.row_bytes(k).and_then(|row| row.checked_mul(n)) {
+        Some(bytes) => format!(", which has {bytes} bytes"),
+        None => format!(": rows of {ty} are multiples of {} values", ty.block_size()),
+    }
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(feature = "candle")]
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(error) => error,
+            error => candle_core::Error::wrap(error),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The memory-mapped files of a model.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use super::error::Error;
+use super::reader::{Gguf, Shard};
+use super::split;
+
+/// The memory-mapped files of a model: one, or all shards of a split one.
+///
+/// A file must not be truncated or modified while it is mapped; see
+/// [`open`](Self::open).
+#[derive(Debug)]
+pub struct Files {
+    first: MappedFile,
+    rest: Vec<MappedFile>,
+}
+
+#[derive(Debug)]
+struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    fn parse(&self) -> Result<Shard<'_>, Error> {
+        Shard::parse(&self.map).map_err(|error| error.in_file(&self.path))
+    }
+}
+
+impl Files {
+    /// Maps a file or, given any shard of a split file
+    /// (`…-00001-of-00003.gguf`), all shards. Reads nothing yet.
+    ///
+    /// The files must stay as they are for as long as this lives: the contents
+    /// of a file that another process modifies change under the borrower, and
+    /// an access to one that was truncated ends the process. Replacing a file
+    /// by renaming another over it is safe.
+    ///
+    /// # Errors
+    ///
+    /// With the path: [`Error::Io`], [`Error::MissingShard`],
+    /// [`Error::NotRegularFile`], [`Error::EmptyFile`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Files, Error> {
+        let path = path.as_ref();
+        let paths = split::shard_paths(path).unwrap_or_else(|| vec![path.to_owned()]);
+        let count = paths.len() as u32; // at most 99999, by the pattern of the name
+        let mut files = paths.into_iter().zip(1..).map(|(path, number)| {
+            let missing = |error| match error {
+                Error::Io(source) if count > 1 && source.kind() == io::ErrorKind::NotFound => {
+                    Error::MissingShard { number, count, source }
+                }
+                other => other,
+            };
+            match map(&path) {
+                Ok(map) => Ok(MappedFile { path, map }),
+                Err(error) => Err(missing(error).in_file(&path)),
+            }
+        });
+        Ok(Files { first: files.next().ok_or(Error::EmptyFile)??, rest: files.collect::<Result<_, _>>()? })
+    }
+
+    /// Parses the headers.
+    ///
+    /// # Errors
+    ///
+    /// With the path: those of [`Gguf::parse`], and those of shards that do
+    /// not belong together ([`Error::ShardName`], [`Error::ShardMismatch`],
+    /// [`Error::ShardEndian`], [`Error::MissingKey`] of a `split.` key).
+    pub fn parse(&self) -> Result<Gguf<'_>, Error> {
+        let first = self.first.parse()?;
+        let rest = self.rest.iter().map(MappedFile::parse);
+        let rest = rest.collect::<Result<Vec<_>, _>>()?;
+
+        if rest.is_empty() {
+            split::check_whole(&first).map_err(|error| error.in_file(&self.first.path))?;
+        } else {
+            let count = 1 + rest.len();
+            let shards = || std::iter::once(&first).chain(&rest).zip(self.paths());
+            for ((shard, path), number) in shards().zip(0..) {
+                split::check_place(shard, number, count).map_err(|error| error.in_file(path))?;
+            }
+            let tensors = shards().map(|(shard, _)| shard.tensor_count()).sum();
+            for (shard, path) in shards() {
+                split::check_tensors(shard, tensors).map_err(|error| error.in_file(path))?;
+                if shard.endian != first.endian {
+                    return Err(Error::ShardEndian.in_file(path));
+                }
+            }
+        }
+        Gguf::from_shards(first, rest).map_err(|error| error.in_file(&self.first.path))
+    }
+
+    /// The paths of the files, in the order of the shards.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files().map(|file| file.path.as_path())
+    }
+
+    /// The size of all files together, in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.files().map(|file| file.map.len() as u64).sum()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &MappedFile> {
+        std::iter::once(&self.first).chain(&self.rest)
+    }
+}
+
+fn map(path: &Path) -> Result<Mmap, Error> {
+    // Before opening it: opening a pipe would block.
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(Error::NotRegularFile);
+    }
+    if metadata.len() == 0 {
+        return Err(Error::EmptyFile);
+    }
+    let file = File::open(path)?;
+    // SAFETY: the map is read-only and lives as long as its borrowers. That
+    // nobody modifies or truncates the file meanwhile is what `Files::open`
+    // asks of the caller: no system lets a reader enforce it.
+    Ok(unsafe { Mmap::map(&file)? })
+}

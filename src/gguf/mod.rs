@@ -1,0 +1,71 @@
+//! The GGUF file format: reading, writing, metadata and split files.
+//!
+//! The layout is the one that ggml documents (`docs/gguf.md`) and defines
+//! (`include/gguf.h`, `include/ggml.h`): versions 2 and 3, little- and
+//! big-endian. Files are untrusted: every length, count and offset is checked
+//! against the bytes that are there before it is used, and whatever does not
+//! hold up is an [`Error`].
+//!
+//! A parsed [`Gguf`] borrows from the file. It holds the position of each
+//! metadata key and tensor, never a copy of them: reading takes no more memory
+//! than the file has bytes, plus a constant, whatever the header claims.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), cube_gguf::gguf::Error> {
+//! use cube_gguf::gguf::Files;
+//!
+//! let files = Files::open("model-00001-of-00003.gguf")?;
+//! let model = files.parse()?;
+//! let architecture = model.metadata().str("general.architecture")?;
+//! for tensor in model.tensors() {
+//!     println!("{architecture} {} {:?} {}", tensor.name(), tensor.shape(), tensor.dtype()?);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod cursor;
+mod encode;
+mod endian;
+mod error;
+mod files;
+mod ggml_type;
+mod metadata;
+mod reader;
+mod split;
+mod tensor;
+mod value;
+mod writer;
+
+pub use encode::Encode;
+pub use endian::Endian;
+pub use error::Error;
+pub use files::Files;
+pub use ggml_type::{GgmlType, ParseGgmlTypeError};
+pub use metadata::{FromValue, Metadata};
+pub use reader::Gguf;
+pub use tensor::TensorInfo;
+pub use value::{Array, ArrayIter, Value, ValueType};
+pub use writer::{TensorWriter, Writer};
+
+/// Alignment of tensor data, in bytes, of a file that sets no
+/// [`ALIGNMENT_KEY`].
+pub const DEFAULT_ALIGNMENT: u32 = 32;
+
+/// Metadata key (a `u32`, a power of two) of the alignment of tensor data.
+pub const ALIGNMENT_KEY: &str = "general.alignment";
+
+/// Deepest nesting of metadata arrays, an array of scalars being 1.
+///
+/// ggml reads no nested array at all; the bound keeps a hostile file from
+/// exhausting the stack.
+pub const MAX_ARRAY_DEPTH: usize = 8;
+
+/// Most dimensions of a tensor, as in ggml.
+pub const MAX_DIMS: usize = 4;
+
+const MAGIC: [u8; 4] = *b"GGUF";
+
+const fn is_supported(version: u32) -> bool {
+    matches!(version, 2 | 3)
+}

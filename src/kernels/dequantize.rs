@@ -1,0 +1,173 @@
+//! Weights to floats: a whole range of rows, or the rows that a list of ids names (an embedding).
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::floats::{FloatType, pack_two};
+use super::formats::{At, Planes, UNIT, Words, traits, values};
+use super::launch::{buffer, elementwise};
+use super::weights::Weights;
+use crate::gguf::GgmlType;
+
+/// Rows `first..first + rows` of `weights` as contiguous `[rows, k]` floats. The range must lie in the matrix.
+pub fn dequantize(client: &Client, weights: &Weights, first: usize, rows: usize, to: FloatType) -> Handle {
+    decode(client, weights, None, first, rows, to)
+}
+
+/// The rows of `weights` that the u32 `ids` on the device name, as contiguous `[ids, k]` floats.
+///
+/// The ids must have been checked against the rows: a kernel cannot return an error.
+pub fn rows(client: &Client, weights: &Weights, ids: &Handle, count: usize, to: FloatType) -> Handle {
+    decode(client, weights, Some(ids), 0, count, to)
+}
+
+fn decode(
+    client: &Client,
+    weights: &Weights,
+    ids: Option<&Handle>,
+    first: usize,
+    rows: usize,
+    to: FloatType,
+) -> Handle {
+    let k = weights.k();
+    let words = (rows * k * to.bytes()).div_ceil(4).next_multiple_of(4);
+    let out = client.empty(4 * words.max(4));
+    let (gather, id_len) = (ids.is_some(), if ids.is_some() { rows } else { 1 });
+    let ids = ids.unwrap_or(&weights.codebook);
+    if k.is_multiple_of(UNIT) {
+        let (count, dim, units) = elementwise(client, rows * k / UNIT);
+        decode_units::launch(
+            client,
+            count,
+            dim,
+            weights.planes(),
+            buffer(ids, id_len),
+            buffer(&out, words / 4),
+            units,
+            first,
+            k / UNIT,
+            gather,
+            weights.ty(),
+            to,
+        );
+    } else {
+        let (count, dim, units) = elementwise(client, words);
+        decode_ragged::launch(
+            client,
+            count,
+            dim,
+            weights.planes(),
+            buffer(ids, id_len),
+            buffer(&out, words),
+            units,
+            first,
+            rows,
+            k,
+            gather,
+            weights.ty(),
+            to,
+        );
+    }
+    out
+}
+
+/// The row of the matrix behind row `row` of the output.
+#[cube]
+fn source_row(ids: &[u32], first: usize, row: usize, #[comptime] gather: bool) -> usize {
+    if gather { usize::cast_from(ids[row]) } else { first + row }
+}
+
+/// 32 values a unit; rows are whole units, so that every store is 16 bytes.
+#[cube(launch)]
+#[allow(clippy::too_many_arguments)]
+fn decode_units(
+    planes: &Planes,
+    ids: &[u32],
+    out: &mut [Words],
+    units: usize,
+    first: usize,
+    units_per_row: usize,
+    #[comptime] gather: bool,
+    #[comptime] ty: GgmlType,
+    #[comptime] to: FloatType,
+) {
+    if ABSOLUTE_POS >= units {
+        terminate!();
+    }
+    let row = source_row(ids, first, ABSOLUTE_POS / units_per_row, gather);
+    let values = values(planes, At { row, unit: ABSOLUTE_POS % units_per_row }, ty);
+    if comptime!(to == FloatType::F32) {
+        #[unroll]
+        for i in 0..8usize {
+            out[8 * ABSOLUTE_POS + i] = Words::reinterpret(*values.index(i));
+        }
+    } else {
+        #[unroll]
+        for i in 0..4usize {
+            let front = *values.index(comptime!(2 * i));
+            let back = *values.index(comptime!(2 * i + 1));
+            let mut words = Words::empty();
+            words.insert(0usize, pack_two(front.extract(0usize), front.extract(1usize), to));
+            words.insert(1usize, pack_two(front.extract(2usize), front.extract(3usize), to));
+            words.insert(2usize, pack_two(back.extract(0usize), back.extract(1usize), to));
+            words.insert(3usize, pack_two(back.extract(2usize), back.extract(3usize), to));
+            out[4 * ABSOLUTE_POS + i] = words;
+        }
+    }
+}
+
+/// One word of output a unit, for dense rows that end inside a unit of 32.
+#[cube(launch)]
+#[allow(clippy::too_many_arguments)]
+fn decode_ragged(
+    planes: &Planes,
+    ids: &[u32],
+    out: &mut [u32],
+    units: usize,
+    first: usize,
+    rows: usize,
+    k: usize,
+    #[comptime] gather: bool,
+    #[comptime] ty: GgmlType,
+    #[comptime] to: FloatType,
+) {
+    if ABSOLUTE_POS >= units {
+        terminate!();
+    }
+    if comptime!(to == FloatType::F32) {
+        out[ABSOLUTE_POS] = u32::reinterpret(element(planes, ids, first, rows, k, ABSOLUTE_POS, gather, ty));
+    } else {
+        let low = element(planes, ids, first, rows, k, 2 * ABSOLUTE_POS, gather, ty);
+        let high = element(planes, ids, first, rows, k, 2 * ABSOLUTE_POS + 1, gather, ty);
+        out[ABSOLUTE_POS] = pack_two(low, high, to);
+    }
+}
+
+/// Element `index` of the output, or zero past its end.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn element(
+    planes: &Planes,
+    ids: &[u32],
+    first: usize,
+    rows: usize,
+    k: usize,
+    index: usize,
+    #[comptime] gather: bool,
+    #[comptime] ty: GgmlType,
+) -> f32 {
+    comptime!(assert!(traits(ty).dense, "rows of block formats are whole units"));
+    let mut out = 0.0f32;
+    if index < rows * k {
+        let row = source_row(ids, first, index / k, gather);
+        let column = index % k;
+        let values = values(planes, At { row, unit: column / UNIT }, ty);
+        #[unroll]
+        for i in 0..UNIT {
+            let value = values.index(comptime!(i / 4)).extract(comptime!(i % 4));
+            out = select(column % UNIT == i, value, out);
+        }
+    }
+    out
+}

@@ -1,0 +1,112 @@
+//! Bit work that formats share: codes out of planes, small floats to f32, arithmetic on four bytes at once.
+
+use cubecl::frontend::comptime;
+use cubecl::prelude::*;
+
+use super::planes::Words;
+use crate::kernels::floats::has_f16;
+
+/// The same word four times.
+#[cube]
+pub fn splat(#[comptime] word: u32) -> Words {
+    Words::new(word.runtime())
+}
+
+/// 4-bit codes of a unit, 0 to 15: the first 16 and the last 16.
+#[cube]
+pub fn nibbles(plane: Words) -> (Words, Words) {
+    (plane & splat(0x0f0f_0f0fu32), (plane >> splat(4u32)) & splat(0x0f0f_0f0fu32))
+}
+
+/// 2-bit codes of a unit, 0 to 3, from its two words.
+#[cube]
+pub fn crumbs(first: u32, second: u32) -> (Words, Words) {
+    let low = words(first, second, first >> 2, second >> 2);
+    let high = words(first >> 4, second >> 4, first >> 6, second >> 6);
+    (low & splat(0x0303_0303u32), high & splat(0x0303_0303u32))
+}
+
+/// 1-bit codes of a unit from its word.
+#[cube]
+pub fn ones(word: u32) -> (Words, Words) {
+    let low = words(word, word >> 1, word >> 2, word >> 3);
+    let high = words(word >> 4, word >> 5, word >> 6, word >> 7);
+    (low & splat(0x0101_0101u32), high & splat(0x0101_0101u32))
+}
+
+/// Four words as a vector.
+#[cube]
+pub fn words(a: u32, b: u32, c: u32, d: u32) -> Words {
+    let mut out = Words::empty();
+    out.insert(0usize, a);
+    out.insert(1usize, b);
+    out.insert(2usize, c);
+    out.insert(3usize, d);
+    out
+}
+
+/// Subtracts `bias` (at most 127) from each byte; bytes in 0..=127 become signed.
+#[cube]
+pub fn minus(bytes: Words, #[comptime] bias: u32) -> Words {
+    // The top bit keeps a byte from borrowing of its neighbour.
+    ((bytes | splat(0x8080_8080u32)) - splat(comptime!(bias * 0x0101_0101))) ^ splat(0x8080_8080u32)
+}
+
+/// Negates the bytes of `word` whose bit in the low four of `signs` is set. Bytes are in 1..=127.
+#[cube]
+pub fn negate(word: u32, signs: u32) -> u32 {
+    // The product puts bit i at bit 8i; no two of its terms meet under the mask.
+    let ones = ((signs & 0xf) * 0x0020_4081) & 0x0101_0101;
+    (word ^ (ones * 0xff)) + ones
+}
+
+/// The eight signs of a 7-bit sign index: the eighth makes their number even.
+#[cube]
+pub fn even_signs(index: u32) -> u32 {
+    let seven = index & 0x7f;
+    seven | ((seven.count_ones() & 1) << 7)
+}
+
+/// Byte `index` of a word as a signed number.
+#[cube]
+pub fn signed_byte(word: u32, #[comptime] index: u32) -> i32 {
+    i32::cast_from(word << (24 - 8 * index)) >> 24
+}
+
+/// The four codes of a word as floats.
+#[cube]
+pub fn to_floats(word: u32) -> Vector<f32, Const<4>> {
+    let mut out = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for i in 0..4usize {
+        out.insert(i, f32::cast_from(signed_byte(word, comptime!(i as u32))));
+    }
+    out
+}
+
+/// An IEEE half, in the low 16 bits, as f32. Exact for every value, subnormals included.
+#[cube]
+pub fn f16(bits: u32) -> f32 {
+    let properties = comptime::device_properties();
+    let native = comptime!(has_f16(&properties.features));
+    if native { f32::cast_from(half::f16::reinterpret(u16::cast_from(bits))) } else { f16_portable(bits) }
+}
+
+/// [`f16`] in integer arithmetic, for devices without the type.
+#[cube]
+fn f16_portable(bits: u32) -> f32 {
+    let sign = (bits & 0x8000) << 16;
+    let magnitude = bits & 0x7fff;
+    // Subnormals are multiples of 2^-24; their f32 is normal, so it may be reached by arithmetic.
+    let subnormal = u32::reinterpret(f32::cast_from(magnitude) * f32::new(5.960_464_5e-8));
+    let normal = (magnitude << 13) + 0x3800_0000;
+    let special = (magnitude << 13) | 0x7f80_0000;
+    let finite = select(magnitude < 0x400, subnormal, normal);
+    f32::reinterpret(sign | select(magnitude >= 0x7c00, special, finite))
+}
+
+/// A brain float, in the low 16 bits, as f32.
+#[cube]
+pub fn bf16(bits: u32) -> f32 {
+    f32::reinterpret(bits << 16)
+}

@@ -1,0 +1,325 @@
+//! IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S: groups of 8 (or 4) magnitudes from a grid, with signs beside them.
+//!
+//! Blocks of 256 values as `ggml/src/ggml-common.h` has them; `d` is a half, the rest is for a unit of 32 values:
+//!
+//! | format | grid indices | signs | scale | value |
+//! |---|---|---|---|---|
+//! | IQ2_XXS | 4 of 8 bits | 4 of 7 bits | 4 bits | `d * (0.5 + scale) / 4 * grid` |
+//! | IQ2_XS | 4 of 9 bits | 4 of 7 bits | 2 of 4 bits | `d * (0.5 + scale) / 4 * grid` |
+//! | IQ2_S | 4 of 8 + 2 bits | 4 of 8 bits | 2 of 4 bits | `d * (0.5 + scale) / 4 * grid` |
+//! | IQ3_XXS | 8 of 8 bits | 4 of 7 bits | 4 bits | `d * (0.5 + scale) / 2 * grid` |
+//! | IQ3_S | 8 of 8 + 1 bits | 4 of 8 bits | 4 bits | `d * (1 + 2 * scale) * grid` |
+//!
+//! Seven bits of signs stand for eight: the eighth makes the number of minus signs even.
+
+use cubecl::prelude::*;
+
+use super::bits::{even_signs, f16, negate, words};
+use super::codebooks::{
+    IQ2_VALUES, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3S_VALUES, IQ3XXS_GRID, IQ3XXS_VALUES,
+};
+use super::host::{f16_at, u16_at, u32_at};
+use super::layout::{Layout, Plane};
+use super::planes::{At, Planes, Unit, Words};
+use super::{Field, Format, Traits};
+use crate::gguf::GgmlType;
+
+/// Units of 32 in a block.
+const UNITS: usize = 8;
+
+/// Magnitude `j` of a grid point of eight.
+fn magnitude_2(point: u16, j: usize) -> u8 {
+    IQ2_VALUES[(point >> (2 * j) & 3) as usize]
+}
+
+/// Magnitude `j` of a grid point of four.
+fn magnitude_3(point: u16, j: usize, values: &[u8; 8]) -> u8 {
+    values[(point >> (4 * j) & 7) as usize]
+}
+
+/// A codebook of grid points of eight, two words each.
+fn codebook_2(grid: &[u16]) -> Vec<u32> {
+    let half = |point: u16, first: usize| u32::from_le_bytes(std::array::from_fn(|j| magnitude_2(point, first + j)));
+    grid.iter().flat_map(|&point| [half(point, 0), half(point, 4)]).collect()
+}
+
+/// A codebook of grid points of four, a word each.
+fn codebook_3(grid: &[u16], values: &[u8; 8]) -> Vec<u32> {
+    let word = |&point: &u16| u32::from_le_bytes(std::array::from_fn(|j| magnitude_3(point, j, values)));
+    grid.iter().map(word).collect()
+}
+
+fn even_signs_host(seven: u32) -> u8 {
+    let seven = (seven & 0x7f) as u8;
+    seven | (seven.count_ones() as u8 & 1) << 7
+}
+
+/// `magnitude` with the sign that bit `j` of `signs` gives.
+fn signed(magnitude: u8, signs: u8, j: usize) -> f32 {
+    if signs >> j & 1 == 1 { -(magnitude as f32) } else { magnitude as f32 }
+}
+
+/// Codes of a unit of IQ2: four grid points of eight, each with eight signs, four bytes of `signs`.
+#[cube]
+fn points_of_eight(planes: &Planes, points: Words, signs: u32) -> (Words, Words) {
+    let mut codes = Sequence::<u32>::new();
+    #[unroll]
+    for i in 0..4usize {
+        let point = usize::cast_from(points.extract(i)) * 2;
+        let eight = signs >> comptime!(8 * i as u32);
+        codes.push(negate(planes.codebook[point], eight));
+        codes.push(negate(planes.codebook[point + 1], eight >> 4));
+    }
+    in_order(&codes)
+}
+
+/// Codes of a unit of IQ3: eight grid points of four, and four bytes of signs.
+#[cube]
+fn points_of_four(planes: &Planes, points: Sequence<u32>, signs: u32) -> (Words, Words) {
+    let mut codes = Sequence::<u32>::new();
+    #[unroll]
+    for i in 0..8usize {
+        let point = planes.codebook[usize::cast_from(*points.index(i))];
+        codes.push(negate(point, signs >> comptime!(4 * i as u32)));
+    }
+    in_order(&codes)
+}
+
+#[cube]
+fn in_order(codes: &Sequence<u32>) -> (Words, Words) {
+    let low = words(*codes.index(0usize), *codes.index(1usize), *codes.index(2usize), *codes.index(3usize));
+    let high = words(*codes.index(4usize), *codes.index(5usize), *codes.index(6usize), *codes.index(7usize));
+    (low, high)
+}
+
+/// The four bytes of a word, each a number of its own.
+#[cube]
+fn four_bytes(word: u32) -> Words {
+    words(word & 0xff, (word >> 8) & 0xff, (word >> 16) & 0xff, word >> 24)
+}
+
+/// Four 7-bit sign indices, in the low 28 bits, as four bytes of signs.
+#[cube]
+fn four_even_signs(indices: u32) -> u32 {
+    even_signs(indices)
+        | (even_signs(indices >> 7) << 8)
+        | (even_signs(indices >> 14) << 16)
+        | (even_signs(indices >> 21) << 24)
+}
+
+/// A 4-bit scale of IQ2 in multiples of `d`.
+#[cube]
+fn iq2_scale(d: f32, scale: u32) -> f32 {
+    d * (0.5f32 + f32::cast_from(scale)) * 0.25f32
+}
+
+pub mod iq2_xxs {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::IQ2XXS,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout { block_bytes: 66, planes: vec![Plane::raw(16, 2, 32).wide(), Plane::raw(16, 0, 1)] },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                let (unit, group, j) = (v / 32, v % 32 / 8, v % 8);
+                let signs = u32_at(block, 2 + 8 * unit + 4);
+                let scale = d * (0.5 + (signs >> 28) as f32) * 0.25;
+                let point = IQ2XXS_GRID[block[2 + 8 * unit + group] as usize];
+                *out = scale * signed(magnitude_2(point, j), even_signs_host(signs >> (7 * group)), j);
+            }
+        },
+        multibyte: None,
+        codebook: Some(|| codebook_2(&IQ2XXS_GRID)),
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let points = planes.word(0usize, at.row, 2 * at.unit);
+        let signs = planes.word(0usize, at.row, 2 * at.unit + 1);
+        let d = f16(planes.half(1usize, at.row, at.block(UNITS)));
+        let (low, high) = points_of_eight(planes, four_bytes(points), four_even_signs(signs));
+        Unit::scaled(low, high, iq2_scale(d, signs >> 28))
+    }
+}
+
+pub mod iq2_xs {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::IQ2XS,
+        traits: Traits::TWO_SCALES,
+        layout: || Layout {
+            block_bytes: 74,
+            planes: vec![Plane::raw(16, 2, 32).wide(), Plane::raw(8, 66, 8), Plane::raw(16, 0, 1)],
+        },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                let (unit, group, j) = (v / 32, v % 32 / 8, v % 8);
+                let scale = d * (0.5 + (block[66 + unit] >> (4 * (group / 2)) & 0xf) as f32) * 0.25;
+                let q = u16_at(block, 2 + 8 * unit + 2 * group);
+                let point = IQ2XS_GRID[(q & 511) as usize];
+                *out = scale * signed(magnitude_2(point, j), even_signs_host((q >> 9) as u32), j);
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 33)]),
+        codebook: Some(|| codebook_2(&IQ2XS_GRID)),
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let first = planes.word(0usize, at.row, 2 * at.unit);
+        let second = planes.word(0usize, at.row, 2 * at.unit + 1);
+        let scales = planes.byte(1usize, at.row, at.unit);
+        let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
+        let points = words(first & 511, (first >> 16) & 511, second & 511, (second >> 16) & 511);
+        let signs = even_signs(first >> 9)
+            | (even_signs(first >> 25) << 8)
+            | (even_signs(second >> 9) << 16)
+            | (even_signs(second >> 25) << 24);
+        let (low, high) = points_of_eight(planes, points, signs);
+        Unit::halves(low, high, iq2_scale(d, scales & 0xf), iq2_scale(d, scales >> 4))
+    }
+}
+
+pub mod iq2_s {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::IQ2S,
+        traits: Traits::TWO_SCALES,
+        layout: || Layout {
+            block_bytes: 82,
+            planes: vec![
+                Plane::raw(8, 2, 32).wide(),
+                Plane::raw(8, 34, 32).wide(),
+                // A unit's top bits and scales side by side.
+                Plane::gathered(8, (0..8).flat_map(|unit| [8 * (66 + unit), 8 * (74 + unit)])),
+                Plane::raw(16, 0, 1),
+            ],
+        },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                let (unit, group, j) = (v / 32, v % 32 / 8, v % 8);
+                let scale = d * (0.5 + (block[74 + unit] >> (4 * (group / 2)) & 0xf) as f32) * 0.25;
+                let top = (block[66 + unit] >> (2 * group) & 3) as usize;
+                let point = IQ2S_GRID[block[2 + 4 * unit + group] as usize | top << 8];
+                *out = scale * signed(magnitude_2(point, j), block[34 + 4 * unit + group], j);
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 1)]),
+        codebook: Some(|| codebook_2(&IQ2S_GRID)),
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let points = planes.word(0usize, at.row, at.unit);
+        let signs = planes.word(1usize, at.row, at.unit);
+        let tops_and_scales = planes.half(2usize, at.row, at.unit);
+        let d = f16(planes.half(3usize, at.row, at.block(UNITS)));
+        let t = tops_and_scales;
+        let tops = words((t & 3) << 8, (t & 0xc) << 6, (t & 0x30) << 4, (t & 0xc0) << 2);
+        let (low, high) = points_of_eight(planes, four_bytes(points) | tops, signs);
+        Unit::halves(low, high, iq2_scale(d, (t >> 8) & 0xf), iq2_scale(d, t >> 12))
+    }
+}
+
+pub mod iq3_xxs {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::IQ3XXS,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout {
+            block_bytes: 98,
+            planes: vec![Plane::raw(8, 2, 64).wide(), Plane::raw(16, 66, 16).wide(), Plane::raw(16, 0, 1)],
+        },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                let (unit, group) = (v / 32, v % 32 / 8);
+                let signs = u32_at(block, 66 + 4 * unit);
+                let scale = d * (0.5 + (signs >> 28) as f32) * 0.5;
+                let point = IQ3XXS_GRID[block[2 + v / 4] as usize];
+                let magnitude = magnitude_3(point, v % 4, &IQ3XXS_VALUES);
+                *out = scale * signed(magnitude, even_signs_host(signs >> (7 * group)), v % 8);
+            }
+        },
+        multibyte: None,
+        codebook: Some(|| codebook_3(&IQ3XXS_GRID, &IQ3XXS_VALUES)),
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let signs = planes.word(1usize, at.row, at.unit);
+        let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
+        let mut points = Sequence::<u32>::new();
+        #[unroll]
+        for half in 0..2usize {
+            let word = planes.word(0usize, at.row, 2 * at.unit + half);
+            #[unroll]
+            for i in 0..4usize {
+                points.push((word >> comptime!(8 * i as u32)) & 0xff);
+            }
+        }
+        let (low, high) = points_of_four(planes, points, four_even_signs(signs));
+        Unit::scaled(low, high, d * (0.5f32 + f32::cast_from(signs >> 28)) * 0.5f32)
+    }
+}
+
+pub mod iq3_s {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::IQ3S,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout {
+            block_bytes: 110,
+            planes: vec![
+                Plane::raw(8, 2, 64).wide(),
+                Plane::raw(8, 74, 32).wide(),
+                // Three words a block: the top bits of eight units, then their scales.
+                Plane::gathered(8, (66..74).chain(106..110).map(|byte| 8 * byte)),
+                Plane::raw(16, 0, 1),
+            ],
+        },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                let (unit, i) = (v / 32, v % 32 / 4);
+                let scale = d * (1 + 2 * (block[106 + unit / 2] >> (4 * (unit % 2)) & 0xf) as i32) as f32;
+                let top = (block[66 + unit] >> i & 1) as usize;
+                let point = IQ3S_GRID[block[2 + v / 4] as usize | top << 8];
+                let magnitude = magnitude_3(point, v % 4, &IQ3S_VALUES);
+                *out = scale * signed(magnitude, block[74 + v / 8], v % 8);
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 1)]),
+        codebook: Some(|| codebook_3(&IQ3S_GRID, &IQ3S_VALUES)),
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let signs = planes.word(1usize, at.row, at.unit);
+        let block = at.block(UNITS);
+        let unit = at.in_block(UNITS);
+        let tops = planes.byte(2usize, at.row, 12 * block + unit);
+        let scales = planes.word(2usize, at.row, 3 * block + 2) >> (u32::cast_from(unit) * 4);
+        let d = f16(planes.half(3usize, at.row, block));
+        let mut points = Sequence::<u32>::new();
+        #[unroll]
+        for half in 0..2usize {
+            let word = planes.word(0usize, at.row, 2 * at.unit + half);
+            #[unroll]
+            for i in 0..4usize {
+                let top = (tops >> comptime!((4 * half + i) as u32)) & 1;
+                points.push(((word >> comptime!(8 * i as u32)) & 0xff) | (top << 8));
+            }
+        }
+        let (low, high) = points_of_four(planes, points, signs);
+        Unit::scaled(low, high, d * (1.0f32 + 2.0f32 * f32::cast_from(scales & 0xf)))
+    }
+}

@@ -1,0 +1,201 @@
+//! IQ4_NL, IQ4_XS, MXFP4, NVFP4: 4-bit codes that index a table of 16 values.
+//!
+//! Blocks as `ggml/src/ggml-common.h` has them:
+//!
+//! | format | values | fields | value |
+//! |---|---|---|---|
+//! | IQ4_NL | 32 | `d` (half), `qs[16]` | `d * IQ4NL[q]` |
+//! | IQ4_XS | 256 | `d` (half), `scales_h` (u16), `scales_l[4]`, `qs[128]` | `d * (scale - 32) * IQ4NL[q]` |
+//! | MXFP4 | 32 | `e` (E8M0), `qs[16]` | `2^(e - 128) * E2M1[q]`, the table holding twice its values |
+//! | NVFP4 | 64 | `d[4]` (UE4M3), `qs[32]` | `d / 2 * E2M1[q]`, a scale for 16 values |
+//!
+//! Sub-blocks of IQ4_XS are of 32 values, with the low four bits of their scales in `scales_l` and the other two in
+//! `scales_h`. Nibbles lie as in Q4_0; NVFP4's as in blocks of 16: byte `8s + j` holds values `j` and `j + 8` of
+//! sub-block `s`.
+
+use cubecl::prelude::*;
+
+use super::bits::f16;
+use super::codebooks::{E2M1_VALUES, IQ4NL_VALUES};
+use super::host::{f16_at, u16_at};
+use super::layout::{Layout, Plane};
+use super::legacy::{nibble_at, nibble_bit};
+use super::planes::{At, Planes, Unit, Words};
+use super::{Field, Format, Traits};
+use crate::gguf::GgmlType;
+
+/// The codebook of a table of 16 values: for each byte its low nibble's value in bits 0 to 7, its high nibble's in
+/// bits 16 to 23, so that one look-up serves two codes.
+fn pairs(values: &[i8; 16]) -> Vec<u32> {
+    let value = |nibble: usize| values[nibble] as u8 as u32;
+    (0..256).map(|byte| value(byte & 0xf) | value(byte >> 4) << 16).collect()
+}
+
+/// Codes of a unit by way of the codebook.
+#[cube]
+fn looked_up(planes: &Planes, plane: Words) -> (Words, Words) {
+    let mut low = Words::empty();
+    let mut high = Words::empty();
+    #[unroll]
+    for i in 0..4usize {
+        let word = plane.extract(i);
+        let first = planes.codebook[usize::cast_from(word & 0xff)];
+        let second = planes.codebook[usize::cast_from((word >> 8) & 0xff)];
+        let third = planes.codebook[usize::cast_from((word >> 16) & 0xff)];
+        let fourth = planes.codebook[usize::cast_from(word >> 24)];
+        let front = first | (second << 8);
+        let back = third | (fourth << 8);
+        low.insert(i, (front & 0xffff) | (back << 16));
+        high.insert(i, (front >> 16) | (back & 0xffff_0000));
+    }
+    (low, high)
+}
+
+pub mod iq4_nl {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::IQ4NL,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)] },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = d * IQ4NL_VALUES[nibble_at(block, 2, v) as usize] as f32;
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 1)]),
+        codebook: Some(|| pairs(&IQ4NL_VALUES)),
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
+        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.unit)))
+    }
+}
+
+pub mod iq4_xs {
+    use super::*;
+
+    /// Units of 32 in a block.
+    const UNITS: usize = 8;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::IQ4XS,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout {
+            block_bytes: 136,
+            planes: vec![
+                Plane::codes(4, 256, |v| 128 * (v / 32) + nibble_bit(8)(v % 32)),
+                // Two words a block: the low halves of all scales; then `d` under the top bits.
+                Plane::gathered(16, [32, 48, 0, 16]),
+            ],
+        },
+        dequantize: |block, out| {
+            let (d, high) = (f16_at(block, 0), u16_at(block, 2));
+            for (v, out) in out.iter_mut().enumerate() {
+                let sub = v / 32;
+                let scale =
+                    (block[4 + sub / 2] >> (4 * (sub % 2)) & 0xf) as i32 | ((high >> (2 * sub) & 3) << 4) as i32;
+                let code = IQ4NL_VALUES[nibble_at(block, 8 + 16 * sub, v % 32) as usize];
+                *out = d * (scale - 32) as f32 * code as f32;
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 2)]),
+        codebook: Some(|| pairs(&IQ4NL_VALUES)),
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
+        let block = at.block(UNITS);
+        let sub_block = u32::cast_from(at.in_block(UNITS));
+        let halves = planes.word(1usize, at.row, 2 * block) >> (sub_block * 4);
+        let tops = planes.word(1usize, at.row, 2 * block + 1);
+        let scale = (halves & 0xf) | (((tops >> (16 + sub_block * 2)) & 3) << 4);
+        Unit::scaled(low, high, f16(tops & 0xffff) * (f32::cast_from(scale) - 32.0f32))
+    }
+}
+
+pub mod mxfp4 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::MXFP4,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout { block_bytes: 17, planes: vec![Plane::codes(4, 32, nibble_bit(1)), Plane::raw(8, 0, 1)] },
+        dequantize: |block, out| {
+            let d = f32::from_bits(half_of_e8m0(block[0] as u32));
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = E2M1_VALUES[nibble_at(block, 1, v) as usize] as f32 * d;
+            }
+        },
+        multibyte: Some(&[]),
+        codebook: Some(|| pairs(&E2M1_VALUES)),
+    };
+
+    /// The bits of `2^(e - 128)`: the codebook's values are doubled, so half of what the exponent says. Exponents 0
+    /// and 1 are subnormal.
+    fn half_of_e8m0(e: u32) -> u32 {
+        if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 }
+    }
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
+        let e = planes.byte(1usize, at.row, at.unit);
+        let bits = select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23);
+        Unit::scaled(low, high, f32::reinterpret(bits))
+    }
+}
+
+pub mod nvfp4 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::NVFP4,
+        traits: Traits::TWO_SCALES,
+        layout: || Layout {
+            block_bytes: 36,
+            planes: vec![
+                Plane::codes(4, 64, |v| 8 * (4 + 8 * (v / 16) + v % 8) + 4 * (v % 16 / 8)),
+                Plane::raw(8, 0, 4),
+            ],
+        },
+        dequantize: |block, out| {
+            for (v, out) in out.iter_mut().enumerate() {
+                let byte = block[4 + 8 * (v / 16) + v % 8];
+                let code = E2M1_VALUES[(byte >> (4 * (v % 16 / 8)) & 0xf) as usize];
+                *out = code as f32 * half_of_ue4m3_host(block[v / 16]);
+            }
+        },
+        multibyte: Some(&[]),
+        codebook: Some(|| pairs(&E2M1_VALUES)),
+    };
+
+    /// Half of an unsigned E4M3 float; the one NaN is zero to ggml, and the top bit is ignored but for that.
+    fn half_of_ue4m3_host(x: u8) -> f32 {
+        let (exponent, mantissa) = ((x >> 3 & 0xf) as i32, (x & 7) as f32);
+        match (x, exponent) {
+            (0x7f, _) => 0.0,
+            (_, 0) => mantissa / 1024.0,
+            _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 8),
+        }
+    }
+
+    #[cube]
+    fn half_of_ue4m3(x: u32) -> f32 {
+        let subnormal = f32::cast_from(x & 7) * 0.000_976_562_5f32;
+        let normal = f32::reinterpret((((x >> 3) & 0xf) + 119) << 23 | (x & 7) << 20);
+        let value = select((x & 0x78) == 0, subnormal, normal);
+        select(x == 0x7f, 0.0f32, value)
+    }
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
+        let scales = planes.half(1usize, at.row, at.unit);
+        Unit::halves(low, high, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
+    }
+}

@@ -1,0 +1,176 @@
+//! A format's device layout: GGUF's blocks, an array of structs of odd sizes, taken apart into planes.
+//!
+//! A plane holds one kind of field (codes, high bits, scales) of all blocks, `n` rows of whole words, so that
+//! neighbouring lanes read neighbouring addresses. A layout only moves bits: it is a permutation of a block's bit
+//! fields, written once as a list, and both directions on both sides (host and device) are derived from that list.
+
+/// One plane: where the fields of a block come from, in the order in which they lie on the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plane {
+    /// Bits a field: 1, 2, 4, 8 or 16. A field never crosses a multiple of its width in the block.
+    pub width: u32,
+    /// For each field of the device block, the bit of the GGUF block at which it starts.
+    pub fields: Vec<u16>,
+    /// Bytes to whose multiple a row is padded: 16 where rows are read 16 bytes at a time, else a word.
+    pub row_align: usize,
+}
+
+/// Bytes a row of a plane that is read in 16-byte vectors is padded to.
+const WIDE: usize = 16;
+/// Bytes a row of any other plane is padded to.
+const WORD: usize = 4;
+
+impl Plane {
+    /// Codes of `width` bits in [canonical order](canonical), where `source(v)` is the bit of value `v` of the block.
+    pub fn codes(width: u32, values: usize, source: impl Fn(usize) -> usize) -> Self {
+        let fields = canonical(width, values).map(|v| source(v) as u16).collect();
+        Self { width, fields, row_align: WIDE }
+    }
+
+    /// Fields of `width` bits that lie one after the other in the block, from byte `byte` on.
+    pub fn raw(width: u32, byte: usize, fields: usize) -> Self {
+        Self::gathered(width, (0..fields).map(|i| 8 * byte + width as usize * i))
+    }
+
+    /// Fields of `width` bits from the given bits of the block.
+    pub fn gathered(width: u32, bits: impl IntoIterator<Item = usize>) -> Self {
+        Self { width, fields: bits.into_iter().map(|bit| bit as u16).collect(), row_align: WORD }
+    }
+
+    /// The same plane with rows padded for 16-byte loads.
+    pub fn wide(self) -> Self {
+        Self { row_align: WIDE, ..self }
+    }
+
+    /// The same plane of single values with rows padded to whole units of 32.
+    pub fn of_units(self) -> Self {
+        let row_align = 4 * self.block_bits();
+        Self { row_align, ..self }
+    }
+
+    /// Bits of one block in this plane.
+    pub fn block_bits(&self) -> usize {
+        self.width as usize * self.fields.len()
+    }
+
+    /// Words of a row of `blocks` blocks, padding included.
+    pub fn row_words(&self, blocks: usize) -> usize {
+        (self.block_bits() * blocks).div_ceil(8).next_multiple_of(self.row_align) / 4
+    }
+}
+
+/// The value behind each field of a plane of codes, in device order.
+///
+/// Values go in units of 32. A unit of `width`-bit codes is `width` words; word `c % width`, shifted right by
+/// `width * (c / width)` and masked to the low `width` bits of each byte, holds values `4c..4c + 4`, one a byte.
+/// So one shift and one mask give four codes ready for an int8 dot product, whatever the width.
+pub fn canonical(width: u32, values: usize) -> impl Iterator<Item = usize> {
+    let width = width as usize;
+    let per_word = 32 / width;
+    (0..values).map(move |field| {
+        let (unit, in_unit) = (field / 32, field % 32);
+        let (word, bit) = (in_unit / per_word, in_unit % per_word * width);
+        let code_word = word + width * (bit % 8 / width);
+        32 * unit + 4 * code_word + bit / 8
+    })
+}
+
+/// All planes of a format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes of a GGUF block.
+    pub block_bytes: usize,
+    /// At most [`MAX_PLANES`].
+    pub planes: Vec<Plane>,
+}
+
+/// The most planes that a format may have: what a kernel takes as arguments.
+pub const MAX_PLANES: usize = 4;
+
+/// Where one plane of a matrix lies in its device buffer, in words of 4 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    pub offset: usize,
+    /// From one row to the next.
+    pub stride: usize,
+}
+
+/// Where the planes of an `n` x `k` matrix lie in one device buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placements {
+    pub planes: [Placement; MAX_PLANES],
+    /// Words of the buffer, a multiple of 4.
+    pub words: usize,
+}
+
+impl Layout {
+    /// Places the planes of `rows` rows of `blocks` blocks one after the other; `None` where that overflows.
+    pub fn place(&self, rows: usize, blocks: usize) -> Option<Placements> {
+        let mut planes = [Placement::default(); MAX_PLANES];
+        let mut words = 0usize;
+        for (plane, placement) in self.planes.iter().zip(&mut planes) {
+            let bits = plane.block_bits().checked_mul(blocks)?;
+            bits.checked_add(8 * WIDE)?;
+            *placement = Placement { offset: words, stride: plane.row_words(blocks) };
+            words = words.checked_add(placement.stride.checked_mul(rows)?)?.checked_next_multiple_of(4)?;
+        }
+        Some(Placements { planes, words })
+    }
+
+    /// GGUF bytes of `rows` rows of `blocks` blocks, from the words of their device planes: the inverse of the upload.
+    pub fn to_gguf(&self, words: &[u32], rows: usize, blocks: usize, out: &mut [u8]) {
+        let Some(placements) = self.place(rows, blocks) else { return };
+        debug_assert_eq!(words.len(), placements.words);
+        debug_assert_eq!(out.len(), rows * blocks * self.block_bytes);
+        out.fill(0);
+        for (plane, at) in self.planes.iter().zip(placements.planes) {
+            let width = plane.width as usize;
+            let mask = u32::MAX >> (32 - width);
+            for row in 0..rows {
+                let source = &words[at.offset + row * at.stride..][..at.stride];
+                let row_bytes = blocks * self.block_bytes;
+                let target = &mut out[row * row_bytes..][..row_bytes];
+                for (block, target) in target.chunks_exact_mut(self.block_bytes).enumerate() {
+                    let first = block * plane.fields.len();
+                    for (i, &to) in plane.fields.iter().enumerate() {
+                        let from = (first + i) * width;
+                        let field = (source[from / 32] >> (from % 32)) & mask;
+                        let (byte, bit) = (to as usize / 8, to % 8);
+                        target[byte] |= (field << bit) as u8;
+                        if width == 16 {
+                            target[byte + 1] |= (field >> 8) as u8;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn canonical_order_names_every_value_once() {
+        for width in [1, 2, 4, 8] {
+            let mut seen: Vec<_> = canonical(width, 256).collect();
+            seen.sort_unstable();
+            assert!(seen.iter().copied().eq(0..256), "width {width}");
+        }
+    }
+
+    #[test]
+    fn a_shift_and_a_mask_give_four_consecutive_codes() {
+        for width in [1u32, 2, 4, 8] {
+            let order: Vec<_> = canonical(width, 32).collect();
+            for c in 0..8u32 {
+                let (word, shift) = (c % width, width * (c / width));
+                for byte in 0..4 {
+                    let bit = word * 32 + shift + 8 * byte;
+                    assert_eq!(order[(bit / width) as usize], (4 * c + byte) as usize);
+                }
+            }
+        }
+    }
+}

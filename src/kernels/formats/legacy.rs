@@ -1,0 +1,211 @@
+//! Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1: blocks of 32 values with one scale, ggml's first formats.
+//!
+//! Blocks as `ggml/src/ggml-common.h` has them (`d`, `m`, `s` are halves, little-endian):
+//!
+//! | format | fields | value |
+//! |---|---|---|
+//! | Q4_0 | `d`, `qs[16]` | `d * (q - 8)` |
+//! | Q4_1 | `d`, `m`, `qs[16]` | `d * q + m` |
+//! | Q5_0 | `d`, `qh[4]`, `qs[16]` | `d * (q - 16)` |
+//! | Q5_1 | `d`, `m`, `qh[4]`, `qs[16]` | `d * q + m` |
+//! | Q8_0 | `d`, `qs[32]` | `d * q` |
+//! | Q8_1 | `d`, `s`, `qs[32]` | `d * q`; `s` is the sum of the values |
+//!
+//! Byte `j` of a 4-bit `qs` holds value `j` in its low half and value `j + 16` in its high half; bit `v` of `qh` is
+//! the fifth bit of value `v`.
+
+use cubecl::prelude::*;
+
+use super::bits::{f16, minus, nibbles, ones, splat};
+use super::host::{f16_at, u32_at};
+use super::layout::{Layout, Plane};
+use super::planes::{At, Planes, Unit, Words};
+use super::{Field, Format, Traits};
+use crate::gguf::GgmlType;
+
+/// The bit of value `v`'s nibble, where `qs` starts at `byte`.
+pub(super) fn nibble_bit(byte: usize) -> impl Fn(usize) -> usize {
+    move |v| 8 * (byte + v % 16) + 4 * (v / 16)
+}
+
+/// The nibble of value `v` of 32, where `qs` starts at `byte`.
+pub(super) fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
+    block[byte + v % 16] >> (4 * (v / 16)) & 0xf
+}
+
+fn layout(block_bytes: usize, planes: impl IntoIterator<Item = Plane>) -> Layout {
+    Layout { block_bytes, planes: planes.into_iter().collect() }
+}
+
+/// Scale and min of a block from the word that holds both.
+#[cube]
+fn scale_and_min(planes: &Planes, #[comptime] plane: usize, at: At) -> (f32, f32) {
+    let word = planes.word(plane, at.row, at.unit);
+    (f16(word & 0xffff), f16(word >> 16))
+}
+
+/// 5-bit codes: nibbles of plane 0, fifth bits of plane 1.
+#[cube]
+fn five_bits(planes: &Planes, at: At) -> (Words, Words) {
+    let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
+    let (low_bit, high_bit) = ones(planes.word(1usize, at.row, at.unit));
+    (low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)))
+}
+
+/// 8-bit codes of plane 0.
+#[cube]
+fn bytes(planes: &Planes, at: At) -> (Words, Words) {
+    (planes.wide(0usize, at.row, 2 * at.unit), planes.wide(0usize, at.row, 2 * at.unit + 1))
+}
+
+pub mod q4_0 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q4_0,
+        traits: Traits::ONE_SCALE,
+        layout: || layout(18, [Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)]),
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = (nibble_at(block, 2, v) as i32 - 8) as f32 * d;
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 1)]),
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
+        Unit::scaled(minus(low, 8u32), minus(high, 8u32), f16(planes.half(1usize, at.row, at.unit)))
+    }
+}
+
+pub mod q4_1 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q4_1,
+        traits: Traits::SCALE_AND_MIN,
+        layout: || layout(20, [Plane::codes(4, 32, nibble_bit(4)), Plane::raw(16, 0, 2)]),
+        dequantize: |block, out| {
+            let (d, m) = (f16_at(block, 0), f16_at(block, 2));
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = nibble_at(block, 4, v) as f32 * d + m;
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 2)]),
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
+        let (scale, min) = scale_and_min(planes, 1usize, at);
+        Unit::with_min(low, high, scale, min)
+    }
+}
+
+pub mod q5_0 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q5_0,
+        traits: Traits::ONE_SCALE,
+        layout: || {
+            layout(22, [Plane::codes(4, 32, nibble_bit(6)), Plane::codes(1, 32, |v| 16 + v), Plane::raw(16, 0, 1)])
+        },
+        dequantize: |block, out| {
+            let (d, fifth) = (f16_at(block, 0), u32_at(block, 2));
+            for (v, out) in out.iter_mut().enumerate() {
+                let q = nibble_at(block, 6, v) as i32 | ((fifth >> v & 1) << 4) as i32;
+                *out = (q - 16) as f32 * d;
+            }
+        },
+        multibyte: None,
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = five_bits(planes, at);
+        Unit::scaled(minus(low, 16u32), minus(high, 16u32), f16(planes.half(2usize, at.row, at.unit)))
+    }
+}
+
+pub mod q5_1 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q5_1,
+        traits: Traits::SCALE_AND_MIN,
+        layout: || {
+            layout(24, [Plane::codes(4, 32, nibble_bit(8)), Plane::codes(1, 32, |v| 32 + v), Plane::raw(16, 0, 2)])
+        },
+        dequantize: |block, out| {
+            let (d, m, fifth) = (f16_at(block, 0), f16_at(block, 2), u32_at(block, 4));
+            for (v, out) in out.iter_mut().enumerate() {
+                let q = nibble_at(block, 8, v) as u32 | (fifth >> v & 1) << 4;
+                *out = q as f32 * d + m;
+            }
+        },
+        multibyte: None,
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = five_bits(planes, at);
+        let (scale, min) = scale_and_min(planes, 2usize, at);
+        Unit::with_min(low, high, scale, min)
+    }
+}
+
+pub mod q8_0 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q8_0,
+        traits: Traits::ONE_SCALE,
+        layout: || layout(34, [Plane::raw(8, 2, 32).wide(), Plane::raw(16, 0, 1)]),
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = block[2 + v] as i8 as f32 * d;
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 1)]),
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = bytes(planes, at);
+        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.unit)))
+    }
+}
+
+pub mod q8_1 {
+    use super::*;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q8_1,
+        traits: Traits::ONE_SCALE,
+        layout: || layout(36, [Plane::raw(8, 4, 32).wide(), Plane::raw(16, 0, 2)]),
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = block[4 + v] as i8 as f32 * d;
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 2)]),
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = bytes(planes, at);
+        Unit::scaled(low, high, f16(planes.word(1usize, at.row, at.unit) & 0xffff))
+    }
+}

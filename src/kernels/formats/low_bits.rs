@@ -1,0 +1,186 @@
+//! TQ1_0, TQ2_0, Q1_0, Q2_0: one or two bits a value, or five values in a byte, and one scale a block.
+//!
+//! Blocks as `ggml/src/ggml-common.h` has them (`d` is a half):
+//!
+//! | format | values | fields | value |
+//! |---|---|---|---|
+//! | TQ1_0 | 256 | `qs[48]`, `qh[4]`, `d` | `d * (t - 1)`, `t` a base-3 digit |
+//! | TQ2_0 | 256 | `qs[64]`, `d` | `d * (q - 1)` |
+//! | Q1_0 | 128 | `d`, `qs[16]` | `d` or `-d` |
+//! | Q2_0 | 64 | `d`, `qs[16]` | `d * (q - 1)` |
+//!
+//! A byte of TQ1_0 is a fraction of 256 whose first base-3 digit is `byte * 3 / 256`; multiplied by a power of three,
+//! modulo 256, the next digits come first. Digit `n` of the first 32 bytes holds values `32n..32n + 32`, digit `n` of
+//! the next 16 bytes values `160 + 16n..`, digit `n` of the last four values `240 + 4n..`.
+
+use cubecl::prelude::*;
+
+use super::bits::{crumbs, f16, minus, ones, splat, words};
+use super::host::f16_at;
+use super::k_quants::{crumb_at, crumb_bit, crumbs_of};
+use super::layout::{Layout, Plane};
+use super::planes::{At, Planes, Unit, Words};
+use super::{Field, Format, Traits};
+use crate::gguf::GgmlType;
+
+pub mod tq1_0 {
+    use super::*;
+
+    /// Units of 32 in a block.
+    const UNITS: usize = 8;
+
+    /// The byte and the digit of value `v`.
+    fn place(v: usize) -> (usize, u32) {
+        match v {
+            0..160 => (v % 32, v as u32 / 32),
+            160..240 => (32 + (v - 160) % 16, (v as u32 - 160) / 16),
+            _ => (48 + (v - 240) % 4, (v as u32 - 240) / 4),
+        }
+    }
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::TQ1_0,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout {
+            block_bytes: 54,
+            planes: vec![Plane::raw(8, 0, 48).wide(), Plane::raw(8, 48, 4), Plane::raw(16, 52, 1)],
+        },
+        dequantize: |block, out| {
+            let d = f16_at(block, 52);
+            for (v, out) in out.iter_mut().enumerate() {
+                let (byte, digit) = place(v);
+                let shifted = (block[byte] as u32 * 3u32.pow(digit)) & 0xff;
+                *out = ((shifted * 3 >> 8) as i32 - 1) as f32 * d;
+            }
+        },
+        multibyte: Some(&[Field::u16s(52, 1)]),
+        codebook: None,
+    };
+
+    /// 3 to the power `n`, for `n` to 4.
+    #[cube]
+    fn power_of_three(n: u32) -> u32 {
+        let square = select(n >= 2, 9u32, 1u32);
+        let fourth = select(n >= 4, 9u32, 1u32);
+        square * fourth * select(n % 2 == 1, 3u32, 1u32)
+    }
+
+    /// The digits of 16 bytes, less one, after a multiplication by `powers` modulo 256.
+    #[cube]
+    fn digits(bytes: Words, powers: Words) -> Words {
+        // Products of a byte need 16 bits, so even and odd bytes go apart.
+        let even = ((bytes & splat(0x00ff_00ffu32)) * powers) & splat(0x00ff_00ffu32);
+        let odd = (((bytes >> splat(8u32)) & splat(0x00ff_00ffu32)) * powers) & splat(0x00ff_00ffu32);
+        let even = ((even * splat(3u32)) >> splat(8u32)) & splat(0x00ff_00ffu32);
+        let odd = (odd * splat(3u32)) & splat(0xff00_ff00u32);
+        minus(even | odd, 1u32)
+    }
+
+    /// The codes of 16 values, the `group`-th of the block.
+    #[cube]
+    fn group(planes: &Planes, at: At, group: u32) -> Words {
+        let block = at.block(UNITS);
+        let last = group == 15;
+        // Groups 0 to 9 are in the first 32 bytes, 10 to 14 in the next 16, the last in the four of plane 1.
+        let vector = select(group < 10, group % 2, 2u32);
+        let power = power_of_three(select(group < 10, group / 2, (group - 10) % 5));
+        let bytes = planes.wide(0usize, at.row, 3 * block + usize::cast_from(vector));
+        let tail = planes.word(1usize, at.row, block);
+        let bytes = select_many(Vector::<bool, Const<4>>::new(last), Words::new(tail), bytes);
+        let powers =
+            select_many(Vector::<bool, Const<4>>::new(last), words(1u32, 3u32, 9u32, 27u32), Words::new(power));
+        digits(bytes, powers)
+    }
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let first = u32::cast_from(at.in_block(UNITS)) * 2;
+        let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
+        Unit::scaled(group(planes, at, first), group(planes, at, first + 1), d)
+    }
+}
+
+pub mod tq2_0 {
+    use super::*;
+
+    /// Units of 32 in a block.
+    const UNITS: usize = 8;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::TQ2_0,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout { block_bytes: 66, planes: vec![Plane::codes(2, 256, crumb_bit(0)), Plane::raw(16, 64, 1)] },
+        dequantize: |block, out| {
+            let d = f16_at(block, 64);
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = (crumb_at(block, 0, v) as i32 - 1) as f32 * d;
+            }
+        },
+        multibyte: Some(&[Field::u16s(64, 1)]),
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = crumbs_of(planes, 0usize, at);
+        Unit::scaled(minus(low, 1u32), minus(high, 1u32), f16(planes.half(1usize, at.row, at.block(UNITS))))
+    }
+}
+
+pub mod q1_0 {
+    use super::*;
+
+    /// Units of 32 in a block.
+    const UNITS: usize = 4;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q1_0,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(1, 128, |v| 16 + v), Plane::raw(16, 0, 1)] },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = if block[2 + v / 8] >> (v % 8) & 1 == 1 { d } else { -d };
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 1)]),
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let (low, high) = ones(planes.word(0usize, at.row, at.unit));
+        // 0 and 1 to -1 and 1.
+        let low = minus(low + low, 1u32);
+        let high = minus(high + high, 1u32);
+        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.block(UNITS))))
+    }
+}
+
+pub mod q2_0 {
+    use super::*;
+
+    /// Units of 32 in a block.
+    const UNITS: usize = 2;
+
+    pub const FORMAT: Format = Format {
+        ty: GgmlType::Q2_0,
+        traits: Traits::ONE_SCALE,
+        layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(2, 64, |v| 16 + 2 * v), Plane::raw(16, 0, 1)] },
+        dequantize: |block, out| {
+            let d = f16_at(block, 0);
+            for (v, out) in out.iter_mut().enumerate() {
+                *out = ((block[2 + v / 4] >> (2 * (v % 4)) & 3) as i32 - 1) as f32 * d;
+            }
+        },
+        multibyte: Some(&[Field::u16s(0, 1)]),
+        codebook: None,
+    };
+
+    #[cube]
+    pub fn unit(planes: &Planes, at: At) -> Unit {
+        let first = 2 * at.unit;
+        let (low, high) = crumbs(planes.word(0usize, at.row, first), planes.word(0usize, at.row, first + 1));
+        Unit::scaled(minus(low, 1u32), minus(high, 1u32), f16(planes.half(1usize, at.row, at.block(UNITS))))
+    }
+}

@@ -1,0 +1,120 @@
+//! The planes of a matrix as a kernel sees them, and the unit of 32 values that every format decodes to.
+
+use cubecl::prelude::*;
+
+/// Four words, 16 bytes: what one load brings and one step of decoding works on.
+pub type Words = Vector<u32, Const<4>>;
+
+/// Values in a [`Unit`]; rows are processed in whole units.
+pub const UNIT: usize = 32;
+
+/// A matrix on the device.
+#[derive(CubeType, CubeLaunch)]
+pub struct Planes {
+    /// The matrix's buffer, read in vectors of 16 bytes.
+    wide: Box<[Words]>,
+    /// The same buffer, read in words.
+    words: Box<[u32]>,
+    /// The format's codebook; one word of zero where it has none.
+    pub codebook: Box<[u32]>,
+    offset_0: usize,
+    offset_1: usize,
+    offset_2: usize,
+    offset_3: usize,
+    stride_0: usize,
+    stride_1: usize,
+    stride_2: usize,
+    stride_3: usize,
+}
+
+/// A position in a matrix: the row, and the unit of 32 values in it.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct At {
+    pub row: usize,
+    pub unit: usize,
+}
+
+#[cube]
+impl At {
+    /// The block that holds the unit, of `units` units a block.
+    pub fn block(&self, #[comptime] units: usize) -> usize {
+        self.unit / units
+    }
+
+    /// The unit's place in its block.
+    pub fn in_block(&self, #[comptime] units: usize) -> usize {
+        self.unit % units
+    }
+}
+
+#[cube]
+impl Planes {
+    /// The first word of a row of a plane.
+    fn row(&self, #[comptime] plane: usize, row: usize) -> usize {
+        if comptime!(plane == 0) {
+            self.offset_0 + row * self.stride_0
+        } else if comptime!(plane == 1) {
+            self.offset_1 + row * self.stride_1
+        } else if comptime!(plane == 2) {
+            self.offset_2 + row * self.stride_2
+        } else {
+            self.offset_3 + row * self.stride_3
+        }
+    }
+
+    /// 16 bytes: the vector `index` of a row of a plane whose rows are 16-byte aligned.
+    pub fn wide(&self, #[comptime] plane: usize, row: usize, index: usize) -> Words {
+        self.wide[self.row(plane, row) / 4 + index]
+    }
+
+    /// The word `index` of a row of a plane.
+    pub fn word(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
+        self.words[self.row(plane, row) + index]
+    }
+
+    /// The 16-bit field `index` of a row of a plane.
+    pub fn half(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
+        let word = self.word(plane, row, index / 2);
+        (word >> (u32::cast_from(index % 2) * 16)) & 0xffff
+    }
+
+    /// The byte `index` of a row of a plane.
+    pub fn byte(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
+        let word = self.word(plane, row, index / 4);
+        (word >> (u32::cast_from(index % 4) * 8)) & 0xff
+    }
+}
+
+/// 32 consecutive values of a block format: `value = scale * code + min`, with a scale and a min for each half.
+///
+/// Codes are signed bytes, four a word in order; `low` holds the first 16, `high` the other 16. What a format lacks
+/// (a min, a second scale) its [`Traits`](super::Traits) say, and kernels leave out at compile time.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct Unit {
+    pub low: Words,
+    pub high: Words,
+    pub scale_low: f32,
+    pub scale_high: f32,
+    pub min_low: f32,
+    pub min_high: f32,
+}
+
+#[cube]
+impl Unit {
+    /// A unit with one scale and no min.
+    pub fn scaled(low: Words, high: Words, scale: f32) -> Unit {
+        Unit { low, high, scale_low: scale, scale_high: scale, min_low: 0.0f32, min_high: 0.0f32 }
+    }
+
+    /// A unit with one scale and one min.
+    pub fn with_min(low: Words, high: Words, scale: f32, min: f32) -> Unit {
+        Unit { low, high, scale_low: scale, scale_high: scale, min_low: min, min_high: min }
+    }
+
+    /// A unit with a scale for each half and no min.
+    pub fn halves(low: Words, high: Words, scale_low: f32, scale_high: f32) -> Unit {
+        Unit { low, high, scale_low, scale_high, min_low: 0.0f32, min_high: 0.0f32 }
+    }
+}

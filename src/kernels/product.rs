@@ -1,0 +1,60 @@
+//! What a product's arithmetic is in the end, and how far it may be from the exact product.
+
+use super::formats::UNIT;
+
+/// The arithmetic of a product, resolved for a device, a format and a number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Product {
+    /// Activations as int8 codes with a scale for each run of `block` values, integer products, f32 sums.
+    Int8 {
+        /// Values that share a scale.
+        block: usize,
+        /// Whether the scale is rounded to a half, as Candle's Q8_0 is.
+        half_scale: bool,
+    },
+    /// f32 activations and products.
+    Float,
+    /// Both operands rounded to bf16, products and sums in f32, on matrix units.
+    MatrixUnits,
+}
+
+impl Product {
+    /// This crate's int8 product.
+    pub const INT8: Self = Self::Int8 { block: UNIT, half_scale: false };
+
+    /// The name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int8 { .. } => "int8",
+            Self::Float => "float",
+            Self::MatrixUnits => "bf16",
+        }
+    }
+
+    /// The largest `|error|` of one output against the exact product of a row of dequantized weights with `x`.
+    ///
+    /// The rounding of the operands (a code is at most half a step off, a step being `max|x| / 127`), plus what f32 sums
+    /// of so many terms may lose, each of them `2^-24` of the sum of magnitudes.
+    pub fn error_bound(self, weights: &[f32], x: &[f32]) -> f64 {
+        let products: f64 = weights.iter().zip(x).map(|(&w, &x)| (w as f64 * x as f64).abs()).sum();
+        let terms = weights.len() as f64 + 16.0;
+        let sums = terms * 2f64.powi(-24) * products;
+        let operands = match self {
+            Self::Float => 0.0,
+            // (1 + 2^-8)^2 - 1, the unit roundoff of eight significant bits.
+            Self::MatrixUnits => (2f64.powi(-7) + 2f64.powi(-16)) * products,
+            Self::Int8 { block, half_scale } => {
+                let runs = weights.chunks(block).zip(x.chunks(block));
+                let step = |(w, x): (&[f32], &[f32])| {
+                    let largest = x.iter().fold(0.0f64, |largest, &x| largest.max((x as f64).abs()));
+                    let weights: f64 = w.iter().map(|&w| (w as f64).abs()).sum();
+                    // The half step itself is computed in f32.
+                    largest / 254.0 * (1.0 + 2f64.powi(-12)) * weights
+                };
+                let rounded_scale = if half_scale { 2f64.powi(-10) * products } else { 0.0 };
+                runs.map(step).sum::<f64>() + rounded_scale
+            }
+        };
+        operands + sums
+    }
+}

@@ -1,0 +1,132 @@
+//! Upload: GGUF blocks into the planes of the device layout, on the device.
+//!
+//! One kernel serves every format: each word of a plane is gathered from the bit fields that the format's
+//! [`Layout`] lists. The blocks arrive in chunks, so neither side ever holds a tensor twice.
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::formats::{Format, Layout, Placements};
+use super::launch::{buffer, elementwise};
+
+/// The most GGUF bytes staged at once.
+const STAGING: usize = 16 << 20;
+
+/// The blocks whose fields fill whole words in every plane: what a chunk is a multiple of.
+fn blocks_per_quantum(layout: &Layout) -> usize {
+    let whole = |blocks: usize| layout.planes.iter().all(|plane| (plane.block_bits() * blocks).is_multiple_of(32));
+    [1, 2, 4, 8, 16].into_iter().find(|&blocks| whole(blocks)).unwrap_or(32)
+}
+
+/// Repacks `rows` rows of `blocks` blocks into `out`, which has the words of `placements`.
+///
+/// `data` is little-endian GGUF blocks. At most two staging buffers are in flight; what fails on the device shows up at
+/// the next read of `out`.
+pub fn upload(
+    client: &Client,
+    format: &Format,
+    data: &[u8],
+    rows: usize,
+    blocks: usize,
+    placements: &Placements,
+    out: &Handle,
+) {
+    let layout = (format.layout)();
+    let per_quantum = blocks_per_quantum(&layout);
+    let block_bytes = layout.block_bytes;
+    // Rows of the widest plane in quanta; a narrower plane's surplus words lie past its row and are not written.
+    let per_row = layout.planes.iter().zip(&placements.planes);
+    let per_row =
+        per_row.map(|(plane, at)| at.stride.div_ceil(plane.block_bits() * per_quantum / 32)).max().unwrap_or(0);
+    let tables: Vec<_> = layout.planes.iter().map(|plane| field_table(client, &plane.fields)).collect();
+
+    let first_block = |quantum: usize| quantum / per_row * blocks + (quantum % per_row * per_quantum).min(blocks);
+    let step = (STAGING / (per_quantum * block_bytes)).max(1);
+    for (chunk, first) in (0..rows * per_row).step_by(step).enumerate() {
+        let end = (first + step).min(rows * per_row);
+        let (from, to) = (first_block(first), first_block(end));
+        let mut bytes = data[from * block_bytes..to * block_bytes].to_vec();
+        bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
+        let words = bytes.len() / 4;
+        let staged = client.create(cubecl::bytes::Bytes::from_bytes_vec(bytes));
+        for ((plane, at), table) in layout.planes.iter().zip(&placements.planes).zip(&tables) {
+            let words_per_quantum = plane.block_bits() * per_quantum / 32;
+            let (count, dim, units) = elementwise(client, (end - first) * words_per_quantum);
+            repack::launch(
+                client,
+                count,
+                dim,
+                buffer(&staged, words),
+                buffer(table, plane.fields.len()),
+                buffer(out, placements.words),
+                units,
+                first,
+                per_row,
+                blocks,
+                from,
+                at.offset,
+                at.stride,
+                plane.width as usize,
+                plane.fields.len(),
+                8 * block_bytes,
+                per_quantum,
+            );
+        }
+        // Bounds what is staged: without it every chunk of a large tensor would wait in memory.
+        if chunk % 2 == 1 {
+            let _ = cubecl::future::block_on(client.sync());
+        }
+    }
+}
+
+fn field_table(client: &Client, fields: &[u16]) -> Handle {
+    let words: Vec<u32> = fields.iter().map(|&bit| bit as u32).collect();
+    client.create_from_slice(bytemuck::cast_slice(&words))
+}
+
+/// One word of one plane a unit. `source` starts at block `from` of the tensor; quanta count from `first`.
+#[cube(launch)]
+#[allow(clippy::too_many_arguments)]
+fn repack(
+    source: &[u32],
+    fields: &[u32],
+    out: &mut [u32],
+    units: usize,
+    first: usize,
+    quanta_per_row: usize,
+    blocks: usize,
+    from: usize,
+    offset: usize,
+    stride: usize,
+    #[comptime] width: usize,
+    #[comptime] block_fields: usize,
+    #[comptime] block_bits: usize,
+    #[comptime] per_quantum: usize,
+) {
+    if ABSOLUTE_POS >= units {
+        terminate!();
+    }
+    let per_word = comptime!(32 / width);
+    let words_per_quantum = comptime!(block_fields * per_quantum / per_word);
+    let quantum = first + ABSOLUTE_POS / words_per_quantum;
+    let in_quantum = ABSOLUTE_POS % words_per_quantum;
+    let row = quantum / quanta_per_row;
+    let row_quantum = quantum % quanta_per_row;
+    let row_word = row_quantum * words_per_quantum + in_quantum;
+    if row_word < stride {
+        let mut word = 0u32;
+        for i in 0..per_word {
+            let field = in_quantum * per_word + i;
+            let block = row_quantum * per_quantum + field / block_fields;
+            // Past the row's last block: padding.
+            if block < blocks {
+                let start = (row * blocks + block - from) * block_bits;
+                let bit = start + usize::cast_from(fields[field % block_fields]);
+                let value = (source[bit / 32] >> u32::cast_from(bit % 32)) & comptime!(u32::MAX >> (32 - width));
+                word |= value << u32::cast_from(i * width);
+            }
+        }
+        out[offset + row * stride + row_word] = word;
+    }
+}

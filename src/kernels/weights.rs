@@ -1,0 +1,109 @@
+//! A weight matrix on a device, as the operations take it.
+
+use cubecl::client::Client;
+use cubecl::server::Handle;
+
+use super::formats::{Format, Placements, PlanesLaunch, UNIT, format};
+use super::launch::buffer;
+use super::repack;
+use crate::gguf::GgmlType;
+
+/// `n` rows of `k` weights, in the planes of their format's device layout.
+#[derive(Clone)]
+pub struct Weights {
+    format: &'static Format,
+    n: usize,
+    k: usize,
+    placements: Placements,
+    handle: Handle,
+    /// The format's codebook on the device, one zero word where it has none.
+    pub(super) codebook: Handle,
+    codebook_words: usize,
+}
+
+impl Weights {
+    /// Uploads the little-endian GGUF blocks of an `n` x `k` matrix.
+    ///
+    /// `codebook` is the device's copy of the format's codebook and its words. `None` where the shape does not fit
+    /// `data`, or overflows.
+    pub fn upload(
+        client: &Client,
+        ty: GgmlType,
+        n: usize,
+        k: usize,
+        data: &[u8],
+        codebook: (Handle, usize),
+    ) -> Option<Self> {
+        let format = format(ty)?;
+        if ty.row_bytes(k)?.checked_mul(n)? != data.len() {
+            return None;
+        }
+        let blocks = k / ty.block_size();
+        let placements = (format.layout)().place(n, blocks)?;
+        let handle = client.memory_persistent_allocation((), |()| client.empty(4 * placements.words.max(4)));
+        repack::upload(client, format, data, n, blocks, &placements, &handle);
+        Some(Self { format, n, k, placements, handle, codebook: codebook.0, codebook_words: codebook.1 })
+    }
+
+    /// The format.
+    pub fn ty(&self) -> GgmlType {
+        self.format.ty
+    }
+
+    /// Rows: output features.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Columns: input features.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Units of 32 values in a row, the last one perhaps padded.
+    pub fn units(&self) -> usize {
+        self.k.div_ceil(UNIT)
+    }
+
+    /// Bytes on the device, the codebook, which all tensors of a device share, left out.
+    pub fn device_bytes(&self) -> usize {
+        4 * self.placements.words
+    }
+
+    /// Bytes as GGUF.
+    pub fn gguf_bytes(&self) -> usize {
+        self.n * self.k / self.ty().block_size() * self.ty().block_bytes()
+    }
+
+    /// The buffer of all planes.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// GGUF blocks again, bit for bit, from the buffer's words.
+    pub fn to_gguf(&self, words: &[u32]) -> Vec<u8> {
+        let mut out = vec![0; self.gguf_bytes()];
+        let words = &words[..self.placements.words];
+        (self.format.layout)().to_gguf(words, self.n, self.k / self.ty().block_size(), &mut out);
+        out
+    }
+
+    /// The matrix as a kernel argument.
+    pub(super) fn planes(&self) -> PlanesLaunch {
+        let [p0, p1, p2, p3] = self.placements.planes;
+        let words = self.placements.words.max(4);
+        PlanesLaunch::new(
+            buffer(&self.handle, words / 4),
+            buffer(&self.handle, words),
+            buffer(&self.codebook, self.codebook_words),
+            p0.offset,
+            p1.offset,
+            p2.offset,
+            p3.offset,
+            p0.stride,
+            p1.stride,
+            p2.stride,
+            p3.stride,
+        )
+    }
+}

@@ -1,0 +1,21 @@
+//! GGUF-quantized tensors on every GPU that CubeCL reaches, AMD first.
+//!
+//! - [`gguf`]: the file format: read, check, write. No GPU code.
+//! - [`kernels`]: the formats, and the operations that are generic in them, in Rust with `#[cube]`.
+//! - [`Device`], [`DeviceTensor`]: tensors on devices, for any framework.
+//! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the surface of `candle_core::quantized`.
+
+mod error;
+pub mod gguf;
+pub mod kernels;
+mod storage;
+
+pub use error::{Error, Result};
+pub use gguf::GgmlType;
+pub use kernels::floats::FloatType;
+pub use kernels::matmul::Arithmetic;
+pub use kernels::product::Product;
+pub use storage::*;
+
+/// The name that Candle gives to a tensor's type.
+pub type GgmlDType = GgmlType;

@@ -1,0 +1,310 @@
+//! Where tensors live: the host, or a device of one of CubeCL's runtimes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cubecl::client::Client;
+use cubecl::device::WgpuDeviceKind;
+use cubecl::server::Handle;
+
+use crate::gguf::GgmlType;
+use crate::kernels::formats::format;
+use crate::{Error, Result};
+
+/// A place for tensors.
+///
+/// ```
+/// use cube_gguf::Device;
+///
+/// // The best of what this build and this machine have.
+/// let device = Device::best();
+/// # assert!(device.to_string().len() > 2);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The host, with Candle's CPU kernels (feature `candle`).
+    Cpu,
+    /// A device of a CubeCL runtime.
+    Cube(CubeDevice),
+}
+
+/// The runtimes of CubeCL that this crate names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// The host, by way of CubeCL's CPU runtime: the same kernels as on a GPU.
+    CubeCpu,
+    /// AMD, by HIP.
+    Rocm,
+    /// NVIDIA, by CUDA.
+    Cuda,
+    /// Any GPU with Vulkan.
+    Vulkan,
+    /// Any GPU, by the API that wgpu picks.
+    Wgpu,
+    /// Apple's GPUs, by wgpu on Metal.
+    Metal,
+}
+
+impl Backend {
+    /// In the order in which [`Device::best`] tries them.
+    pub const ALL: [Self; 6] = [Self::Rocm, Self::Cuda, Self::Metal, Self::Vulkan, Self::Wgpu, Self::CubeCpu];
+
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CubeCpu => "cube-cpu",
+            Self::Rocm => "rocm",
+            Self::Cuda => "cuda",
+            Self::Vulkan => "vulkan",
+            Self::Wgpu => "wgpu",
+            Self::Metal => "metal",
+        }
+    }
+
+    /// The feature of this crate that links the runtime.
+    pub const fn feature(self) -> &'static str {
+        match self {
+            Self::CubeCpu => "cpu",
+            Self::Rocm => "hip",
+            Self::Cuda => "cuda",
+            Self::Vulkan => "vulkan",
+            Self::Wgpu => "wgpu",
+            Self::Metal => "metal",
+        }
+    }
+
+    fn is_linked(self) -> bool {
+        match self {
+            Self::CubeCpu => cfg!(feature = "cpu"),
+            Self::Rocm => cfg!(feature = "hip"),
+            Self::Cuda => cfg!(feature = "cuda"),
+            Self::Vulkan => cfg!(feature = "vulkan"),
+            Self::Wgpu => cfg!(any(feature = "wgpu", feature = "vulkan", feature = "metal")),
+            Self::Metal => cfg!(feature = "metal"),
+        }
+    }
+
+    /// CubeCL's devices behind the backend, in order of their index.
+    fn devices(self) -> Vec<cubecl::Device> {
+        let first = match self {
+            Self::CubeCpu => cubecl::Device::cpu(),
+            Self::Rocm => cubecl::Device::rocm(0),
+            Self::Cuda => cubecl::Device::cuda(0),
+            Self::Vulkan => cubecl::Device::vulkan(WgpuDeviceKind::default()),
+            Self::Wgpu => cubecl::Device::wgpu(WgpuDeviceKind::default()),
+            Self::Metal => cubecl::Device::metal_msl(WgpuDeviceKind::default()),
+        };
+        if !self.is_linked() {
+            return Vec::new();
+        }
+        let Ok(first) = first else { return Vec::new() };
+        match self {
+            // wgpu's devices are of several kinds; its default is the one its caller wants first.
+            Self::Vulkan | Self::Wgpu | Self::Metal => vec![first],
+            _ => cubecl::Device::enumerate(first.to_id()).into_iter().map(cubecl::Device::from_id).collect(),
+        }
+    }
+}
+
+/// A device of a CubeCL runtime, and what this crate keeps on it for all tensors.
+#[derive(Clone)]
+pub struct CubeDevice {
+    backend: Backend,
+    index: usize,
+    device: cubecl::Device,
+    /// Codebooks of formats and their words, uploaded once a device.
+    codebooks: Arc<Mutex<HashMap<GgmlType, (Handle, usize)>>>,
+}
+
+impl CubeDevice {
+    /// The `index`-th device of a backend.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDevice`] where the build does not link the runtime, the machine lacks its library or driver, or there
+    /// are fewer devices.
+    pub fn new(backend: Backend, index: usize) -> Result<Self> {
+        let no_device = |reason| Error::NoDevice { device: format!("{}:{index}", backend.name()), reason };
+        if !backend.is_linked() {
+            return Err(no_device(format!("this build lacks the feature `{}`", backend.feature())));
+        }
+        let devices = backend.devices();
+        let Some(device) = devices.get(index).cloned() else {
+            return Err(no_device(match devices.len() {
+                0 => format!("this machine has none that {} reaches (no such GPU, driver or library)", backend.name()),
+                1 => "this machine has one".to_owned(),
+                count => format!("this machine has {count}"),
+            }));
+        };
+        Ok(Self { backend, index, device, codebooks: Arc::default() })
+    }
+
+    /// The runtime.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The device's number in its backend.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// CubeCL's name of the device.
+    pub fn cubecl(&self) -> &cubecl::Device {
+        &self.device
+    }
+
+    /// The client that launches on the device.
+    pub fn client(&self) -> Client {
+        self.device.client()
+    }
+
+    /// What the driver calls the device.
+    pub fn description(&self) -> String {
+        self.client().properties().identity.name.clone()
+    }
+
+    /// The device's copy of a format's codebook, and its words; one zero word where the format has none.
+    pub(crate) fn codebook(&self, client: &Client, ty: GgmlType) -> (Handle, usize) {
+        let mut codebooks = self.codebooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = codebooks.entry(ty).or_insert_with(|| {
+            let words = format(ty).and_then(|format| format.codebook).map_or_else(|| vec![0], |codebook| codebook());
+            (client.create_from_slice(bytemuck::cast_slice(&words)), words.len())
+        });
+        entry.clone()
+    }
+
+    /// The error for something that failed on this device.
+    pub(crate) fn failed(&self, error: impl fmt::Display) -> Error {
+        Error::Device { device: self.to_string(), reason: error.to_string() }
+    }
+}
+
+impl PartialEq for CubeDevice {
+    fn eq(&self, other: &Self) -> bool {
+        (self.backend, self.index) == (other.backend, other.index)
+    }
+}
+
+impl Eq for CubeDevice {}
+
+impl fmt::Display for CubeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.backend {
+            Backend::CubeCpu | Backend::Wgpu | Backend::Metal => f.write_str(self.backend.name()),
+            backend => write!(f, "{}:{}", backend.name(), self.index),
+        }
+    }
+}
+
+impl fmt::Debug for CubeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CubeDevice({self})")
+    }
+}
+
+impl Device {
+    /// The `index`-th AMD GPU, by HIP (feature `hip`).
+    ///
+    /// # Errors
+    ///
+    /// This and its siblings: [`Error::NoDevice`], which says what is missing.
+    pub fn new_rocm(index: usize) -> Result<Self> {
+        CubeDevice::new(Backend::Rocm, index).map(Self::Cube)
+    }
+
+    /// The `index`-th NVIDIA GPU, by CUDA (feature `cuda`).
+    pub fn new_cuda(index: usize) -> Result<Self> {
+        CubeDevice::new(Backend::Cuda, index).map(Self::Cube)
+    }
+
+    /// The `index`-th GPU that Vulkan reaches (feature `vulkan`).
+    pub fn new_vulkan(index: usize) -> Result<Self> {
+        CubeDevice::new(Backend::Vulkan, index).map(Self::Cube)
+    }
+
+    /// The GPU that wgpu prefers, on the API it prefers (feature `wgpu`).
+    pub fn new_wgpu() -> Result<Self> {
+        CubeDevice::new(Backend::Wgpu, 0).map(Self::Cube)
+    }
+
+    /// Apple's GPU, by Metal (feature `metal`).
+    pub fn new_metal(index: usize) -> Result<Self> {
+        CubeDevice::new(Backend::Metal, index).map(Self::Cube)
+    }
+
+    /// The host, by way of CubeCL's CPU runtime (feature `cpu`): the kernels of a GPU without one.
+    pub fn new_cube_cpu() -> Result<Self> {
+        CubeDevice::new(Backend::CubeCpu, 0).map(Self::Cube)
+    }
+
+    /// Every device of this build and this machine, GPUs first, [`Device::Cpu`] last.
+    pub fn all() -> Vec<Self> {
+        let of = |backend: Backend| {
+            (0..backend.devices().len()).filter_map(move |index| CubeDevice::new(backend, index).ok())
+        };
+        Backend::ALL.into_iter().flat_map(of).map(Self::Cube).chain([Self::Cpu]).collect()
+    }
+
+    /// The first GPU in the order of [`Backend::ALL`] (software rasterizers left out), else [`Device::Cpu`] where the
+    /// build has Candle's kernels, else CubeCL's CPU runtime.
+    pub fn best() -> Self {
+        let gpu = Backend::ALL.into_iter().filter(|&backend| backend != Backend::CubeCpu);
+        let mut gpus = gpu.filter_map(|backend| CubeDevice::new(backend, 0).ok());
+        let host = || match cfg!(feature = "candle") {
+            true => Self::Cpu,
+            false => Self::new_cube_cpu().unwrap_or(Self::Cpu),
+        };
+        gpus.find(|device| !device.is_software()).map_or_else(host, Self::Cube)
+    }
+
+    /// Whether this is the host with Candle's kernels.
+    pub fn is_cpu(&self) -> bool {
+        matches!(self, Self::Cpu)
+    }
+}
+
+impl CubeDevice {
+    /// Whether the device is the host in disguise.
+    pub fn is_software(&self) -> bool {
+        let name = self.description().to_lowercase();
+        self.backend == Backend::CubeCpu
+            || ["llvmpipe", "lavapipe", "swiftshader", "warp"].iter().any(|s| name.contains(s))
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cube(device) => device.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// `auto`, `cpu`, `cube-cpu`, `rocm[:i]`, `cuda[:i]`, `vulkan[:i]`, `wgpu` or `metal`.
+    fn from_str(s: &str) -> Result<Self> {
+        let unknown = || Error::NoDevice {
+            device: s.to_owned(),
+            reason: "known are auto, cpu, cube-cpu, rocm[:i], cuda[:i], vulkan[:i], wgpu and metal".to_owned(),
+        };
+        let (name, index) = match s.split_once(':') {
+            Some((name @ ("rocm" | "cuda" | "vulkan"), index)) => (name, index.parse().map_err(|_| unknown())?),
+            Some(_) => return Err(unknown()),
+            None => (s, 0),
+        };
+        match name {
+            "auto" => Ok(Self::best()),
+            "cpu" => Ok(Self::Cpu),
+            _ => {
+                let backend = Backend::ALL.into_iter().find(|backend| backend.name() == name).ok_or_else(unknown)?;
+                CubeDevice::new(backend, index).map(Self::Cube)
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! [`QMatMul`]: a linear layer's weights, quantized or not, as in `candle_core::quantized`.
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device as CandleDevice, Module, Tensor};
+
+use super::device::Device;
+use super::qtensor::QTensor;
+use crate::Result;
+use crate::gguf::GgmlType;
+use crate::kernels::matmul::Arithmetic;
+
+/// A weight matrix `[n, k]` to multiply by.
+///
+/// As Candle does, plain floats in host memory become a Candle tensor; on a device they stay there.
+#[derive(Clone, Debug)]
+pub enum QMatMul {
+    /// Quantized weights, or any weights on a device.
+    QTensor(Arc<QTensor>),
+    /// f32 weights in host memory.
+    Tensor(Tensor),
+    /// f16 weights in host memory.
+    TensorF16(Tensor),
+}
+
+impl QMatMul {
+    /// The layer of `qtensor`.
+    ///
+    /// # Errors
+    ///
+    /// Where Candle failed to dequantize floats.
+    pub fn from_arc(qtensor: Arc<QTensor>) -> Result<Self> {
+        let floats = matches!(qtensor.dtype(), GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+        Ok(match floats && qtensor.device() == Device::Cpu {
+            true => Self::Tensor(qtensor.dequantize(&CandleDevice::Cpu)?),
+            false => Self::QTensor(qtensor),
+        })
+    }
+
+    /// The layer of `qtensor`.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_arc`](Self::from_arc).
+    pub fn from_qtensor(qtensor: QTensor) -> Result<Self> {
+        Self::from_arc(Arc::new(qtensor))
+    }
+
+    /// The weights rounded to f16, on Candle's CPU device.
+    ///
+    /// # Errors
+    ///
+    /// Where the device failed.
+    pub fn dequantize_f16(&self) -> Result<Tensor> {
+        match self {
+            Self::QTensor(t) => t.dequantize_f16(&CandleDevice::Cpu),
+            Self::Tensor(t) => Ok(t.to_dtype(DType::F16)?),
+            Self::TensorF16(t) => Ok(t.clone()),
+        }
+    }
+
+    /// The product with the weights rounded to f16, of the type of `xs`.
+    ///
+    /// On a device this is the floating-point arithmetic of [`forward_as`](Self::forward_as), which is no less exact.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward_as`](Self::forward_as).
+    pub fn forward_via_f16(&self, xs: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::QTensor(t) if t.device() != Device::Cpu => t.matmul_t(xs, Arithmetic::Float),
+            _ => {
+                let product = product(&xs.to_dtype(DType::F16)?, &self.dequantize_f16()?)?;
+                Ok(product.to_dtype(xs.dtype())?)
+            }
+        }
+    }
+
+    /// The product in the arithmetic that the caller names; host memory has Candle's alone.
+    ///
+    /// # Errors
+    ///
+    /// Where `xs` does not fit the weights, or the device failed.
+    pub fn forward_as(&self, xs: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
+        match self {
+            Self::QTensor(t) => t.matmul_t(xs, arithmetic),
+            Self::Tensor(w) | Self::TensorF16(w) => product(xs, &w.to_dtype(xs.dtype())?),
+        }
+    }
+
+    /// The rows that `ids` name.
+    ///
+    /// # Errors
+    ///
+    /// Where an id is no row.
+    pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::QTensor(t) => t.embedding(ids),
+            Self::Tensor(w) | Self::TensorF16(w) => {
+                let mut shape = ids.dims().to_vec();
+                shape.push(w.dim(D::Minus1)?);
+                Ok(w.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?)
+            }
+        }
+    }
+}
+
+/// `xs` `[.., k]` times the transpose of `w` `[n, k]`.
+fn product(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let (n, k) = w.dims2()?;
+    let mut shape = xs.dims().to_vec();
+    let rows = xs.reshape(((), k))?;
+    if let Some(last) = shape.last_mut() {
+        *last = n;
+    }
+    Ok(rows.matmul(&w.t()?)?.reshape(shape)?)
+}
+
+impl Module for QMatMul {
+    /// The product in the arithmetic that suits the number of tokens ([`Arithmetic::Auto`]).
+    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(self.forward_as(xs, Arithmetic::Auto)?)
+    }
+}

@@ -1,0 +1,305 @@
+//! [`QStorage`]: quantized blocks on a device, without a shape, as in `candle_core::quantized`.
+
+use std::borrow::Cow;
+
+use candle_core::quantized::{GgmlType as CandleBlock, QuantizedType};
+use candle_core::{CpuStorage, Storage};
+
+use super::device::{Backend, CubeDevice, Device};
+use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, check_blocks, ggml_type};
+use super::tensor::DeviceTensor;
+use crate::gguf::GgmlType;
+use crate::kernels::floats::FloatType;
+use crate::{Error, Result};
+
+/// Blocks of one type, in the memory of one device.
+pub enum QStorage {
+    /// Host memory, multiplied by Candle's CPU kernels.
+    Cpu(QCpuStorage),
+    /// An AMD GPU.
+    Rocm(QRocmStorage),
+    /// An NVIDIA GPU.
+    Cuda(QCudaStorage),
+    /// A GPU by Vulkan.
+    Vulkan(QVulkanStorage),
+    /// A GPU by wgpu.
+    Wgpu(QWgpuStorage),
+    /// An Apple GPU.
+    Metal(QMetalStorage),
+    /// CubeCL's CPU runtime.
+    CubeCpu(QCubeStorage),
+}
+
+/// Blocks in host memory: Candle's where Candle has the format, else GGUF bytes.
+pub struct QCpuStorage(pub(super) CpuBlocks);
+
+pub(super) enum CpuBlocks {
+    Candle(Box<dyn QuantizedType>),
+    Host(HostBlocks),
+}
+
+/// What is behind a [`QStorage`].
+enum View<'a> {
+    Candle(&'a dyn QuantizedType),
+    Host(&'a HostBlocks),
+    Cube(&'a DeviceTensor),
+}
+
+/// Blocks on a device of CubeCL.
+///
+/// Until a [`QTensor`](super::QTensor) gives them a shape they are one long row.
+#[derive(Clone)]
+pub struct QCubeStorage(pub(super) DeviceTensor);
+
+/// [`QCubeStorage`] on an AMD GPU.
+pub type QRocmStorage = QCubeStorage;
+/// [`QCubeStorage`] on an NVIDIA GPU.
+pub type QCudaStorage = QCubeStorage;
+/// [`QCubeStorage`] on a GPU by Vulkan.
+pub type QVulkanStorage = QCubeStorage;
+/// [`QCubeStorage`] on a GPU by wgpu.
+pub type QWgpuStorage = QCubeStorage;
+/// [`QCubeStorage`] on an Apple GPU.
+pub type QMetalStorage = QCubeStorage;
+
+impl QCubeStorage {
+    /// The tensor behind the storage.
+    pub fn tensor(&self) -> &DeviceTensor {
+        &self.0
+    }
+
+    /// Where the blocks are.
+    pub fn device(&self) -> &CubeDevice {
+        self.0.device()
+    }
+
+    fn flat(device: &CubeDevice, ty: GgmlType, data: &[u8]) -> Result<Self> {
+        check_blocks(ty, data)?;
+        let values = data.len() / ty.block_bytes() * ty.block_size();
+        DeviceTensor::from_gguf(device, ty, 1, values, data, NATIVE).map(Self)
+    }
+}
+
+impl From<QCubeStorage> for QStorage {
+    fn from(storage: QCubeStorage) -> Self {
+        match storage.device().backend() {
+            Backend::Rocm => Self::Rocm(storage),
+            Backend::Cuda => Self::Cuda(storage),
+            Backend::Vulkan => Self::Vulkan(storage),
+            Backend::Wgpu => Self::Wgpu(storage),
+            Backend::Metal => Self::Metal(storage),
+            Backend::CubeCpu => Self::CubeCpu(storage),
+        }
+    }
+}
+
+impl QStorage {
+    /// Blocks of zeros: `elem_count` values.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_data`](Self::from_data).
+    pub fn zeros(device: &Device, elem_count: usize, dtype: GgmlType) -> Result<Self> {
+        let bytes = dtype.row_bytes(elem_count).ok_or(Error::Size { ty: dtype, n: 1, k: elem_count, bytes: 0 })?;
+        Self::from_data(Cow::Owned(vec![0; bytes]), device, dtype)
+    }
+
+    /// Blocks from their little-endian GGUF bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Size`] where `data` is no whole blocks, [`Error::NotWeights`] for integers and f64, and what
+    /// [`DeviceTensor::from_gguf`] reports.
+    pub fn from_data(data: Cow<'_, [u8]>, device: &Device, dtype: GgmlType) -> Result<Self> {
+        check_blocks(dtype, &data)?;
+        match device {
+            Device::Cpu => Ok(Self::Cpu(QCpuStorage(match candle_dtype(dtype) {
+                Some(candle) => CpuBlocks::Candle(candle_blocks(candle, &data)),
+                None => CpuBlocks::Host(HostBlocks::new(dtype, data.into_owned())?),
+            }))),
+            Device::Cube(device) => QCubeStorage::flat(device, dtype, &data).map(Self::from),
+        }
+    }
+
+    /// The device tensor, where this is not host memory.
+    pub fn as_cube(&self) -> Option<&QCubeStorage> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Rocm(storage)
+            | Self::Cuda(storage)
+            | Self::Vulkan(storage)
+            | Self::Wgpu(storage)
+            | Self::Metal(storage)
+            | Self::CubeCpu(storage) => Some(storage),
+        }
+    }
+
+    fn view(&self) -> View<'_> {
+        match (self, self.as_cube()) {
+            (_, Some(storage)) => View::Cube(&storage.0),
+            (Self::Cpu(QCpuStorage(CpuBlocks::Host(blocks))), _) => View::Host(blocks),
+            (Self::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))), _) => View::Candle(blocks.as_ref()),
+            _ => unreachable!("what is not host memory is a device of CubeCL"),
+        }
+    }
+
+    /// Values in a block.
+    pub fn block_size(&self) -> usize {
+        self.dtype().block_size()
+    }
+
+    /// The type of the blocks.
+    pub fn dtype(&self) -> GgmlType {
+        match self.view() {
+            View::Candle(blocks) => ggml_type(blocks.dtype()),
+            View::Host(blocks) => blocks.ty(),
+            View::Cube(tensor) => tensor.ty(),
+        }
+    }
+
+    /// Where the blocks are.
+    pub fn device(&self) -> Device {
+        self.as_cube().map_or(Device::Cpu, |storage| Device::Cube(storage.device().clone()))
+    }
+
+    /// Bytes of the blocks as GGUF has them.
+    pub fn size_in_bytes(&self) -> usize {
+        match self.view() {
+            View::Candle(blocks) => blocks.storage_size_in_bytes(),
+            View::Host(blocks) => blocks.data().len(),
+            View::Cube(tensor) => tensor.n() * tensor.k() / tensor.ty().block_size() * tensor.ty().block_bytes(),
+        }
+    }
+
+    /// Replaces the blocks by those of f32 values in host memory, quantized by Candle's CPU code.
+    ///
+    /// # Errors
+    ///
+    /// Where `src` is not f32 values in host memory, where they are not as many as the storage has, or where Candle has
+    /// no quantizer for the type.
+    pub fn quantize(&mut self, src: &Storage) -> Result<()> {
+        self.quantize_with(src, |blocks, values| {
+            blocks.from_float(values);
+            Ok(())
+        })
+    }
+
+    /// [`quantize`](Self::quantize) with an importance for each column.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize`](Self::quantize), and where there is not one importance a column.
+    pub fn quantize_imatrix(&mut self, src: &Storage, imatrix_weights: &[f32], n_per_row: usize) -> Result<()> {
+        self.quantize_with(src, |blocks, values| {
+            if imatrix_weights.len() != n_per_row || n_per_row == 0 || !values.len().is_multiple_of(n_per_row) {
+                candle_core::bail!(
+                    "{} importances for rows of {n_per_row} in {} values",
+                    imatrix_weights.len(),
+                    values.len()
+                )
+            }
+            blocks.from_float_imatrix(values, imatrix_weights, n_per_row);
+            Ok(())
+        })
+    }
+
+    /// [`quantize`](Self::quantize): the values come from the host wherever the storage is.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize`](Self::quantize).
+    pub fn quantize_onto(&mut self, src: &Storage) -> Result<()> {
+        self.quantize(src)
+    }
+
+    /// [`quantize_imatrix`](Self::quantize_imatrix): the values come from the host wherever the storage is.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize_imatrix`](Self::quantize_imatrix).
+    pub fn quantize_imatrix_onto(&mut self, src: &Storage, imatrix_weights: &[f32], n_per_row: usize) -> Result<()> {
+        self.quantize_imatrix(src, imatrix_weights, n_per_row)
+    }
+
+    fn quantize_with(
+        &mut self,
+        src: &Storage,
+        quantize: impl FnOnce(&mut dyn QuantizedType, &[f32]) -> candle_core::Result<()>,
+    ) -> Result<()> {
+        let (ty, device) = (self.dtype(), self.device());
+        let Storage::Cpu(src) = src else {
+            return Err(Error::Candle(candle_core::Error::Msg("values to quantize must be in host memory".into())));
+        };
+        let values = src.as_slice::<f32>()?;
+        let bytes = self.size_in_bytes();
+        if ty.row_bytes(values.len()) != Some(bytes) {
+            return Err(Error::Size { ty, n: 1, k: values.len(), bytes });
+        }
+        let Some(dtype) = candle_dtype(ty) else {
+            return Err(Error::Candle(candle_core::Error::Msg(format!("Candle has no quantizer for {ty}"))));
+        };
+        let mut blocks = dtype.cpu_zeros(values.len());
+        quantize(blocks.as_mut(), values)?;
+        *self = match device {
+            Device::Cpu => Self::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))),
+            Device::Cube(device) => QCubeStorage::flat(&device, ty, candle_bytes(blocks.as_ref()))?.into(),
+        };
+        Ok(())
+    }
+
+    /// The first `elem_count` values as f32 in host memory.
+    ///
+    /// # Errors
+    ///
+    /// Where there are fewer values, or the device failed.
+    pub fn dequantize(&self, elem_count: usize) -> Result<Storage> {
+        let mut values = match self.view() {
+            View::Candle(blocks) => {
+                // Candle's decoders panic on a count that is not theirs.
+                let values = blocks.storage_size_in_bytes() / self.dtype().block_bytes() * self.block_size();
+                match blocks.dequantize(values)? {
+                    CpuStorage::F32(values) => values,
+                    _ => Vec::new(),
+                }
+            }
+            View::Host(blocks) => blocks.dequantize(),
+            View::Cube(tensor) => tensor.dequantize(FloatType::F32)?,
+        };
+        if values.len() < elem_count {
+            return Err(Error::Size { ty: self.dtype(), n: 1, k: elem_count, bytes: self.size_in_bytes() });
+        }
+        values.truncate(elem_count);
+        Ok(Storage::Cpu(CpuStorage::F32(values)))
+    }
+
+    /// The blocks as GGUF bytes, those that came in.
+    ///
+    /// # Errors
+    ///
+    /// Where the device failed.
+    pub fn data(&self) -> Result<Cow<'_, [u8]>> {
+        match self.view() {
+            View::Candle(blocks) => Ok(Cow::Borrowed(candle_bytes(blocks))),
+            View::Host(blocks) => Ok(Cow::Borrowed(blocks.data())),
+            View::Cube(tensor) => tensor.data().map(Cow::Owned),
+        }
+    }
+}
+
+/// The bytes of Candle's blocks.
+pub(super) fn candle_bytes(blocks: &dyn QuantizedType) -> &[u8] {
+    // SAFETY: Candle's types behind this trait own `storage_size_in_bytes` bytes of plain blocks at `as_ptr`; this crate
+    // makes such boxes from Candle's types alone.
+    unsafe { std::slice::from_raw_parts(blocks.as_ptr(), blocks.storage_size_in_bytes()) }
+}
+
+/// Uploads Candle's own blocks.
+///
+/// # Errors
+///
+/// As [`QStorage::from_data`].
+pub fn load_quantized<T: CandleBlock + Send + Sync + 'static>(device: &Device, data: &[T]) -> Result<QStorage> {
+    // SAFETY: Candle's block types are `repr(C)` structs of integers and halves without padding, or plain floats.
+    let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), size_of_val(data)) };
+    QStorage::from_data(Cow::Borrowed(bytes), device, ggml_type(T::DTYPE))
+}

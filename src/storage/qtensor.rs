@@ -1,0 +1,376 @@
+//! [`QTensor`]: a quantized tensor with a shape, with the methods of Candle's own.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor};
+use candle_core::{CpuStorage, D, DType, Device as CandleDevice, Module, Shape, Storage, Tensor};
+
+use super::device::Device;
+use super::host::{HostBlocks, NATIVE, candle_dtype};
+use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage};
+use super::tensor::DeviceTensor;
+use crate::gguf::GgmlType;
+use crate::kernels::activations::Activations;
+use crate::kernels::floats::{FloatType, has_buffers};
+use crate::kernels::matmul::Arithmetic;
+use crate::kernels::product::Product;
+use crate::{Error, Result};
+
+/// Quantized values of any rank on one device; rows (the last dimension) are whole blocks.
+///
+/// Tensors that go in and come out are Candle's, on Candle's CPU device. A tensor may be used from many threads.
+pub struct QTensor {
+    inner: Inner,
+    shape: Shape,
+}
+
+enum Inner {
+    /// Candle's own tensor, with its CPU kernels.
+    Candle(Arc<CandleTensor>),
+    /// A format that Candle lacks, in host memory.
+    Host(HostBlocks),
+    /// On a device of CubeCL.
+    Cube(DeviceTensor),
+}
+
+/// Rows and columns of a tensor taken as a matrix.
+fn matrix(shape: &Shape, ty: GgmlType) -> Result<(usize, usize)> {
+    let Some((&k, rows)) = shape.dims().split_last() else {
+        return Err(Error::Size { ty, n: 1, k: 1, bytes: 0 });
+    };
+    let n = rows.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
+    let n = n.filter(|&n| ty.row_bytes(k).is_some_and(|row| row.checked_mul(n).is_some()));
+    match n {
+        Some(n) => Ok((n, k)),
+        None => Err(Error::Size { ty, n: usize::MAX, k, bytes: 0 }),
+    }
+}
+
+impl QTensor {
+    /// Gives `storage` a shape.
+    ///
+    /// # Errors
+    ///
+    /// Where the shape is a scalar's, its rows are no whole blocks, or its size is not the storage's; where the device
+    /// failed.
+    pub fn new<S: Into<Shape>>(storage: QStorage, shape: S) -> Result<Self> {
+        let shape = shape.into();
+        let ty = storage.dtype();
+        let (n, k) = matrix(&shape, ty)?;
+        let bytes = storage.size_in_bytes();
+        if ty.row_bytes(k).and_then(|row| row.checked_mul(n)) != Some(bytes) {
+            return Err(Error::Size { ty, n, k, bytes });
+        }
+        let inner = match storage {
+            QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) => {
+                Inner::Candle(Arc::new(CandleTensor::new(CandleStorage::Cpu(blocks), shape.clone())?))
+            }
+            QStorage::Cpu(QCpuStorage(CpuBlocks::Host(blocks))) => Inner::Host(blocks),
+            QStorage::Rocm(QCubeStorage(tensor))
+            | QStorage::Cuda(QCubeStorage(tensor))
+            | QStorage::Vulkan(QCubeStorage(tensor))
+            | QStorage::Wgpu(QCubeStorage(tensor))
+            | QStorage::Metal(QCubeStorage(tensor))
+            | QStorage::CubeCpu(QCubeStorage(tensor)) => Inner::Cube(match (tensor.n(), tensor.k()) == (n, k) {
+                true => tensor,
+                // The planes of one long row are not those of many: the blocks go up again, with their rows.
+                false => DeviceTensor::from_gguf(tensor.device(), ty, n, k, &tensor.data()?, NATIVE)?,
+            }),
+        };
+        Ok(Self { inner, shape })
+    }
+
+    /// A tensor of `ty` from its little-endian GGUF blocks, uploaded once, as rows.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new) and [`DeviceTensor::from_gguf`].
+    pub fn from_gguf<S: Into<Shape>>(ty: GgmlType, data: Cow<'_, [u8]>, shape: S, device: &Device) -> Result<Self> {
+        let shape = shape.into();
+        match device {
+            Device::Cpu => Self::new(QStorage::from_data(data, device, ty)?, shape),
+            Device::Cube(device) => {
+                let (n, k) = matrix(&shape, ty)?;
+                let inner = Inner::Cube(DeviceTensor::from_gguf(device, ty, n, k, &data, NATIVE)?);
+                Ok(Self { inner, shape })
+            }
+        }
+    }
+
+    /// Quantizes `src` by Candle's CPU code; the result is in host memory, as `src` is.
+    ///
+    /// # Errors
+    ///
+    /// Where the rows of `src` are no whole blocks, or Candle has no quantizer for the type.
+    pub fn quantize(src: &Tensor, dtype: GgmlType) -> Result<Self> {
+        Self::quantize_onto(src, dtype, &Device::Cpu)
+    }
+
+    /// [`quantize`](Self::quantize) with an importance for each column.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize`](Self::quantize), and where there is not one importance a column.
+    pub fn quantize_imatrix(src: &Tensor, imatrix_weights: &[f32], dtype: GgmlType) -> Result<Self> {
+        Self::quantize_imatrix_onto(src, imatrix_weights, dtype, &Device::Cpu)
+    }
+
+    /// [`quantize_imatrix`](Self::quantize_imatrix), with the result on `dev`.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize_imatrix`](Self::quantize_imatrix), and where the device failed.
+    pub fn quantize_imatrix_onto(src: &Tensor, imatrix_weights: &[f32], dtype: GgmlType, dev: &Device) -> Result<Self> {
+        let n_per_row = src.dim(D::Minus1)?;
+        if imatrix_weights.len() != n_per_row {
+            return Err(candle_error(format!("{} importances for rows of {n_per_row}", imatrix_weights.len())));
+        }
+        Self::quantized(src, dtype, dev, |storage, values| storage.quantize_imatrix(values, imatrix_weights, n_per_row))
+    }
+
+    /// [`quantize`](Self::quantize), with the result on `dev`.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize`](Self::quantize), and where the device failed.
+    pub fn quantize_onto(src: &Tensor, dtype: GgmlType, dev: &Device) -> Result<Self> {
+        Self::quantized(src, dtype, dev, |storage, values| storage.quantize(values))
+    }
+
+    fn quantized(
+        src: &Tensor,
+        dtype: GgmlType,
+        device: &Device,
+        quantize: impl FnOnce(&mut QStorage, &Storage) -> Result<()>,
+    ) -> Result<Self> {
+        if !src.device().is_cpu() {
+            return Err(candle_error(format!(
+                "values to quantize must be on Candle's CPU device, not {:?}",
+                src.device()
+            )));
+        }
+        let (n, k) = matrix(src.shape(), dtype)?;
+        if candle_dtype(dtype).is_none() {
+            return Err(candle_error(format!("Candle has no quantizer for {dtype}")));
+        }
+        let values = src.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut storage = QStorage::zeros(&Device::Cpu, n * k, dtype)?;
+        quantize(&mut storage, &Storage::Cpu(CpuStorage::F32(values)))?;
+        match device {
+            Device::Cpu => Self::new(storage, src.shape()),
+            Device::Cube(_) => Self::from_gguf(dtype, storage.data()?, src.shape(), device),
+        }
+    }
+
+    /// The type of the blocks.
+    pub fn dtype(&self) -> GgmlType {
+        match &self.inner {
+            Inner::Candle(tensor) => super::host::ggml_type(tensor.dtype()),
+            Inner::Host(blocks) => blocks.ty(),
+            Inner::Cube(tensor) => tensor.ty(),
+        }
+    }
+
+    /// Where the tensor lives.
+    pub fn device(&self) -> Device {
+        match &self.inner {
+            Inner::Cube(tensor) => Device::Cube(tensor.device().clone()),
+            _ => Device::Cpu,
+        }
+    }
+
+    /// The tensor on its device, where that is not host memory.
+    pub fn as_cube(&self) -> Option<&DeviceTensor> {
+        match &self.inner {
+            Inner::Cube(tensor) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// Candle's own tensor, where this is host memory and Candle has the format.
+    pub fn as_candle(&self) -> Option<&Arc<CandleTensor>> {
+        match &self.inner {
+            Inner::Candle(tensor) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// The number of dimensions.
+    pub fn rank(&self) -> usize {
+        self.shape.rank()
+    }
+
+    /// Extents, outermost first.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// All values as f32, on a Candle device.
+    ///
+    /// # Errors
+    ///
+    /// Where the device failed.
+    pub fn dequantize(&self, device: &CandleDevice) -> Result<Tensor> {
+        let values = match &self.inner {
+            Inner::Candle(tensor) => return Ok(tensor.dequantize(device)?),
+            Inner::Host(blocks) => blocks.dequantize(),
+            Inner::Cube(tensor) => tensor.dequantize(FloatType::F32)?,
+        };
+        Ok(Tensor::from_vec(values, self.shape.clone(), device)?)
+    }
+
+    /// All values rounded to f16, on a Candle device.
+    ///
+    /// # Errors
+    ///
+    /// Where the device failed.
+    pub fn dequantize_f16(&self, device: &CandleDevice) -> Result<Tensor> {
+        match &self.inner {
+            Inner::Cube(tensor) => {
+                let bytes = tensor.dequantize_bytes(FloatType::F16)?;
+                let values: Vec<half::f16> =
+                    bytes.chunks_exact(2).map(|b| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]))).collect();
+                Ok(Tensor::from_vec(values, self.shape.clone(), device)?)
+            }
+            _ => Ok(self.dequantize(device)?.to_dtype(DType::F16)?),
+        }
+    }
+
+    /// The rows of a matrix that `ids` name: `[ids.., k]` f32.
+    ///
+    /// # Errors
+    ///
+    /// Where this is no matrix, or an id no row.
+    pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        let (rows, k) = self.shape.dims2()?;
+        let mut shape = ids.dims().to_vec();
+        shape.push(k);
+        let wanted = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
+        let values = match &self.inner {
+            Inner::Cube(tensor) => tensor.rows(&wanted, FloatType::F32)?,
+            Inner::Host(blocks) => blocks.rows(&checked_ids(&wanted, rows)?, rows, k)?,
+            Inner::Candle(tensor) => {
+                checked_ids(&wanted, rows)?;
+                return Ok(tensor.embedding(ids)?);
+            }
+        };
+        Ok(Tensor::from_vec(values, shape, ids.device())?)
+    }
+
+    /// Bytes of the blocks as GGUF has them.
+    pub fn storage_size_in_bytes(&self) -> usize {
+        self.shape.elem_count() / self.dtype().block_size() * self.dtype().block_bytes()
+    }
+
+    /// The blocks as GGUF bytes, those that came in.
+    ///
+    /// # Errors
+    ///
+    /// Where the device failed.
+    pub fn data(&self) -> Result<Cow<'_, [u8]>> {
+        match &self.inner {
+            Inner::Candle(tensor) => Ok(tensor.data()?),
+            Inner::Host(blocks) => Ok(Cow::Borrowed(blocks.data())),
+            Inner::Cube(tensor) => tensor.data().map(Cow::Owned),
+        }
+    }
+
+    /// What a product with so many tokens computes.
+    pub fn product(&self, tokens: usize, arithmetic: Arithmetic) -> Product {
+        match &self.inner {
+            Inner::Cube(tensor) => tensor.product(tokens, arithmetic),
+            Inner::Host(_) => Product::Float,
+            Inner::Candle(tensor) => match tensor.dtype().block_size() {
+                1 => Product::Float,
+                // Candle quantizes activations to the type beside the weights': Q8_K, or Q8_0 with its half scale.
+                block => Product::Int8 { block, half_scale: block == 32 },
+            },
+        }
+    }
+
+    /// `xs` `[.., k]` times the transpose of this `[n, k]` matrix: `[.., n]` of the type of `xs`.
+    ///
+    /// # Errors
+    ///
+    /// Where this is no matrix, where `xs` does not fit it or is no float on Candle's CPU device, where the device
+    /// failed.
+    pub fn matmul_t(&self, xs: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
+        let (n, k) = self.shape.dims2()?;
+        let Some((&last, batch)) = xs.dims().split_last().filter(|(last, _)| **last == k) else {
+            return Err(Error::Activations { shape: xs.dims().to_vec(), k });
+        };
+        let shape: Vec<usize> = batch.iter().copied().chain([n]).collect();
+        let values = |xs: &Tensor| xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        let out = match &self.inner {
+            Inner::Candle(tensor) => {
+                let product = candle_core::quantized::QMatMul::QTensor(tensor.clone());
+                // Candle takes rows of a matrix; a vector is one.
+                let rows = xs.to_dtype(DType::F32)?.reshape(((), last))?.contiguous()?;
+                product.forward(&rows)?.reshape(shape)?
+            }
+            Inner::Host(blocks) => Tensor::from_vec(blocks.matmul(&values(xs)?, n, k), shape, xs.device())?,
+            Inner::Cube(tensor) if xs.dtype() == DType::F16 && has_f16(tensor) => {
+                let halves = xs.flatten_all()?.to_vec1::<half::f16>()?;
+                return Ok(Tensor::from_vec(matmul_f16(tensor, &halves, xs.dims(), arithmetic)?, shape, xs.device())?);
+            }
+            Inner::Cube(tensor) => {
+                Tensor::from_vec(tensor.matmul(&values(xs)?, xs.dims(), arithmetic)?, shape, xs.device())?
+            }
+        };
+        Ok(out.to_dtype(xs.dtype())?)
+    }
+}
+
+fn has_f16(tensor: &DeviceTensor) -> bool {
+    has_buffers(tensor.device().client().features(), FloatType::F16)
+}
+
+/// A product whose activations and results cross as halves.
+fn matmul_f16(
+    tensor: &DeviceTensor,
+    xs: &[half::f16],
+    shape: &[usize],
+    arithmetic: Arithmetic,
+) -> Result<Vec<half::f16>> {
+    if xs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let client = tensor.device().client();
+    let x = client.create_from_slice(bytemuck::cast_slice(xs));
+    let x = Activations::contiguous(x, FloatType::F16, shape.to_vec());
+    let out = tensor.matmul_on_device(&x, arithmetic)?;
+    let bytes = client.read_one(out).map_err(|error| tensor.device().failed(error))?;
+    let half = |b: &[u8]| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]));
+    Ok(bytes.chunks_exact(2).take(x.tokens() * tensor.n()).map(half).collect())
+}
+
+fn checked_ids(ids: &[i64], rows: usize) -> Result<Vec<u32>> {
+    let row = |&id: &i64| u32::try_from(id).ok().filter(|&row| (row as usize) < rows);
+    ids.iter().map(|id| row(id).ok_or(Error::RowOutOfRange { id: *id, rows })).collect()
+}
+
+fn candle_error(message: String) -> Error {
+    Error::Candle(candle_core::Error::Msg(message))
+}
+
+impl fmt::Debug for QTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QTensor[{:?}; {:?}]", self.shape, self.dtype())
+    }
+}
+
+/// A tensor from the raw blocks of a GGUF (or older GGML) file; `dims` are outermost first.
+///
+/// # Errors
+///
+/// As [`QTensor::from_gguf`]; surplus data is left out, as Candle does.
+pub fn qtensor_from_ggml(ggml_dtype: GgmlType, raw_data: &[u8], dims: Vec<usize>, device: &Device) -> Result<QTensor> {
+    let (n, k) = matrix(&Shape::from(dims.clone()), ggml_dtype)?;
+    let bytes = ggml_dtype.row_bytes(k).and_then(|row| row.checked_mul(n));
+    let Some(data) = bytes.and_then(|bytes| raw_data.get(..bytes)) else {
+        return Err(Error::Size { ty: ggml_dtype, n, k, bytes: raw_data.len() });
+    };
+    QTensor::from_gguf(ggml_dtype, Cow::Borrowed(data), dims, device)
+}

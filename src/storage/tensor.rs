@@ -1,0 +1,217 @@
+//! A quantized matrix on a device, without any framework: what the embeddings stand on.
+
+use cubecl::server::Handle;
+
+use super::device::CubeDevice;
+use crate::gguf::{Endian, GgmlType};
+use crate::kernels::activations::Activations;
+use crate::kernels::dequantize;
+use crate::kernels::floats::{FloatType, has_buffers};
+use crate::kernels::formats::format;
+use crate::kernels::matmul::{Arithmetic, matmul, resolve};
+use crate::kernels::product::Product;
+use crate::kernels::weights::Weights;
+use crate::{Error, Result};
+
+/// `n` rows of `k` weights of one GGUF type on a device. Cloning shares them.
+///
+/// What ends in `_on_device` queues its work and returns; a failure of the device then shows up at the next read of
+/// the result. The other operations read their result and return the failure themselves.
+#[derive(Clone)]
+pub struct DeviceTensor {
+    device: CubeDevice,
+    weights: Weights,
+}
+
+impl DeviceTensor {
+    /// Uploads the GGUF blocks of an `n` x `k` matrix; a vector is a matrix of one row.
+    ///
+    /// The data goes through a staging buffer of 16 MiB and is repacked on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotWeights`] for integers and f64, [`Error::BigEndian`] for big-endian data of a format that has no such
+    /// form, [`Error::Size`] where the data is not that of the shape, [`Error::TooLarge`] where no buffer of the device
+    /// can hold it, [`Error::Device`] where the device has no memory left.
+    pub fn from_gguf(
+        device: &CubeDevice,
+        ty: GgmlType,
+        n: usize,
+        k: usize,
+        data: &[u8],
+        endian: Endian,
+    ) -> Result<Self> {
+        let format = format(ty).ok_or(Error::NotWeights { ty })?;
+        let data = format.little_endian(data, endian).ok_or(Error::BigEndian { ty })?;
+        let client = device.client();
+        let most = client.properties().memory.max_page_size;
+        // A little more than the data: the padding of rows.
+        if data.len() as u64 > most {
+            return Err(Error::TooLarge { device: device.to_string(), bytes: data.len(), most });
+        }
+        let codebook = device.codebook(&client, ty);
+        let size = || Error::Size { ty, n, k, bytes: data.len() };
+        let weights = Weights::upload(&client, ty, n, k, &data, codebook).ok_or_else(size)?;
+        client.check([weights.handle()]).map_err(|error| device.failed(error))?;
+        Ok(Self { device: device.clone(), weights })
+    }
+
+    /// Where the tensor lives.
+    pub fn device(&self) -> &CubeDevice {
+        &self.device
+    }
+
+    /// The GGUF type.
+    pub fn ty(&self) -> GgmlType {
+        self.weights.ty()
+    }
+
+    /// Rows: output features.
+    pub fn n(&self) -> usize {
+        self.weights.n()
+    }
+
+    /// Columns: input features.
+    pub fn k(&self) -> usize {
+        self.weights.k()
+    }
+
+    /// Bytes that the tensor takes on the device; its format's codebook, which all tensors share, left out.
+    pub fn device_bytes(&self) -> usize {
+        self.weights.device_bytes()
+    }
+
+    /// The GGUF blocks, little-endian, bit for bit those that were uploaded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where the device failed, now or at the upload.
+    pub fn data(&self) -> Result<Vec<u8>> {
+        let bytes = self.read(self.weights.handle().clone())?;
+        Ok(self.weights.to_gguf(&words(&bytes)))
+    }
+
+    /// All values as contiguous `[n, k]` floats on the device.
+    pub fn dequantize_on_device(&self, to: FloatType) -> Handle {
+        dequantize::dequantize(&self.device.client(), &self.weights, 0, self.n(), to)
+    }
+
+    /// Rows `first..first + rows` as contiguous floats on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RowOutOfRange`] where the range is not in the matrix.
+    pub fn dequantize_rows_on_device(&self, first: usize, rows: usize, to: FloatType) -> Result<Handle> {
+        let end = first.saturating_add(rows);
+        if end > self.n() {
+            return Err(Error::RowOutOfRange { id: end as i64 - 1, rows: self.n() });
+        }
+        let client = self.device.client();
+        Ok(dequantize::dequantize(&client, &self.weights, first, rows, to))
+    }
+
+    /// All values, read back: ggml's own values, rounded once where `to` is not f32.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where the device failed.
+    pub fn dequantize(&self, to: FloatType) -> Result<Vec<f32>> {
+        Ok(to.to_f32(&self.read(self.dequantize_on_device(to))?, self.n() * self.k()))
+    }
+
+    /// The bytes of all values as little-endian floats of type `to`, read back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where the device failed.
+    pub fn dequantize_bytes(&self, to: FloatType) -> Result<Vec<u8>> {
+        let mut bytes = self.read(self.dequantize_on_device(to))?;
+        bytes.truncate(self.n() * self.k() * to.bytes());
+        Ok(bytes)
+    }
+
+    /// The rows that `ids` name, as contiguous `[ids, k]` values, read back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RowOutOfRange`] with the first id that is no row, [`Error::Device`] where the device failed.
+    pub fn rows<I: Copy + Into<i64>>(&self, ids: &[I], to: FloatType) -> Result<Vec<f32>> {
+        let handle = self.rows_on_device(ids, to)?;
+        Ok(to.to_f32(&self.read(handle)?, ids.len() * self.k()))
+    }
+
+    /// [`rows`](Self::rows), left on the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`rows`](Self::rows).
+    pub fn rows_on_device<I: Copy + Into<i64>>(&self, ids: &[I], to: FloatType) -> Result<Handle> {
+        let rows = self.n();
+        let row = |id: &I| {
+            let id: i64 = (*id).into();
+            u32::try_from(id).ok().filter(|&row| (row as usize) < rows).ok_or(Error::RowOutOfRange { id, rows })
+        };
+        let ids = ids.iter().map(row).collect::<Result<Vec<u32>>>()?;
+        let client = self.device.client();
+        // An empty buffer is none to a kernel.
+        let on_device = client.create_from_slice(bytemuck::cast_slice(if ids.is_empty() { &[0] } else { &ids[..] }));
+        Ok(dequantize::rows(&client, &self.weights, &on_device, ids.len(), to))
+    }
+
+    /// What a product with so many tokens computes on this device.
+    pub fn product(&self, tokens: usize, arithmetic: Arithmetic) -> Product {
+        resolve(&self.device.client(), self.ty(), tokens, arithmetic)
+    }
+
+    /// `x` `[.., k]` times the transpose of the matrix, as contiguous `[.., n]` values of `x`'s type, on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Activations`] where the last extent of `x` is not `k`, [`Error::Strides`] where its strides reach past
+    /// its values, [`Error::NoFloat`] where the device has no such floats.
+    pub fn matmul_on_device(&self, x: &Activations, arithmetic: Arithmetic) -> Result<Handle> {
+        if x.shape.is_empty() || x.k() != self.k() {
+            return Err(Error::Activations { shape: x.shape.clone(), k: self.k() });
+        }
+        if !x.in_bounds() {
+            return Err(Error::Strides { shape: x.shape.clone(), strides: x.strides.clone(), len: x.len });
+        }
+        let client = self.device.client();
+        if !has_buffers(client.features(), x.ty) {
+            return Err(Error::NoFloat { device: self.device.to_string(), ty: x.ty.name() });
+        }
+        Ok(matmul(&client, &self.weights, x, arithmetic))
+    }
+
+    /// [`matmul_on_device`](Self::matmul_on_device) of host values: one upload, the product, one download.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_on_device`](Self::matmul_on_device).
+    pub fn matmul(&self, x: &[f32], shape: &[usize], arithmetic: Arithmetic) -> Result<Vec<f32>> {
+        let tokens: usize = shape.iter().rev().skip(1).product();
+        if shape.iter().product::<usize>() != x.len() {
+            return Err(Error::Activations { shape: shape.to_vec(), k: self.k() });
+        }
+        if tokens == 0 || x.is_empty() {
+            return match shape.last() == Some(&self.k()) {
+                true => Ok(Vec::new()),
+                false => Err(Error::Activations { shape: shape.to_vec(), k: self.k() }),
+            };
+        }
+        let x = self.device.client().create_from_slice(bytemuck::cast_slice(x));
+        let x = Activations::contiguous(x, FloatType::F32, shape.to_vec());
+        let out = self.matmul_on_device(&x, arithmetic)?;
+        Ok(FloatType::F32.to_f32(&self.read(out)?, tokens * self.n()))
+    }
+
+    fn read(&self, handle: Handle) -> Result<Vec<u8>> {
+        let bytes = self.device.client().read_one(handle).map_err(|error| self.device.failed(error))?;
+        Ok(bytes.to_vec())
+    }
+}
+
+/// The device's bytes as words; they need not be aligned.
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}

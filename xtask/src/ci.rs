@@ -1,0 +1,99 @@
+//! `cargo xtask ci`: everything that a change must pass, with what each step took.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::test::{self, CI_FEATURES};
+use crate::{process, setup};
+
+type Step = (&'static str, fn() -> Result<()>);
+
+/// The cheapest first. The lints check the dependencies once for the widest feature set, which the
+/// documentation then reuses; the tests build them.
+const STEPS: [Step; 7] = [
+    ("format", format),
+    ("lint", lint),
+    ("lint, default features", lint_default),
+    ("lint, no default features", lint_bare),
+    ("documentation", documentation),
+    ("tests", tests),
+    ("fuzz", fuzz),
+];
+
+/// Runs every step even after one failed, so that one run tells all.
+pub fn run() -> Result<()> {
+    let mut table = vec![timed(("set-up", setup::run))];
+    // Nothing builds without it.
+    if table[0].passed {
+        table.extend(STEPS.map(timed));
+    }
+
+    println!();
+    for Timed { name, took, passed } in &table {
+        let outcome = if *passed { "ok" } else { "FAILED" };
+        println!("{name:<28} {:>6.1} s  {outcome}", took.as_secs_f64());
+    }
+    let total: Duration = table.iter().map(|step| step.took).sum();
+    println!("{:<28} {:>6.1} s", "total", total.as_secs_f64());
+
+    let failed: Vec<_> = table.iter().filter(|step| !step.passed).collect();
+    if !failed.is_empty() {
+        let names: Vec<_> = failed.iter().map(|step| step.name).collect();
+        bail!("failed: {}", names.join("; "));
+    }
+    Ok(())
+}
+
+struct Timed {
+    name: &'static str,
+    took: Duration,
+    passed: bool,
+}
+
+fn timed((name, step): Step) -> Timed {
+    println!("\n== {name}");
+    let start = Instant::now();
+    let outcome = step();
+    let took = start.elapsed();
+    if let Err(error) = &outcome {
+        eprintln!("error: {error:#}");
+    }
+    println!("== {name}: {:.1} s", took.as_secs_f64());
+    Timed { name, took, passed: outcome.is_ok() }
+}
+
+fn format() -> Result<()> {
+    process::run(&mut process::cargo(["fmt", "--all", "--check"]), "cargo fmt")
+}
+
+fn lint() -> Result<()> {
+    clippy(&["--workspace", "--all-targets", "--features", CI_FEATURES])
+}
+
+fn lint_default() -> Result<()> {
+    clippy(&[])
+}
+
+fn lint_bare() -> Result<()> {
+    clippy(&["--no-default-features"])
+}
+
+fn clippy(selection: &[&str]) -> Result<()> {
+    let mut cargo = process::cargo(["clippy"]);
+    process::run(cargo.args(selection).args(["--", "-D", "warnings"]), "clippy")
+}
+
+fn documentation() -> Result<()> {
+    let mut cargo = process::cargo(["doc", "--no-deps", "--features", CI_FEATURES]);
+    process::run(cargo.env("RUSTDOCFLAGS", "-D warnings"), "cargo doc")
+}
+
+fn tests() -> Result<()> {
+    test::tests(&[])
+}
+
+fn fuzz() -> Result<()> {
+    println!("no fuzz target yet");
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! The project's own tasks, each a subcommand in a file of its own: `cargo xtask --help`.
+
+mod ci;
+mod demo;
+mod llvm;
+mod model;
+mod process;
+mod progress;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The project's own tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Put in place what plain `cargo build` and `cargo test` need.
+    Setup,
+    /// Set up, then run the tests.
+    Test(test::Args),
+    /// Set up, then verify a real model on the best device here.
+    Demo(demo::Args),
+    /// Everything that a change must pass.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup => setup::run(),
+        Task::Test(args) => test::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Ci => ci::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
