@@ -5,9 +5,9 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::floats::FloatType;
+use super::floats::{FloatType, rounded};
 use super::formats::{UNIT, Words};
-use super::launch::{buffer, elementwise};
+use super::launch::{Grid, buffer, elementwise};
 
 /// Floats on the device: `[.., k]` values of any strides.
 #[derive(Clone)]
@@ -125,7 +125,7 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
     let codes = client.empty((tokens * units * UNIT).max(16));
     let scales = client.empty((tokens * units * 16).max(16));
     x.for_each_run(|first, run, base, batch| {
-        let (count, dim, total) = elementwise(client, run * units);
+        let (count, dim, grid) = elementwise(client, run * units);
         quantize_units::launch(
             client,
             count,
@@ -134,7 +134,7 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
             strides(x, base, batch),
             buffer(&codes, tokens * units * 2),
             buffer(&scales, tokens * units),
-            total,
+            grid,
             first * units,
             units,
             k,
@@ -151,21 +151,22 @@ fn quantize_units<X: Float>(
     strides: Strides,
     codes: &mut [Words],
     scales: &mut [Vector<f32, Const<4>>],
-    total: usize,
+    grid: Grid,
     first_unit: usize,
     units: usize,
     k: usize,
     #[define(X)] _dtype: ElemType,
 ) {
-    if ABSOLUTE_POS >= total {
+    let position = grid.unit();
+    if position >= grid.len {
         terminate!();
     }
-    let token = ABSOLUTE_POS / units;
-    let column = ABSOLUTE_POS % units * UNIT;
+    let token = position / units;
+    let column = position % units * UNIT;
     let mut values = Array::<f32>::new(UNIT);
     let mut largest = 0.0f32;
-    // Zero, or NaN where a value is not finite.
-    let mut taint = 0.0f32;
+    // By its bits: an optimizer may take a comparison of floats to mean that there is no NaN.
+    let mut finite = true;
     for i in 0..UNIT {
         let mut value = 0.0f32;
         if column + i < k {
@@ -173,13 +174,13 @@ fn quantize_units<X: Float>(
         }
         values[i] = value;
         largest = max(largest, value.abs());
-        taint += value * 0.0f32;
+        finite = finite && (u32::reinterpret(value) & 0x7f80_0000) != 0x7f80_0000;
     }
-    let scale = largest / 127.0f32;
-    let inverse = select(scale > 0.0f32, 127.0f32 / largest, 0.0f32);
-    let unit = first_unit + ABSOLUTE_POS;
+    let inverse = select(largest > 0.0f32, 127.0f32 / largest, 0.0f32);
+    let scale = select(finite, largest / 127.0f32, f32::reinterpret(0x7fc0_0000u32));
+    let unit = first_unit + position;
     let mut sums = Vector::<f32, Const<4>>::empty();
-    sums.insert(0usize, scale + taint);
+    sums.insert(0usize, scale);
     sums.insert(3usize, 0.0f32);
     #[unroll]
     for half in 0..2usize {
@@ -197,7 +198,7 @@ fn quantize_units<X: Float>(
             words.insert(word, packed);
         }
         codes[2 * unit + half] = words;
-        sums.insert(comptime!(1 + half), (scale + taint) * f32::cast_from(sum));
+        sums.insert(comptime!(1 + half), scale * f32::cast_from(sum));
     }
     scales[unit] = sums;
 }
@@ -208,7 +209,7 @@ pub fn pack(client: &Client, x: &Activations, to: FloatType) -> Handle {
     let padded = k.next_multiple_of(UNIT);
     let out = client.empty((tokens * padded * to.bytes()).max(16));
     x.for_each_run(|first, run, base, batch| {
-        let (count, dim, total) = elementwise(client, run * padded);
+        let (count, dim, grid) = elementwise(client, run * padded);
         pack_values::launch(
             client,
             count,
@@ -216,10 +217,11 @@ pub fn pack(client: &Client, x: &Activations, to: FloatType) -> Handle {
             buffer(&x.handle, x.len),
             strides(x, base, batch),
             buffer(&out, tokens * padded),
-            total,
+            grid,
             first * padded,
             padded,
             k,
+            to,
             [x.ty.elem(), to.elem()],
         );
     });
@@ -232,21 +234,23 @@ fn pack_values<X: Float, Y: Float>(
     x: &[X],
     strides: Strides,
     out: &mut [Y],
-    total: usize,
+    grid: Grid,
     first: usize,
     padded: usize,
     k: usize,
+    #[comptime] to: FloatType,
     #[define(X, Y)] _dtypes: [ElemType; 2],
 ) {
-    if ABSOLUTE_POS >= total {
+    let position = grid.unit();
+    if position >= grid.len {
         terminate!();
     }
-    let (token, column) = (ABSOLUTE_POS / padded, ABSOLUTE_POS % padded);
+    let (token, column) = (position / padded, position % padded);
     let mut value = Y::new(0.0f32);
     if column < k {
-        value = Y::cast_from(x[strides.index(token, column)]);
+        value = rounded::<Y>(f32::cast_from(x[strides.index(token, column)]), to);
     }
-    out[first + ABSOLUTE_POS] = value;
+    out[first + position] = value;
 }
 
 /// `len` f32 values as `to`.

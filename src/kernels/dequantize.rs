@@ -6,7 +6,7 @@ use cubecl::server::Handle;
 
 use super::floats::{FloatType, pack_two};
 use super::formats::{At, Planes, UNIT, Words, traits, values};
-use super::launch::{buffer, elementwise};
+use super::launch::{Grid, buffer, elementwise};
 use super::weights::Weights;
 use crate::gguf::GgmlType;
 
@@ -36,7 +36,7 @@ fn decode(
     let (gather, id_len) = (ids.is_some(), if ids.is_some() { rows } else { 1 });
     let ids = ids.unwrap_or(&weights.codebook);
     if k.is_multiple_of(UNIT) {
-        let (count, dim, units) = elementwise(client, rows * k / UNIT);
+        let (count, dim, grid) = elementwise(client, rows * k / UNIT);
         decode_units::launch(
             client,
             count,
@@ -44,7 +44,7 @@ fn decode(
             weights.planes(),
             buffer(ids, id_len),
             buffer(&out, words / 4),
-            units,
+            grid,
             first,
             k / UNIT,
             gather,
@@ -52,7 +52,7 @@ fn decode(
             to,
         );
     } else {
-        let (count, dim, units) = elementwise(client, words);
+        let (count, dim, grid) = elementwise(client, words);
         decode_ragged::launch(
             client,
             count,
@@ -60,7 +60,7 @@ fn decode(
             weights.planes(),
             buffer(ids, id_len),
             buffer(&out, words),
-            units,
+            grid,
             first,
             rows,
             k,
@@ -85,22 +85,23 @@ fn decode_units(
     planes: &Planes,
     ids: &[u32],
     out: &mut [Words],
-    units: usize,
+    grid: Grid,
     first: usize,
     units_per_row: usize,
     #[comptime] gather: bool,
     #[comptime] ty: GgmlType,
     #[comptime] to: FloatType,
 ) {
-    if ABSOLUTE_POS >= units {
+    let position = grid.unit();
+    if position >= grid.len {
         terminate!();
     }
-    let row = source_row(ids, first, ABSOLUTE_POS / units_per_row, gather);
-    let values = values(planes, At { row, unit: ABSOLUTE_POS % units_per_row }, ty);
+    let row = source_row(ids, first, position / units_per_row, gather);
+    let values = values(planes, At { row, unit: position % units_per_row }, ty);
     if comptime!(to == FloatType::F32) {
         #[unroll]
         for i in 0..8usize {
-            out[8 * ABSOLUTE_POS + i] = Words::reinterpret(*values.index(i));
+            out[8 * position + i] = Words::reinterpret(*values.index(i));
         }
     } else {
         #[unroll]
@@ -112,7 +113,7 @@ fn decode_units(
             words.insert(1usize, pack_two(front.extract(2usize), front.extract(3usize), to));
             words.insert(2usize, pack_two(back.extract(0usize), back.extract(1usize), to));
             words.insert(3usize, pack_two(back.extract(2usize), back.extract(3usize), to));
-            out[4 * ABSOLUTE_POS + i] = words;
+            out[4 * position + i] = words;
         }
     }
 }
@@ -124,7 +125,7 @@ fn decode_ragged(
     planes: &Planes,
     ids: &[u32],
     out: &mut [u32],
-    units: usize,
+    grid: Grid,
     first: usize,
     rows: usize,
     k: usize,
@@ -132,15 +133,16 @@ fn decode_ragged(
     #[comptime] ty: GgmlType,
     #[comptime] to: FloatType,
 ) {
-    if ABSOLUTE_POS >= units {
+    let position = grid.unit();
+    if position >= grid.len {
         terminate!();
     }
     if comptime!(to == FloatType::F32) {
-        out[ABSOLUTE_POS] = u32::reinterpret(element(planes, ids, first, rows, k, ABSOLUTE_POS, gather, ty));
+        out[position] = u32::reinterpret(element(planes, ids, first, rows, k, position, gather, ty));
     } else {
-        let low = element(planes, ids, first, rows, k, 2 * ABSOLUTE_POS, gather, ty);
-        let high = element(planes, ids, first, rows, k, 2 * ABSOLUTE_POS + 1, gather, ty);
-        out[ABSOLUTE_POS] = pack_two(low, high, to);
+        let low = element(planes, ids, first, rows, k, 2 * position, gather, ty);
+        let high = element(planes, ids, first, rows, k, 2 * position + 1, gather, ty);
+        out[position] = pack_two(low, high, to);
     }
 }
 

@@ -71,6 +71,17 @@ pub fn pack_two(low: f32, high: f32, #[comptime] to: FloatType) -> u32 {
     }
 }
 
+/// `value` rounded to `ty`, which `O` is, to nearest even.
+#[cube]
+pub fn rounded<O: Float>(value: f32, #[comptime] ty: FloatType) -> O {
+    if comptime!(ty == FloatType::BF16) {
+        // CubeCL 0.11.3's CPU runtime converts f32 to bf16 as if to f16.
+        O::reinterpret(u16::cast_from(bf16_bits(value)))
+    } else {
+        O::cast_from(value)
+    }
+}
+
 #[cube]
 fn f16_bits(value: f32) -> u32 {
     let properties = comptime::device_properties();

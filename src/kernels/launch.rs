@@ -16,25 +16,53 @@ pub fn buffer(handle: &Handle, len: usize) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
 }
 
-/// Cubes for `units` independent units: the count, the size of a cube, and the number at which surplus units stop.
-pub fn elementwise(client: &Client, units: usize) -> (CubeCount, CubeDim, usize) {
+/// A grid of cubes in two dimensions, as one is too short on some devices, and how many of its units have work.
+///
+/// The width comes as an argument: asking the device for it costs a load of the dispatch packet on AMD.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct Grid {
+    /// Cubes in a line of the grid.
+    width: usize,
+    /// Units (or groups of units) with work; the surplus must stop.
+    pub len: usize,
+}
+
+#[cube]
+impl Grid {
+    /// The number of this cube.
+    pub fn cube(&self) -> usize {
+        CUBE_POS_Y as usize * self.width + CUBE_POS_X as usize
+    }
+
+    /// The number of this unit among those of one-dimensional cubes.
+    pub fn unit(&self) -> usize {
+        self.cube() * CUBE_DIM_X as usize + UNIT_POS_X as usize
+    }
+}
+
+/// The launch of `units` independent units: the count and size of cubes, and the grid.
+pub fn elementwise(client: &Client, units: usize) -> (CubeCount, CubeDim, GridLaunch) {
     let properties = &client.properties().hardware;
-    // A CPU runs a cube's units as threads that share nothing here; one unit of each core's is enough.
+    // CubeCL's CPU runtime runs a cube's units as threads; more of them than cores would only wait.
     let per_cube = match properties.num_cpu_cores {
         Some(cores) => cores.min(properties.max_units_per_cube),
         None => UNITS.min(properties.max_units_per_cube),
     };
-    (cubes(client, units.div_ceil(per_cube as usize)), CubeDim::new_1d(per_cube), units)
+    let (count, grid) = cubes(client, units.div_ceil(per_cube as usize), units);
+    (count, CubeDim::new_1d(per_cube), grid)
 }
 
-/// `count` cubes, spread over the dimensions of the grid where one alone is too short. Surplus cubes must stop.
-pub fn cubes(client: &Client, count: usize) -> CubeCount {
-    let max = client.properties().hardware.max_cube_count;
-    let x = count.min(max.0 as usize).max(1);
-    let y = count.div_ceil(x).min(max.1 as usize).max(1);
-    let z = count.div_ceil(x * y).max(1);
-    match count {
-        0 => CubeCount::Static(0, 0, 0),
-        _ => CubeCount::Static(x as u32, y as u32, z as u32),
-    }
+/// `count` cubes over two dimensions, and their grid, where `len` is what the kernel counts.
+pub fn cubes(client: &Client, count: usize, len: usize) -> (CubeCount, GridLaunch) {
+    let most = client.properties().hardware.max_cube_count.0 as usize;
+    let width = count.min(most);
+    let height = count.div_ceil(width.max(1));
+    (CubeCount::Static(width as u32, height as u32, (count > 0) as u32), GridLaunch::new(width, len))
+}
+
+/// Whether the device is the host behind a graphics API, by the names that software rasterizers go by.
+pub fn is_rasterizer(client: &Client) -> bool {
+    let name = client.properties().identity.name.to_lowercase();
+    ["llvmpipe", "lavapipe", "swiftshader", "warp"].iter().any(|software| name.contains(software))
 }

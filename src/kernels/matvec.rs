@@ -10,9 +10,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::activations::{Activations, Quantized, pack, quantize};
-use super::floats::FloatType;
+use super::floats::{FloatType, rounded};
 use super::formats::{At, Planes, Unit, Words, traits, unit, values};
-use super::launch::{buffer, cubes};
+use super::launch::{Grid, buffer, cubes, is_rasterizer};
 use super::weights::Weights;
 use crate::gguf::GgmlType;
 
@@ -62,6 +62,8 @@ impl Blueprint {
         let fixed_plane = hardware.plane_size_min == hardware.plane_size_max && hardware.plane_size_max > 1;
         let (reduction, lanes, groups, rows) = if let Some(cores) = hardware.num_cpu_cores {
             (Reduction::None, 1, cores.min(hardware.max_units_per_cube), 1)
+        } else if is_rasterizer(client) {
+            (Reduction::None, 1, 1, 1)
         } else if client.features().plane.contains(Plane::Ops) && fixed_plane {
             // Two rows share the loads of the activations; more tokens need the registers for themselves.
             let rows = if tokens <= 4 { 2 } else { 1 };
@@ -92,18 +94,20 @@ pub fn matvec(client: &Client, weights: &Weights, x: &Activations, operand: Oper
     for first in (0..tokens).step_by(MAX_TOKENS) {
         let blueprint = Blueprint::pick(client, weights.ty(), operand, MAX_TOKENS.min(tokens - first));
         let rows_per_cube = blueprint.rows * blueprint.groups as usize;
+        let (count, grid) = cubes(client, weights.n().div_ceil(rows_per_cube), weights.n());
         kernel::launch(
             client,
-            cubes(client, weights.n().div_ceil(rows_per_cube)),
+            count,
             CubeDim::new_2d(blueprint.lanes, blueprint.groups),
             weights.planes(),
             buffer(&codes, code_vectors),
             buffer(&floats, float_vectors),
             buffer(&out, tokens * weights.n()),
-            weights.n(),
+            grid,
             units,
             first,
             blueprint,
+            x.ty,
             x.ty.elem(),
         );
     }
@@ -118,14 +122,16 @@ fn kernel<O: Float>(
     codes: &[Words],
     floats: &[Vector<f32, Const<4>>],
     out: &mut [O],
-    n: usize,
+    grid: Grid,
     units: usize,
     first_token: usize,
     #[comptime] blueprint: Blueprint,
+    #[comptime] ty: FloatType,
     #[define(O)] _dtype: ElemType,
 ) {
     let (rows, tokens) = comptime!((blueprint.rows, blueprint.tokens));
-    let group = CUBE_POS * comptime!(blueprint.groups as usize) + UNIT_POS_Y as usize;
+    let n = grid.len;
+    let group = grid.cube() * comptime!(blueprint.groups as usize) + UNIT_POS_Y as usize;
     let first_row = group * rows;
     let mut sums = Array::<f32>::new(comptime!(rows * tokens));
     #[unroll]
@@ -155,13 +161,16 @@ fn kernel<O: Float>(
             }
         }
     }
-    #[unroll]
-    for r in 0..rows {
+    reduce(&mut sums, blueprint);
+    if UNIT_POS_X == 0 {
         #[unroll]
-        for t in 0..tokens {
-            let sum = reduce(sums[comptime!(r * tokens + t)], blueprint);
-            if UNIT_POS_X == 0 && first_row + r < n {
-                out[(first_token + t) * n + first_row + r] = O::cast_from(sum);
+        for r in 0..rows {
+            if first_row + r < n {
+                #[unroll]
+                for t in 0..tokens {
+                    let sum = sums[comptime!(r * tokens + t)];
+                    out[(first_token + t) * n + first_row + r] = rounded::<O>(sum, ty);
+                }
             }
         }
     }
@@ -209,32 +218,44 @@ fn dot_float(values: &Sequence<Vector<f32, Const<4>>>, floats: &[Vector<f32, Con
     (sums.extract(0usize) + sums.extract(1usize)) + (sums.extract(2usize) + sums.extract(3usize))
 }
 
-/// The sum over the lanes of a group, in lane 0.
+/// Each sum over the lanes of a group, in lane 0.
 #[cube]
-fn reduce(value: f32, #[comptime] blueprint: Blueprint) -> f32 {
+fn reduce(sums: &mut Array<f32>, #[comptime] blueprint: Blueprint) {
+    let count = comptime!(blueprint.rows * blueprint.tokens);
     match blueprint.reduction {
-        Reduction::Plane => plane_sum(value),
-        Reduction::Shared => shared_sum(value, blueprint.lanes),
-        Reduction::None => value,
-    }
-}
-
-/// A sum over the cube's units, halving their number each time.
-#[cube]
-fn shared_sum(value: f32, #[comptime] lanes: u32) -> f32 {
-    let mut shared = Shared::<[f32]>::new_slice(lanes as usize);
-    let lane = UNIT_POS_X as usize;
-    sync_cube();
-    shared[lane] = value;
-    sync_cube();
-    #[unroll]
-    for step in 0..comptime!(lanes.ilog2()) {
-        let half = comptime!((lanes >> (step + 1)) as usize);
-        if lane < half {
-            let sum = shared[lane] + shared[lane + half];
-            shared[lane] = sum;
+        Reduction::Plane =>
+        {
+            #[unroll]
+            for i in 0..count {
+                sums[i] = plane_sum(sums[i]);
+            }
         }
-        sync_cube();
+        Reduction::Shared => {
+            // Half as many lanes hold sums after each step; `lanes` is a power of two.
+            let mut shared = Shared::<[f32]>::new_slice(comptime!(count * blueprint.lanes as usize));
+            let lane = UNIT_POS_X as usize;
+            #[unroll]
+            for i in 0..count {
+                shared[lane * count + i] = sums[i];
+            }
+            sync_cube();
+            #[unroll]
+            for step in 0..comptime!(blueprint.lanes.ilog2()) {
+                let half = comptime!((blueprint.lanes >> (step + 1)) as usize);
+                if lane < half {
+                    #[unroll]
+                    for i in 0..count {
+                        let sum = shared[lane * count + i] + shared[(lane + half) * count + i];
+                        shared[lane * count + i] = sum;
+                    }
+                }
+                sync_cube();
+            }
+            #[unroll]
+            for i in 0..count {
+                sums[i] = shared[i];
+            }
+        }
+        Reduction::None => {}
     }
-    shared[0usize]
 }

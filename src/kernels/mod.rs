@@ -10,3 +10,5 @@ pub mod matvec;
 pub mod product;
 mod repack;
 pub mod weights;
+
+pub(crate) use launch::is_rasterizer;

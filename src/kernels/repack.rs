@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::formats::{Format, Layout, Placements};
-use super::launch::{buffer, elementwise};
+use super::launch::{Grid, buffer, elementwise};
 
 /// The most GGUF bytes staged at once.
 const STAGING: usize = 16 << 20;
@@ -52,7 +52,7 @@ pub fn upload(
         let staged = client.create(cubecl::bytes::Bytes::from_bytes_vec(bytes));
         for ((plane, at), table) in layout.planes.iter().zip(&placements.planes).zip(&tables) {
             let words_per_quantum = plane.block_bits() * per_quantum / 32;
-            let (count, dim, units) = elementwise(client, (end - first) * words_per_quantum);
+            let (count, dim, grid) = elementwise(client, (end - first) * words_per_quantum);
             repack::launch(
                 client,
                 count,
@@ -60,7 +60,7 @@ pub fn upload(
                 buffer(&staged, words),
                 buffer(table, plane.fields.len()),
                 buffer(out, placements.words),
-                units,
+                grid,
                 first,
                 per_row,
                 blocks,
@@ -92,7 +92,7 @@ fn repack(
     source: &[u32],
     fields: &[u32],
     out: &mut [u32],
-    units: usize,
+    grid: Grid,
     first: usize,
     quanta_per_row: usize,
     blocks: usize,
@@ -104,13 +104,14 @@ fn repack(
     #[comptime] block_bits: usize,
     #[comptime] per_quantum: usize,
 ) {
-    if ABSOLUTE_POS >= units {
+    let position = grid.unit();
+    if position >= grid.len {
         terminate!();
     }
     let per_word = comptime!(32 / width);
     let words_per_quantum = comptime!(block_fields * per_quantum / per_word);
-    let quantum = first + ABSOLUTE_POS / words_per_quantum;
-    let in_quantum = ABSOLUTE_POS % words_per_quantum;
+    let quantum = first + position / words_per_quantum;
+    let in_quantum = position % words_per_quantum;
     let row = quantum / quanta_per_row;
     let row_quantum = quantum % quanta_per_row;
     let row_word = row_quantum * words_per_quantum + in_quantum;

@@ -11,6 +11,7 @@ use cubecl::server::Handle;
 
 use crate::gguf::GgmlType;
 use crate::kernels::formats::format;
+use crate::kernels::is_rasterizer;
 use crate::{Error, Result};
 
 /// A place for tensors.
@@ -75,7 +76,8 @@ impl Backend {
         }
     }
 
-    fn is_linked(self) -> bool {
+    /// Whether this build links the runtime.
+    pub const fn is_linked(self) -> bool {
         match self {
             Self::CubeCpu => cfg!(feature = "cpu"),
             Self::Rocm => cfg!(feature = "hip"),
@@ -269,9 +271,7 @@ impl Device {
 impl CubeDevice {
     /// Whether the device is the host in disguise.
     pub fn is_software(&self) -> bool {
-        let name = self.description().to_lowercase();
-        self.backend == Backend::CubeCpu
-            || ["llvmpipe", "lavapipe", "swiftshader", "warp"].iter().any(|s| name.contains(s))
+        self.backend == Backend::CubeCpu || is_rasterizer(&self.client())
     }
 }
 

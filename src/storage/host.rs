@@ -31,6 +31,16 @@ pub(super) fn candle_dtype(ty: GgmlType) -> Option<GgmlDType> {
     })
 }
 
+/// Candle's type, where its CPU code can also multiply rows of `k` values: its products of Q4_1, Q5_0 and Q5_1 take pairs of
+/// blocks, and it has none of Q8_1.
+pub(super) fn candle_product(ty: GgmlType, k: usize) -> Option<GgmlDType> {
+    candle_dtype(ty).filter(|_| match ty {
+        GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => k.is_multiple_of(64),
+        GgmlType::Q8_1 => false,
+        _ => true,
+    })
+}
+
 /// The GGUF type of Candle's.
 pub(super) fn ggml_type(dtype: GgmlDType) -> GgmlType {
     match dtype {

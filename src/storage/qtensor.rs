@@ -8,8 +8,8 @@ use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor}
 use candle_core::{CpuStorage, D, DType, Device as CandleDevice, Module, Shape, Storage, Tensor};
 
 use super::device::Device;
-use super::host::{HostBlocks, NATIVE, candle_dtype};
-use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage};
+use super::host::{HostBlocks, NATIVE, candle_dtype, candle_product};
+use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
 use super::tensor::DeviceTensor;
 use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
@@ -64,6 +64,9 @@ impl QTensor {
             return Err(Error::Size { ty, n, k, bytes });
         }
         let inner = match storage {
+            QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) if candle_product(ty, k).is_none() => {
+                Inner::Host(HostBlocks::new(ty, candle_bytes(blocks.as_ref()).to_vec())?)
+            }
             QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) => {
                 Inner::Candle(Arc::new(CandleTensor::new(CandleStorage::Cpu(blocks), shape.clone())?))
             }

@@ -1,1 +1,121 @@
-fn main() {}
+//! The command line: look at a GGUF file, check what devices make of it, take tensors out, multiply, time.
+
+mod bench;
+mod dequantize;
+mod devices;
+mod inspect;
+mod matmul;
+mod npy;
+mod output;
+mod table;
+mod verify;
+mod weights;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use cube_gguf::Device;
+
+/// What a command returns; its error is one sentence for stderr.
+type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// The exit status of `verify` where a tensor is out of bounds.
+const OUT_OF_BOUNDS: u8 = 1;
+/// The exit status of any error, clap's usage errors included.
+const FAILED: u8 = 2;
+
+/// GGUF-quantized tensors on every GPU that CubeCL reaches.
+///
+/// Any shard of a split model stands for all of them. Errors go to stderr, one sentence each, with exit status 2.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  cube-gguf devices
+  cube-gguf inspect model.gguf
+  cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
+  cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16
+  cube-gguf bench --types q4_0,q4_k --tokens 1,8,512 --csv"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the devices of this build and this machine.
+    Devices(devices::Arguments),
+    /// Show the metadata and the tensors of a model.
+    Inspect(inspect::Arguments),
+    /// Check that a device decodes and multiplies the tensors of a model as it must.
+    Verify(verify::Arguments),
+    /// Write the values of a tensor as a NumPy array.
+    Dequantize(dequantize::Arguments),
+    /// Multiply a NumPy array by the transpose of a tensor.
+    Matmul(matmul::Arguments),
+    /// Time products or dequantization.
+    Bench(bench::Arguments),
+}
+
+/// The option that names a device.
+#[derive(Args)]
+struct DeviceArgument {
+    /// Where to compute: auto (the first GPU, else the CPU), cpu (Candle's kernels), cube-cpu, rocm[:i], cuda[:i],
+    /// vulkan[:i], wgpu or metal.
+    #[arg(long, value_name = "D", default_value = "auto")]
+    device: String,
+}
+
+impl DeviceArgument {
+    fn open(&self) -> cube_gguf::Result<Device> {
+        self.device.parse()
+    }
+}
+
+fn run(command: &Command) -> Outcome<ExitCode> {
+    match command {
+        Command::Devices(arguments) => devices::run(arguments)?,
+        Command::Inspect(arguments) => inspect::run(arguments)?,
+        Command::Verify(arguments) => {
+            if !verify::run(arguments)? {
+                return Ok(ExitCode::from(OUT_OF_BOUNDS));
+            }
+        }
+        Command::Dequantize(arguments) => dequantize::run(arguments)?,
+        Command::Matmul(arguments) => matmul::run(arguments)?,
+        Command::Bench(arguments) => bench::run(arguments)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fail(message: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "cube-gguf: {}", output::sentence(message));
+    ExitCode::from(FAILED)
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let main = std::thread::current().id();
+    let print_panic = panic::take_hook();
+    // Panics of a runtime's own threads are printed as usual; here they are an error like any other.
+    panic::set_hook(Box::new(move |info| {
+        if std::thread::current().id() != main {
+            print_panic(info)
+        }
+    }));
+    match panic::catch_unwind(AssertUnwindSafe(|| run(&cli.command))) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) if output::is_closed(error.as_ref()) => ExitCode::SUCCESS,
+        Ok(Err(error)) => fail(&error.to_string()),
+        Err(panic) => {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            fail(&format!("a bug in this program or a library of it: {message}"))
+        }
+    }
+}

@@ -67,10 +67,12 @@ pub fn even_signs(index: u32) -> u32 {
     seven | ((seven.count_ones() & 1) << 7)
 }
 
-/// Byte `index` of a word as a signed number.
+/// Byte `index` of a word, a signed number, as a float.
 #[cube]
-pub fn signed_byte(word: u32, #[comptime] index: u32) -> i32 {
-    i32::cast_from(word << (24 - 8 * index)) >> 24
+pub fn signed_byte(word: u32, #[comptime] index: u32) -> f32 {
+    // Biased to 0..=255: an unsigned byte has a conversion of its own on AMD, and `>>` extends no signs in CubeCL.
+    let biased = ((word ^ 0x8080_8080) >> comptime!(8 * index)) & 0xff;
+    f32::cast_from(biased) - 128.0f32
 }
 
 /// The four codes of a word as floats.
@@ -79,7 +81,7 @@ pub fn to_floats(word: u32) -> Vector<f32, Const<4>> {
     let mut out = Vector::<f32, Const<4>>::empty();
     #[unroll]
     for i in 0..4usize {
-        out.insert(i, f32::cast_from(signed_byte(word, comptime!(i as u32))));
+        out.insert(i, signed_byte(word, comptime!(i as u32)));
     }
     out
 }

@@ -312,8 +312,8 @@ pub mod q6_k {
         Unit::halves(
             minus(low | (low_top << splat(4u32)), 32u32),
             minus(high | (high_top << splat(4u32)), 32u32),
-            d * f32::cast_from(signed_byte(scales, 0u32)),
-            d * f32::cast_from(signed_byte(scales, 1u32)),
+            d * signed_byte(scales, 0u32),
+            d * signed_byte(scales, 1u32),
         )
     }
 }

@@ -1,0 +1,60 @@
+//! What goes to stdout, and strings from files made fit for a terminal.
+
+use std::error::Error;
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+/// Writes to stdout at once. A reader that went away is an error that [`is_closed`] knows.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| io::Error::new(error.kind(), format!("standard output: {error}")))
+}
+
+/// Writes one JSON object to stdout.
+pub fn print_json(value: &Value) -> io::Result<()> {
+    print(&format!("{value:#}\n"))
+}
+
+/// Whether the error is that nobody reads stdout any more.
+pub fn is_closed(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// `text` with control characters, and others that move or hide text, written as escapes.
+pub fn escape(text: &str) -> String {
+    let hides = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match hides(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+        out
+    })
+}
+
+/// An error message as one line.
+pub fn sentence(message: &str) -> String {
+    let lines: Vec<_> = message.lines().map(str::trim).filter(|line| !line.is_empty()).map(escape).collect();
+    lines.join(" ")
+}
+
+/// A shape as `[2, 3]`.
+pub fn shape(extents: &[usize]) -> String {
+    format!("{extents:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_reach_no_terminal() {
+        assert_eq!(escape("a\u{1b}[31m\n\u{202e}é"), "a\\u{1b}[31m\\n\\u{202e}é");
+        assert_eq!(sentence("one\n  two\u{7}\n"), "one two\\u{7}");
+    }
+}

@@ -1,0 +1,94 @@
+//! The files of `tests/fixtures`.
+
+use std::path::Path;
+
+use cube_gguf::gguf::{Endian, Files, GgmlType};
+
+/// Blocks of one format and the values that the format's reference decodes from them.
+pub struct Fixture {
+    pub ty: GgmlType,
+    pub name: String,
+    /// `quantized`, `random` and `special`: see `tests/fixtures/README.md`.
+    pub tensors: Vec<Case>,
+    /// The same in big-endian files, where the format has one.
+    pub big_endian: Vec<Case>,
+}
+
+pub struct Case {
+    pub name: String,
+    pub endian: Endian,
+    pub n: usize,
+    pub k: usize,
+    pub data: Vec<u8>,
+    pub expected: Vec<f32>,
+}
+
+impl Fixture {
+    pub fn load(ty: GgmlType) -> Self {
+        let name = ty.name().to_lowercase();
+        let file = |suffix: &str| {
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{name}{suffix}.gguf"))
+        };
+        let tensors = cases(&file(""), ty);
+        assert_eq!(tensors.len(), 3, "{name}");
+        let big = file(".be");
+        let big_endian = if big.exists() { cases(&big, ty) } else { Vec::new() };
+        Self { ty, name, tensors, big_endian }
+    }
+
+    pub fn case(&self, name: &str) -> &Case {
+        self.tensors.iter().find(|case| case.name == name).unwrap()
+    }
+}
+
+impl Case {
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.expected[row * self.k..][..self.k]
+    }
+}
+
+fn cases(path: &Path, ty: GgmlType) -> Vec<Case> {
+    let files = Files::open(path).unwrap();
+    let gguf = files.parse().unwrap();
+    let inputs = gguf.tensors().filter(|tensor| !tensor.name().ends_with(".expected"));
+    let case = |tensor: cube_gguf::gguf::TensorInfo<'_>| {
+        assert_eq!(tensor.dtype().unwrap(), ty);
+        let expected = gguf.tensor(&format!("{}.expected", tensor.name())).unwrap();
+        let float = |bytes: &[u8]| match expected.endian() {
+            Endian::Little => f32::from_le_bytes(bytes.try_into().unwrap()),
+            Endian::Big => f32::from_be_bytes(bytes.try_into().unwrap()),
+        };
+        let shape = tensor.shape();
+        let k = *shape.last().unwrap();
+        Case {
+            name: tensor.name().to_owned(),
+            endian: tensor.endian(),
+            n: shape.iter().product::<usize>() / k,
+            k,
+            data: tensor.data().unwrap().to_vec(),
+            expected: expected.data().unwrap().chunks_exact(4).map(float).collect(),
+        }
+    };
+    inputs.map(case).collect()
+}
+
+/// Equal bits, but that one NaN is as good as another.
+#[track_caller]
+pub fn assert_same(actual: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let differs = |(a, e): (&f32, &f32)| a.to_bits() != e.to_bits() && !(a.is_nan() && e.is_nan());
+    if let Some(i) = actual.iter().zip(expected).position(differs) {
+        let count = actual.iter().zip(expected).filter(|&pair| differs(pair)).count();
+        panic!("{what}: value {i} is {:e}, not {:e}; {count} of {} differ", actual[i], expected[i], expected.len());
+    }
+}
+
+/// Numbers in -1..1 that are the same in every run: a linear congruential generator's upper bits.
+pub fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}

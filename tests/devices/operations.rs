@@ -1,0 +1,238 @@
+//! Every operation on every format.
+
+use cube_gguf::gguf::Endian;
+use cube_gguf::kernels::activations::Activations;
+use cube_gguf::kernels::floats::has_buffers;
+use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
+use half::{bf16, f16};
+
+use crate::Check;
+use crate::fixtures::{Case, Fixture, assert_same, noise};
+
+pub const CHECKS: &[(&str, Check)] = &[
+    ("gives_its_bytes_back", gives_its_bytes_back),
+    ("dequantizes_as_the_reference", dequantizes_as_the_reference),
+    ("dequantizes_big_endian", dequantizes_big_endian),
+    ("rounds_once_to_f16_and_bf16", rounds_once_to_f16_and_bf16),
+    ("gathers_rows", gathers_rows),
+    ("multiplies_few_tokens", multiplies_few_tokens),
+    ("multiplies_many_tokens", multiplies_many_tokens),
+    ("multiplies_strided_and_half_activations", multiplies_strided_and_half_activations),
+    ("multiplies_odd_shapes", multiplies_odd_shapes),
+    ("multiplies_non_finite_activations", multiplies_non_finite_activations),
+];
+
+fn upload(device: &CubeDevice, fixture: &Fixture, case: &Case) -> DeviceTensor {
+    DeviceTensor::from_gguf(device, fixture.ty, case.n, case.k, &case.data, case.endian).unwrap()
+}
+
+fn gives_its_bytes_back(device: &CubeDevice, fixture: &Fixture) {
+    for case in &fixture.tensors {
+        assert!(upload(device, fixture, case).data().unwrap() == case.data, "{}", case.name);
+    }
+    // Any bytes at all, in shapes that end inside words and vectors: one block, odd counts of blocks and rows.
+    let (size, bytes) = (fixture.ty.block_size(), fixture.ty.block_bytes());
+    for (n, blocks) in [(1, 1), (3, 1), (2, 3), (5, 7), (7, 20), (1, 33)] {
+        let data: Vec<u8> =
+            noise((n * blocks) as u64, n * blocks * bytes).iter().map(|x| (x * 128.0) as i8 as u8).collect();
+        let tensor = DeviceTensor::from_gguf(device, fixture.ty, n, blocks * size, &data, Endian::Little).unwrap();
+        assert!(tensor.data().unwrap() == data, "{n} rows of {blocks} blocks");
+    }
+}
+
+fn dequantizes_as_the_reference(device: &CubeDevice, fixture: &Fixture) {
+    for case in &fixture.tensors {
+        let tensor = upload(device, fixture, case);
+        let values = tensor.dequantize(FloatType::F32).unwrap();
+        assert_same(&values, &case.expected, &case.name);
+        let last = tensor.dequantize_rows_on_device(case.n - 1, 1, FloatType::F32).unwrap();
+        let last = FloatType::F32.to_f32(&device.client().read_one(last).unwrap(), case.k);
+        assert_same(&last, case.row(case.n - 1), &case.name);
+        let past = tensor.dequantize_rows_on_device(case.n, 1, FloatType::F32);
+        assert!(matches!(past, Err(Error::RowOutOfRange { .. })));
+    }
+}
+
+fn dequantizes_big_endian(device: &CubeDevice, fixture: &Fixture) {
+    for case in &fixture.big_endian {
+        let values = upload(device, fixture, case).dequantize(FloatType::F32).unwrap();
+        assert_same(&values, &case.expected, &case.name);
+    }
+}
+
+fn rounds_once_to_f16_and_bf16(device: &CubeDevice, fixture: &Fixture) {
+    for case in &fixture.tensors {
+        let tensor = upload(device, fixture, case);
+        let expected: Vec<f32> = case.expected.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+        assert_same(&tensor.dequantize(FloatType::F16).unwrap(), &expected, "f16");
+        let expected: Vec<f32> = case.expected.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        assert_same(&tensor.dequantize(FloatType::BF16).unwrap(), &expected, "bf16");
+    }
+}
+
+fn gathers_rows(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("random");
+    let tensor = upload(device, fixture, case);
+    let ids = [5i64, 0, 3, 3, 1];
+    let expected: Vec<f32> = ids.iter().flat_map(|&id| case.row(id as usize)).copied().collect();
+    assert_same(&tensor.rows(&ids, FloatType::F32).unwrap(), &expected, "i64 ids");
+    assert_same(&tensor.rows(&ids.map(|id| id as u32), FloatType::F32).unwrap(), &expected, "u32 ids");
+    let halves: Vec<f32> = expected.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+    assert_same(&tensor.rows(&ids, FloatType::F16).unwrap(), &halves, "f16 rows");
+    assert!(tensor.rows::<u32>(&[], FloatType::F32).unwrap().is_empty());
+    for id in [case.n as i64, -1, i64::MAX, u32::MAX as i64 + 1] {
+        let error = tensor.rows(&[0, id], FloatType::F32).unwrap_err();
+        assert!(matches!(error, Error::RowOutOfRange { id: wrong, .. } if wrong == id), "{error}");
+    }
+}
+
+/// Holds `actual`, `[tokens, n]`, to the stated bound around an f64 product of the expected values.
+#[track_caller]
+fn assert_product(
+    tensor: &DeviceTensor,
+    case: &Case,
+    x: &[f32],
+    actual: &[f32],
+    arithmetic: Arithmetic,
+    rounding: f64,
+) {
+    let tokens = x.len() / case.k;
+    assert_eq!(actual.len(), tokens * case.n);
+    let product = tensor.product(tokens, arithmetic);
+    for (t, x) in x.chunks_exact(case.k).enumerate() {
+        for row in 0..case.n {
+            let weights = case.row(row);
+            let exact: f64 = weights.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
+            let actual = actual[t * case.n + row] as f64;
+            let bound = product.error_bound(weights, x) + rounding * exact.abs();
+            let error = (actual - exact).abs();
+            assert!(
+                error <= bound,
+                "{} {arithmetic:?} token {t} of {tokens}, row {row}: {actual} for {exact}, off by {error}, bound {bound}",
+                case.name
+            );
+        }
+    }
+}
+
+fn multiplies_few_tokens(device: &CubeDevice, fixture: &Fixture) {
+    for name in ["quantized", "random"] {
+        let case = fixture.case(name);
+        let tensor = upload(device, fixture, case);
+        for tokens in [1, 2, 3, 5, 8] {
+            let x = noise(tokens as u64, tokens * case.k);
+            for arithmetic in [Arithmetic::Auto, Arithmetic::Float] {
+                let y = tensor.matmul(&x, &[tokens, case.k], arithmetic).unwrap();
+                assert_product(&tensor, case, &x, &y, arithmetic, 0.0);
+                let again = tensor.matmul(&x, &[tokens, case.k], arithmetic).unwrap();
+                assert_same(&again, &y, "the same input gives the same bits");
+            }
+        }
+    }
+}
+
+fn multiplies_many_tokens(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("quantized");
+    let tensor = upload(device, fixture, case);
+    for tokens in [9, 17, 64] {
+        let x = noise(tokens as u64, tokens * case.k);
+        for arithmetic in [Arithmetic::Auto, Arithmetic::Int8, Arithmetic::Float] {
+            let y = tensor.matmul(&x, &[tokens, case.k], arithmetic).unwrap();
+            assert_product(&tensor, case, &x, &y, arithmetic, 0.0);
+        }
+    }
+}
+
+fn multiplies_strided_and_half_activations(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("quantized");
+    let tensor = upload(device, fixture, case);
+    let client = device.client();
+    let k = case.k;
+    // [3, 2, 2, k] out of a larger buffer: swapped batch dimensions, gaps, and columns two apart.
+    let (shape, strides) = (vec![3, 2, 2, k], vec![2 * k, 24 * k, 7 * k, 2]);
+    let len = 2 * 2 * k + 24 * k + 7 * k + 2 * k;
+    let values = noise(7, len);
+    let mut dense = Vec::new();
+    for token in 0..12 {
+        let start = token / 4 * strides[0] + token / 2 % 2 * strides[1] + token % 2 * strides[2];
+        dense.extend((0..k).map(|column| values[start + column * strides[3]]));
+    }
+    for ty in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+        if !has_buffers(client.features(), ty) {
+            continue;
+        }
+        let (bytes, rounding): (Vec<u8>, f64) = match ty {
+            FloatType::F32 => (values.iter().flat_map(|x| x.to_le_bytes()).collect(), 0.0),
+            FloatType::F16 => (values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(), 2f64.powi(-11)),
+            FloatType::BF16 => (values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(), 2f64.powi(-8)),
+        };
+        let round = |x: f32| match ty {
+            FloatType::F32 => x,
+            FloatType::F16 => f16::from_f32(x).to_f32(),
+            FloatType::BF16 => bf16::from_f32(x).to_f32(),
+        };
+        let x: Vec<f32> = dense.iter().map(|&x| round(x)).collect();
+        let handle = client.create_from_slice(&bytes);
+        let activations = Activations { handle, len, ty, shape: shape.clone(), strides: strides.clone() };
+        for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
+            let y = tensor.matmul_on_device(&activations, arithmetic).unwrap();
+            let y = ty.to_f32(&client.read_one(y).unwrap(), 12 * case.n);
+            // The output is rounded to its type once more, from a sum that may be off by the bound.
+            assert_product(&tensor, case, &x, &y, arithmetic, 2.0 * rounding);
+        }
+    }
+    let handle = client.create_from_slice(bytemuck::cast_slice(&values));
+    let past = Activations { handle, len, ty: FloatType::F32, shape: vec![2, k], strides: vec![len, 1] };
+    assert!(matches!(tensor.matmul_on_device(&past, Arithmetic::Auto), Err(Error::Strides { .. })));
+}
+
+fn multiplies_odd_shapes(device: &CubeDevice, fixture: &Fixture) {
+    let whole = fixture.case("quantized");
+    let (size, bytes) = (fixture.ty.block_size(), fixture.ty.block_bytes());
+    // One block and one row; then rows of one block, their number no multiple of anything.
+    for n in [1, 5] {
+        let case = Case {
+            name: format!("{n} x {size}"),
+            endian: Endian::Little,
+            n,
+            k: size,
+            data: whole.data[..n * bytes].to_vec(),
+            expected: whole.expected[..n * size].to_vec(),
+        };
+        let tensor = upload(device, fixture, &case);
+        let x = noise(3, 2 * size);
+        let y = tensor.matmul(&x, &[2, size], Arithmetic::Auto).unwrap();
+        assert_product(&tensor, &case, &x, &y, Arithmetic::Auto, 0.0);
+        let y = tensor.matmul(&x[..size], &[size], Arithmetic::Float).unwrap();
+        assert_product(&tensor, &case, &x[..size], &y, Arithmetic::Float, 0.0);
+        assert!(tensor.matmul(&[], &[0, size], Arithmetic::Auto).unwrap().is_empty());
+        assert!(tensor.matmul(&[], &[4, 0, size], Arithmetic::Float).unwrap().is_empty());
+        for shape in [vec![2, size + 1], vec![0, size + 1], vec![]] {
+            let x = vec![0.0; shape.iter().product()];
+            let error = tensor.matmul(&x, &shape, Arithmetic::Auto).unwrap_err();
+            assert!(matches!(error, Error::Activations { .. }), "{error}");
+        }
+    }
+}
+
+/// A NaN or an infinity reaches the token it is in, and no other.
+fn multiplies_non_finite_activations(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("quantized");
+    let tensor = upload(device, fixture, case);
+    for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut x = noise(11, 3 * case.k);
+        let clean = x.clone();
+        x[case.k + case.k / 2] = wrong;
+        for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
+            let y = tensor.matmul(&x, &[3, case.k], arithmetic).unwrap();
+            let untouched = tensor.matmul(&clean, &[3, case.k], arithmetic).unwrap();
+            assert_same(&y[..case.n], &untouched[..case.n], "the token before");
+            assert_same(&y[2 * case.n..], &untouched[2 * case.n..], "the token after");
+            assert!(
+                y[case.n..2 * case.n].iter().all(|y| !y.is_finite()),
+                "{wrong} {arithmetic:?}: {:?}",
+                &y[case.n..2 * case.n]
+            );
+        }
+    }
+}

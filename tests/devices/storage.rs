@@ -1,0 +1,216 @@
+//! The storage layer on a device: Candle's surface, threads, errors.
+
+use cube_gguf::gguf::{Endian, GgmlType};
+use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
+use libtest_mimic::{Failed, Trial};
+
+use crate::fixtures::{Fixture, assert_same, noise};
+
+pub fn trials(device: &CubeDevice) -> Vec<Trial> {
+    let trial = |name: &str, check: fn(&CubeDevice)| {
+        let on = device.clone();
+        Trial::test(format!("{device}/storage/{name}"), move || {
+            check(&on);
+            Ok::<(), Failed>(())
+        })
+    };
+    let mut trials =
+        vec![trial("refuses_what_does_not_fit", refuses_what_does_not_fit), trial("serves_threads", serves_threads)];
+    #[cfg(feature = "candle")]
+    trials.extend(candle::CHECKS.iter().map(|&(name, check)| trial(name, check)));
+    trials
+}
+
+fn refuses_what_does_not_fit(device: &CubeDevice) {
+    let tensor =
+        |ty, n, k, bytes: usize, endian| DeviceTensor::from_gguf(device, ty, n, k, &vec![0; bytes], endian).err();
+    assert!(matches!(tensor(GgmlType::I32, 1, 1, 4, Endian::Little), Some(Error::NotWeights { .. })));
+    assert!(matches!(tensor(GgmlType::Q5_0, 1, 32, 22, Endian::Big), Some(Error::BigEndian { .. })));
+    for (n, k, bytes) in [(2, 32, 18), (1, 33, 18), (usize::MAX, 32, 18), (1 << 60, 1 << 60, 0), (1, 32, 17)] {
+        let error = tensor(GgmlType::Q4_0, n, k, bytes, Endian::Little).unwrap();
+        assert!(matches!(error, Error::Size { .. }), "{error}");
+        assert!(error.to_string().contains(&bytes.to_string()), "{error}");
+    }
+}
+
+/// One tensor, many threads, each with an input of its own.
+fn serves_threads(device: &CubeDevice) {
+    let fixture = Fixture::load(GgmlType::Q4K);
+    let case = fixture.case("quantized");
+    let tensor = DeviceTensor::from_gguf(device, fixture.ty, case.n, case.k, &case.data, Endian::Little).unwrap();
+    let inputs: Vec<_> = (0..8).map(|seed| noise(seed, 2 * case.k)).collect();
+    let shape = [2, case.k];
+    let alone: Vec<_> = inputs.iter().map(|x| tensor.matmul(x, &shape, Arithmetic::Auto).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for (x, expected) in inputs.iter().zip(&alone) {
+            let tensor = &tensor;
+            scope.spawn(move || {
+                for _ in 0..4 {
+                    assert_same(&tensor.matmul(x, &shape, Arithmetic::Auto).unwrap(), expected, "beside other threads");
+                    assert_same(&tensor.dequantize(FloatType::F32).unwrap(), &case.expected, "beside other threads");
+                }
+            });
+        }
+    });
+}
+
+#[cfg(feature = "candle")]
+mod candle {
+    use std::borrow::Cow;
+
+    use candle_core::{Device as CandleDevice, Module, Tensor};
+    use cube_gguf::gguf::GgmlType;
+    use cube_gguf::{CubeDevice, Device, GgmlDType, QMatMul, QStorage, QTensor, load_quantized, qtensor_from_ggml};
+
+    use crate::fixtures::{Fixture, assert_same, noise};
+
+    pub const CHECKS: &[(&str, fn(&CubeDevice))] = &[
+        ("loads_a_model", loads_a_model),
+        ("multiplies_quantized_ones", multiplies_quantized_ones),
+        ("agrees_with_candle", agrees_with_candle),
+        ("quantizes_as_candle", quantizes_as_candle),
+        ("keeps_blocks_without_a_shape", keeps_blocks_without_a_shape),
+        ("embeds", embeds),
+    ];
+
+    /// The types that Candle's CPU code has a product for.
+    const CANDLE: [GgmlType; 10] = [
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q8_0,
+        GgmlType::Q2K,
+        GgmlType::Q3K,
+        GgmlType::Q4K,
+        GgmlType::Q5K,
+        GgmlType::Q6K,
+    ];
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// The specification's first test: a model's tensors onto a device, without a panic.
+    fn loads_a_model(device: &CubeDevice) {
+        let device = Device::Cube(device.clone());
+        for format in cube_gguf::kernels::formats::FORMATS {
+            let fixture = Fixture::load(format.ty);
+            let case = fixture.case("random");
+            let tensor = qtensor_from_ggml(format.ty, &case.data, vec![case.n, case.k], &device).unwrap();
+            assert_eq!((tensor.dtype(), tensor.device()), (format.ty, device.clone()));
+            assert_eq!((tensor.rank(), tensor.shape().dims()), (2, &[case.n, case.k][..]));
+            assert_eq!(tensor.storage_size_in_bytes(), case.data.len());
+            assert!(tensor.data().unwrap() == case.data);
+            assert_same(&values(&tensor.dequantize(&CandleDevice::Cpu).unwrap()), &case.expected, &fixture.name);
+        }
+    }
+
+    /// The specification's second test.
+    fn multiplies_quantized_ones(device: &CubeDevice) {
+        let ones = Tensor::ones((32, 32), candle_core::DType::F32, &CandleDevice::Cpu).unwrap();
+        let weights = QTensor::quantize_onto(&ones, GgmlDType::Q4_0, &Device::Cube(device.clone())).unwrap();
+        let layer = QMatMul::from_qtensor(weights).unwrap();
+        let x = Tensor::ones((1, 32), candle_core::DType::F32, &CandleDevice::Cpu).unwrap();
+        let y = layer.forward(&x).unwrap();
+        assert_eq!(y.dims(), [1, 32]);
+        // Q4_0 holds 1 as -8 times a scale of -1/8: exactly. So is the int8 code of a 1: 127 of 127 steps.
+        assert!(values(&y).iter().all(|&y| (y - 32.0).abs() < 1e-4), "{y}");
+        let y = layer.forward_via_f16(&x).unwrap();
+        assert!(values(&y).iter().all(|&y| y == 32.0), "{y}");
+    }
+
+    /// Our products and Candle's are both within their bounds, so at most the sum of the bounds apart.
+    fn agrees_with_candle(device: &CubeDevice) {
+        for ty in CANDLE {
+            let fixture = Fixture::load(ty);
+            let case = fixture.case("quantized");
+            let shape = (case.n, case.k);
+            let ours = QTensor::from_gguf(ty, Cow::Borrowed(&case.data), shape, &Device::Cube(device.clone())).unwrap();
+            let theirs = QTensor::from_gguf(ty, Cow::Borrowed(&case.data), shape, &Device::Cpu).unwrap();
+            let (auto, tokens) = (cube_gguf::Arithmetic::Auto, 4);
+            let x = noise(5, tokens * case.k);
+            let xs = Tensor::from_slice(&x, (2, 2, case.k), &CandleDevice::Cpu).unwrap();
+            let bounds = [ours.product(tokens, auto), theirs.product(tokens, auto)];
+            let [a, b] = [ours, theirs].map(|tensor| QMatMul::from_qtensor(tensor).unwrap().forward(&xs).unwrap());
+            assert_eq!(a.dims(), [2, 2, case.n]);
+            assert_eq!(a.dims(), b.dims());
+            for (i, (a, b)) in values(&a).into_iter().zip(values(&b)).enumerate() {
+                let (x, row) = (&x[i / case.n * case.k..][..case.k], case.row(i % case.n));
+                let bound: f64 = bounds.iter().map(|product| product.error_bound(row, x)).sum();
+                assert!((a as f64 - b as f64).abs() <= bound, "{ty}: {a} and {b}, bound {bound}");
+            }
+        }
+    }
+
+    fn quantizes_as_candle(device: &CubeDevice) {
+        use candle_core::quantized::{GgmlDType as Theirs, QTensor as CandleTensor};
+        let source = Tensor::from_vec(noise(2, 3 * 512), (3, 512), &CandleDevice::Cpu).unwrap();
+        let device = Device::Cube(device.clone());
+        for (ty, theirs) in [(GgmlType::Q4_0, Theirs::Q4_0), (GgmlType::Q4K, Theirs::Q4K), (GgmlType::Q6K, Theirs::Q6K)]
+        {
+            let expected = CandleTensor::quantize(&source, theirs).unwrap();
+            let expected = expected.data().unwrap();
+            for home in [&device, &Device::Cpu] {
+                let ours = QTensor::quantize_onto(&source, ty, home).unwrap();
+                assert!(ours.data().unwrap() == expected, "{ty} on {home}");
+            }
+        }
+        let importance: Vec<f32> = noise(4, 512).iter().map(|x| x.abs() + 0.1).collect();
+        let expected = CandleTensor::quantize_imatrix(&source, &importance, Theirs::Q4K).unwrap();
+        let ours = QTensor::quantize_imatrix_onto(&source, &importance, GgmlType::Q4K, &device).unwrap();
+        assert!(ours.data().unwrap() == expected.data().unwrap());
+        assert!(QTensor::quantize_imatrix_onto(&source, &importance[1..], GgmlType::Q4K, &device).is_err());
+        assert!(QTensor::quantize(&source.narrow(1, 0, 300).unwrap(), GgmlType::Q4K).is_err());
+        assert!(QTensor::quantize(&source, GgmlType::IQ2XXS).is_err());
+    }
+
+    fn keeps_blocks_without_a_shape(device: &CubeDevice) {
+        let device = Device::Cube(device.clone());
+        let fixture = Fixture::load(GgmlType::Q4_0);
+        let case = fixture.case("quantized");
+        for home in [&device, &Device::Cpu] {
+            let storage = QStorage::from_data(Cow::Borrowed(&case.data), home, GgmlType::Q4_0).unwrap();
+            assert_eq!(
+                (storage.dtype(), storage.block_size(), storage.size_in_bytes()),
+                (GgmlType::Q4_0, 32, case.data.len())
+            );
+            assert_eq!(storage.device(), *home);
+            assert!(storage.data().unwrap() == case.data);
+            let candle_core::Storage::Cpu(flat) = storage.dequantize(case.n * case.k).unwrap() else { panic!() };
+            assert_same(flat.as_slice().unwrap(), &case.expected, "flat");
+            let tensor = QTensor::new(storage, (case.n, case.k)).unwrap();
+            assert_same(&values(&tensor.dequantize(&CandleDevice::Cpu).unwrap()), &case.expected, "shaped");
+            let half = tensor.dequantize_f16(&CandleDevice::Cpu).unwrap();
+            assert_eq!((half.dtype(), half.dims()), (candle_core::DType::F16, &[case.n, case.k][..]));
+            let storage = QStorage::from_data(Cow::Borrowed(&case.data), home, GgmlType::Q4_0).unwrap();
+            assert!(QTensor::new(storage, (case.n + 1, case.k)).is_err());
+            let mut zeros = QStorage::zeros(home, 64, GgmlType::Q8_0).unwrap();
+            assert!(zeros.data().unwrap().iter().all(|&byte| byte == 0));
+            let source = candle_core::CpuStorage::F32(vec![1.0; 64]);
+            zeros.quantize_onto(&candle_core::Storage::Cpu(source)).unwrap();
+            let candle_core::Storage::Cpu(ones) = zeros.dequantize(64).unwrap() else { panic!() };
+            assert!(ones.as_slice::<f32>().unwrap().iter().all(|x| (x - 1.0).abs() < 1e-3));
+            let loaded = load_quantized(home, &[1.0f32, -2.0, 3.5]).unwrap();
+            assert_eq!((loaded.dtype(), loaded.size_in_bytes()), (GgmlType::F32, 12));
+            assert!(QStorage::from_data(Cow::Borrowed(&case.data[1..]), home, GgmlType::Q4_0).is_err());
+        }
+    }
+
+    fn embeds(device: &CubeDevice) {
+        for ty in [GgmlType::Q6K, GgmlType::IQ3S, GgmlType::F16] {
+            let fixture = Fixture::load(ty);
+            let case = fixture.case("random");
+            let ids = Tensor::new(&[[4u32, 0], [2, 2]], &CandleDevice::Cpu).unwrap();
+            let expected: Vec<f32> = [4, 0, 2, 2].into_iter().flat_map(|id| case.row(id)).copied().collect();
+            for home in [Device::Cube(device.clone()), Device::Cpu] {
+                let tensor = QTensor::from_gguf(ty, Cow::Borrowed(&case.data), (case.n, case.k), &home).unwrap();
+                let rows = tensor.embedding(&ids).unwrap();
+                assert_eq!(rows.dims(), [2, 2, case.k]);
+                assert_same(&values(&rows), &expected, &fixture.name);
+                let wrong = Tensor::new(&[case.n as u32], &CandleDevice::Cpu).unwrap();
+                assert!(tensor.embedding(&wrong).is_err(), "{ty} on {home}");
+            }
+        }
+    }
+}
