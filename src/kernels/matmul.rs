@@ -58,7 +58,8 @@ pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithme
 pub fn matmul(client: &Client, weights: &Weights, x: &Activations, arithmetic: Arithmetic) -> Handle {
     match resolve(client, weights.ty(), x.tokens(), arithmetic) {
         Product::Int8 { .. } => matvec(client, weights, x, Operand::Int8),
-        Product::Float => matvec(client, weights, x, Operand::Float),
+        // Halves are the host's alone; `resolve` never names them.
+        Product::Float | Product::Halves { .. } => matvec(client, weights, x, Operand::Float),
         Product::MatrixUnits => {
             // A blueprint that does not fit the device is refused before anything is launched.
             striped(client, weights, x).unwrap_or_else(|_| matvec(client, weights, x, Operand::Float))

@@ -14,6 +14,11 @@ pub enum Product {
     },
     /// f32 activations and products.
     Float,
+    /// Activations rounded to the weights' own type, f16 or bf16, f32 sums: Candle's product on the host.
+    Halves {
+        /// Significant bits of that type.
+        bits: u8,
+    },
     /// Both operands rounded to bf16, products and sums in f32, on matrix units.
     MatrixUnits,
 }
@@ -27,6 +32,7 @@ impl Product {
         match self {
             Self::Int8 { .. } => "int8",
             Self::Float => "float",
+            Self::Halves { .. } => "half",
             Self::MatrixUnits => "bf16",
         }
     }
@@ -41,6 +47,7 @@ impl Product {
         let sums = terms * 2f64.powi(-24) * products;
         let operands = match self {
             Self::Float => 0.0,
+            Self::Halves { bits } => 2f64.powi(-(bits as i32)) * products,
             // (1 + 2^-8)^2 - 1, the unit roundoff of eight significant bits.
             Self::MatrixUnits => (2f64.powi(-7) + 2f64.powi(-16)) * products,
             Self::Int8 { block, half_scale } => {

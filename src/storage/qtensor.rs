@@ -286,7 +286,11 @@ impl QTensor {
             Inner::Cube(tensor) => tensor.product(tokens, arithmetic),
             Inner::Host(_) => Product::Float,
             Inner::Candle(tensor) => match tensor.dtype().block_size() {
-                1 => Product::Float,
+                1 => match self.dtype() {
+                    GgmlType::F16 => Product::Halves { bits: 11 },
+                    GgmlType::BF16 => Product::Halves { bits: 8 },
+                    _ => Product::Float,
+                },
                 // Candle quantizes activations to the type beside the weights': Q8_K, or Q8_0 with its half scale.
                 block => Product::Int8 { block, half_scale: block == 32 },
             },
@@ -294,6 +298,9 @@ impl QTensor {
     }
 
     /// `xs` `[.., k]` times the transpose of this `[n, k]` matrix: `[.., n]` of the type of `xs`.
+    ///
+    /// In host memory Candle's kernels have one arithmetic a type, whatever the caller asks for; see
+    /// [`product`](Self::product).
     ///
     /// # Errors
     ///

@@ -68,6 +68,12 @@ fn devices() -> Vec<CubeDevice> {
             continue;
         }
         match CubeDevice::new(backend, 0) {
+            Ok(device) if backend != Backend::CubeCpu && device.is_software() => {
+                eprintln!(
+                    "skipped: {device} is a software rasterizer ({}); CUBE_GGUF_TEST_DEVICES tests it",
+                    device.description()
+                );
+            }
             Ok(device) => devices.push(device),
             Err(error) if backend.is_linked() => eprintln!("skipped: {error}"),
             Err(_) => {}

@@ -18,9 +18,13 @@ use crate::{DeviceArgument, Outcome};
 const ROTATED_BYTES: usize = 256_000_000;
 /// Caches that all copies of the weights fill.
 const CACHES: usize = 4;
+/// Copies of weights so small that more would take too long to make.
+const MAX_COPIES: usize = 256;
 /// Copies, and bytes of all of them, on the host.
 const MAX_HOST_COPIES: usize = 4;
 const MAX_HOST_BYTES: usize = 512 << 20;
+/// The most rows of activations.
+const MAX_TOKENS: usize = 1 << 20;
 /// Distinct rows of random weights, as ggml's anchor has.
 const POOL_ROWS: usize = 64;
 /// The most bytes of floats that dequantizing leaves at a time.
@@ -35,7 +39,8 @@ const QUEUE_SECONDS: f64 = 0.05;
 #[command(after_help = "\
 The columns: us is the median time of one operation, gbps_weights the GGUF bytes of the weights over it, tflops the
 floating-point operations of a product. Activations are f32 and resident; quantizing them is part of the product.
-Dequantization is to f32. Weights rotate over copies that together exceed four last-level caches.
+Dequantization is to f32. Weights rotate over copies that together exceed four last-level caches, 256 copies
+at most.
 
 Examples:
   cube-gguf bench --types q4_0,q4_k,q6_k --tokens 1,8,512
@@ -85,8 +90,8 @@ struct Case {
 
 pub fn run(arguments: &Arguments) -> Outcome {
     let types = arguments.types.iter().map(|name| weights_type(name)).collect::<Outcome<Vec<_>>>()?;
-    if arguments.tokens.contains(&0) {
-        return Err("--tokens must be 1 or more".into());
+    if arguments.tokens.iter().any(|tokens| !(1..=MAX_TOKENS).contains(tokens)) {
+        return Err(format!("--tokens must be 1 or more, and {MAX_TOKENS} at most").into());
     }
     let device = arguments.device.open()?;
     let cases = match &arguments.file {
@@ -206,7 +211,7 @@ impl Case {
         let copies = cache.map_or(ROTATED_BYTES, |cache| CACHES * cache) / self.bytes() + 1;
         match is_host(device) {
             true => copies.min(MAX_HOST_BYTES / self.bytes()).clamp(1, MAX_HOST_COPIES),
-            false => copies.max(2),
+            false => copies.clamp(2, MAX_COPIES),
         }
     }
 

@@ -332,7 +332,8 @@ fn as_text(device: &Device, findings: &[Finding], skipped: &[Skipped]) -> String
     let sum = |bytes: fn(&Finding) -> usize| findings.iter().map(bytes).sum::<usize>();
     let (on_device, in_file) = (sum(|finding| finding.device_bytes), sum(|finding| finding.gguf_bytes));
     text.push_str(&format!(
-        "\n{} tensors on {device}, {} skipped, {exact}, worst error {:.2} of bound ({}), {on_device} bytes on the device for {in_file} ({:.3}): {}\n",
+        "\n{} tensors on {device}, {} skipped, {exact}, worst error {:.2} of bound ({}), \
+         {on_device} bytes on the device for {in_file} ({:.3}): {}\n",
         findings.len(),
         skipped.len(),
         worst.ratio(),
