@@ -5,6 +5,10 @@
 //! - [`Device`], [`DeviceTensor`]: tensors on devices, for any framework.
 //! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the surface of `candle_core::quantized`.
 
+#[cfg(all(doctest, feature = "candle"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod error;
 pub mod gguf;
 pub mod kernels;

@@ -79,9 +79,21 @@ impl Blueprint {
 ///
 /// Any number of tokens is right; past [`MAX_TOKENS`] the weights are read again for each such group.
 pub fn matvec(client: &Client, weights: &Weights, x: &Activations, operand: Operand) -> Handle {
+    let operand = if traits(weights.ty()).dense { Operand::Float } else { operand };
+    matvec_with(client, weights, x, operand, |tokens| Blueprint::pick(client, weights.ty(), operand, tokens))
+}
+
+/// [`matvec`] by the blueprints that `pick` gives for so many tokens, which must be of the weights' type and of `operand`
+/// (dense weights take [`Operand::Float`] alone).
+pub fn matvec_with(
+    client: &Client,
+    weights: &Weights,
+    x: &Activations,
+    operand: Operand,
+    pick: impl Fn(usize) -> Blueprint,
+) -> Handle {
     let tokens = x.tokens();
     let out = client.empty((tokens * weights.n() * x.ty.bytes()).next_multiple_of(16).max(16));
-    let operand = if traits(weights.ty()).dense { Operand::Float } else { operand };
     let units = weights.units();
     let (codes, floats, float_vectors) = match operand {
         Operand::Int8 => {
@@ -92,7 +104,7 @@ pub fn matvec(client: &Client, weights: &Weights, x: &Activations, operand: Oper
     };
     let (codes, code_vectors) = codes.unwrap_or_else(|| (floats.clone(), 1));
     for first in (0..tokens).step_by(MAX_TOKENS) {
-        let blueprint = Blueprint::pick(client, weights.ty(), operand, MAX_TOKENS.min(tokens - first));
+        let blueprint = pick(MAX_TOKENS.min(tokens - first));
         let rows_per_cube = blueprint.rows * blueprint.groups as usize;
         let (count, grid) = cubes(client, weights.n().div_ceil(rows_per_cube), weights.n());
         kernel::launch(

@@ -9,6 +9,7 @@ use cubecl::server::Handle;
 
 use super::formats::{Format, Layout, Placements};
 use super::launch::{Grid, buffer, elementwise};
+use crate::gguf::Endian;
 
 /// The most GGUF bytes staged at once.
 const STAGING: usize = 16 << 20;
@@ -21,12 +22,13 @@ fn blocks_per_quantum(layout: &Layout) -> usize {
 
 /// Repacks `rows` rows of `blocks` blocks into `out`, which has the words of `placements`.
 ///
-/// `data` is little-endian GGUF blocks. At most two staging buffers are in flight; what fails on the device shows up at
+/// `data` is GGUF blocks of a byte order that the format has. At most two staging buffers are in flight; what fails on the device shows up at
 /// the next read of `out`.
 pub fn upload(
     client: &Client,
     format: &Format,
     data: &[u8],
+    endian: Endian,
     rows: usize,
     blocks: usize,
     placements: &Placements,
@@ -46,7 +48,9 @@ pub fn upload(
     for (chunk, first) in (0..rows * per_row).step_by(step).enumerate() {
         let end = (first + step).min(rows * per_row);
         let (from, to) = (first_block(first), first_block(end));
-        let mut bytes = data[from * block_bytes..to * block_bytes].to_vec();
+        let blocks_of_chunk = &data[from * block_bytes..to * block_bytes];
+        let Some(bytes) = format.little_endian(blocks_of_chunk, endian) else { return };
+        let mut bytes = bytes.into_owned();
         bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
         let words = bytes.len() / 4;
         let staged = client.create(cubecl::bytes::Bytes::from_bytes_vec(bytes));

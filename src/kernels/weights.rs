@@ -6,7 +6,7 @@ use cubecl::server::Handle;
 use super::formats::{Format, Placements, PlanesLaunch, UNIT, format};
 use super::launch::buffer;
 use super::repack;
-use crate::gguf::GgmlType;
+use crate::gguf::{Endian, GgmlType};
 
 /// `n` rows of `k` weights, in the planes of their format's device layout.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Uploads the little-endian GGUF blocks of an `n` x `k` matrix.
+    /// Uploads the GGUF blocks of an `n` x `k` matrix, of a byte order that the format has.
     ///
     /// `codebook` is the device's copy of the format's codebook and its words. `None` where the shape does not fit
     /// `data`, or overflows.
@@ -32,6 +32,7 @@ impl Weights {
         n: usize,
         k: usize,
         data: &[u8],
+        endian: Endian,
         codebook: (Handle, usize),
     ) -> Option<Self> {
         let format = format(ty)?;
@@ -41,7 +42,7 @@ impl Weights {
         let blocks = k / ty.block_size();
         let placements = (format.layout)().place(n, blocks)?;
         let handle = client.memory_persistent_allocation((), |()| client.empty(4 * placements.words.max(4)));
-        repack::upload(client, format, data, n, blocks, &placements, &handle);
+        repack::upload(client, format, data, endian, n, blocks, &placements, &handle);
         Some(Self { format, n, k, placements, handle, codebook: codebook.0, codebook_words: codebook.1 })
     }
 

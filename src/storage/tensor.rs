@@ -42,16 +42,17 @@ impl DeviceTensor {
         endian: Endian,
     ) -> Result<Self> {
         let format = format(ty).ok_or(Error::NotWeights { ty })?;
-        let data = format.little_endian(data, endian).ok_or(Error::BigEndian { ty })?;
+        if endian == Endian::Big && format.multibyte.is_none() {
+            return Err(Error::BigEndian { ty });
+        }
         let client = device.client();
         let most = client.properties().memory.max_page_size;
-        // A little more than the data: the padding of rows.
         if data.len() as u64 > most {
             return Err(Error::TooLarge { device: device.to_string(), bytes: data.len(), most });
         }
         let codebook = device.codebook(&client, ty);
         let size = || Error::Size { ty, n, k, bytes: data.len() };
-        let weights = Weights::upload(&client, ty, n, k, &data, codebook).ok_or_else(size)?;
+        let weights = Weights::upload(&client, ty, n, k, data, endian, codebook).ok_or_else(size)?;
         client.check([weights.handle()]).map_err(|error| device.failed(error))?;
         Ok(Self { device: device.clone(), weights })
     }
@@ -69,6 +70,11 @@ impl DeviceTensor {
     /// Rows: output features.
     pub fn n(&self) -> usize {
         self.weights.n()
+    }
+
+    /// The matrix as the kernels take it.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// Columns: input features.

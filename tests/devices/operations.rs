@@ -3,7 +3,8 @@
 use cube_gguf::gguf::Endian;
 use cube_gguf::kernels::activations::Activations;
 use cube_gguf::kernels::floats::has_buffers;
-use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
+use cube_gguf::kernels::matvec::{Blueprint, Operand, Reduction, matvec_with};
+use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, Product};
 use half::{bf16, f16};
 
 use crate::Check;
@@ -19,6 +20,7 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("multiplies_many_tokens", multiplies_many_tokens),
     ("multiplies_strided_and_half_activations", multiplies_strided_and_half_activations),
     ("multiplies_odd_shapes", multiplies_odd_shapes),
+    ("multiplies_through_shared_memory", multiplies_through_shared_memory),
     ("multiplies_non_finite_activations", multiplies_non_finite_activations),
 ];
 
@@ -96,9 +98,13 @@ fn assert_product(
     arithmetic: Arithmetic,
     rounding: f64,
 ) {
+    assert_product_is(tensor.product(x.len() / case.k, arithmetic), case, x, actual, rounding);
+}
+
+#[track_caller]
+fn assert_product_is(product: Product, case: &Case, x: &[f32], actual: &[f32], rounding: f64) {
     let tokens = x.len() / case.k;
     assert_eq!(actual.len(), tokens * case.n);
-    let product = tensor.product(tokens, arithmetic);
     for (t, x) in x.chunks_exact(case.k).enumerate() {
         for row in 0..case.n {
             let weights = case.row(row);
@@ -108,7 +114,7 @@ fn assert_product(
             let error = (actual - exact).abs();
             assert!(
                 error <= bound,
-                "{} {arithmetic:?} token {t} of {tokens}, row {row}: {actual} for {exact}, off by {error}, bound {bound}",
+                "{} {product:?} token {t} of {tokens}, row {row}: {actual} for {exact}, off by {error}, bound {bound}",
                 case.name
             );
         }
@@ -213,6 +219,30 @@ fn multiplies_odd_shapes(device: &CubeDevice, fixture: &Fixture) {
             assert!(matches!(error, Error::Activations { .. }), "{error}");
         }
     }
+}
+
+/// The reduction of devices without plane operations, on all of them.
+fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("quantized");
+    let tensor = upload(device, fixture, case);
+    let client = device.client();
+    let (tokens, dense) = (2, tensor.product(1, Arithmetic::Int8) == Product::Float);
+    let values = noise(13, tokens * case.k);
+    let x = client.create_from_slice(bytemuck::cast_slice(&values));
+    let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]);
+    let (operand, product) = if dense { (Operand::Float, Product::Float) } else { (Operand::Int8, Product::INT8) };
+    let blueprint = |tokens| Blueprint {
+        ty: fixture.ty,
+        operand,
+        reduction: Reduction::Shared,
+        lanes: 4,
+        groups: 1,
+        rows: 2,
+        tokens,
+    };
+    let y = matvec_with(&client, tensor.weights(), &x, operand, blueprint);
+    let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
+    assert_product_is(product, case, &values, &y, 0.0);
 }
 
 /// A NaN or an infinity reaches the token it is in, and no other.

@@ -12,10 +12,9 @@ type Step = (&'static str, fn() -> Result<()>);
 
 /// The cheapest first. The lints check the dependencies once for the widest feature set, which the
 /// documentation then reuses; the tests build them.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 6] = [
     ("format", format),
     ("lint", lint),
-    ("lint, default features", lint_default),
     ("lint, no default features", lint_bare),
     ("documentation", documentation),
     ("tests", tests),
@@ -70,10 +69,6 @@ fn format() -> Result<()> {
 
 fn lint() -> Result<()> {
     clippy(&["--workspace", "--all-targets", "--features", CI_FEATURES])
-}
-
-fn lint_default() -> Result<()> {
-    clippy(&[])
 }
 
 fn lint_bare() -> Result<()> {

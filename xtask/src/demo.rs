@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use libloading::Library;
 
+use crate::test::CI_FEATURES;
 use crate::{model, process, setup};
 
 #[derive(clap::Args)]
@@ -24,9 +24,9 @@ pub fn run(args: &Args) -> Result<()> {
         None => model::fetch()?,
     };
 
-    let features = features();
-    println!("Features for this machine: {features}");
-    let mut cargo = process::cargo(["run", "--release", "--features", &features]);
+    // The backends that the tests link, so that both share one build; which of them has a device shows at run time.
+    let features = if cfg!(target_os = "macos") { "metal,cli" } else { CI_FEATURES };
+    let mut cargo = process::cargo(["run", "--features", features]);
     cargo.args(["--bin", "cube-gguf", "--", "verify"]);
     cargo.arg(model).args(["--device", &args.device]);
     process::run(&mut cargo, "cube-gguf verify")
@@ -38,41 +38,4 @@ fn given(file: &Path) -> Result<PathBuf> {
         bail!("{} is not a file", file.display());
     }
     std::path::absolute(file).with_context(|| format!("no absolute path for {}", file.display()))
-}
-
-/// The command line, and a backend for each GPU library here, so that no other is compiled.
-fn features() -> String {
-    let mut features = vec!["cli"];
-    if cfg!(target_os = "macos") {
-        features.push("metal");
-    } else {
-        if loads(Path::new("libcuda.so.1")) {
-            features.push("cuda");
-        }
-        if hip() {
-            features.push("hip");
-        }
-        if loads(Path::new("libvulkan.so.1")) {
-            features.push("vulkan");
-        }
-    }
-    features.join(",")
-}
-
-/// Looks where cubecl-hip-sys does.
-fn hip() -> bool {
-    let named = ["ROCM_PATH", "HIP_PATH"]
-        .into_iter()
-        .filter_map(std::env::var_os)
-        .map(PathBuf::from)
-        .flat_map(|root| [root.join("lib"), root]);
-    let system = PathBuf::new();
-    named
-        .chain([system])
-        .any(|dir| ["libamdhip64.so", "libamdhip64.so.1", "libamdhip64.so.0"].iter().any(|name| loads(&dir.join(name))))
-}
-
-fn loads(library: &Path) -> bool {
-    // SAFETY: GPU drivers' libraries, whose initializers any GPU program runs.
-    unsafe { Library::new(library) }.is_ok()
 }
