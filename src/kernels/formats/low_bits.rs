@@ -50,7 +50,7 @@ pub mod tq1_0 {
             for (v, out) in out.iter_mut().enumerate() {
                 let (byte, digit) = place(v);
                 let shifted = (block[byte] as u32 * 3u32.pow(digit)) & 0xff;
-                *out = ((shifted * 3 >> 8) as i32 - 1) as f32 * d;
+                *out = (((shifted * 3) >> 8) as i32 - 1) as f32 * d;
             }
         },
         multibyte: Some(&[Field::u16s(52, 1)]),
