@@ -20,21 +20,13 @@ fn blocks_per_quantum(layout: &Layout) -> usize {
     [1, 2, 4, 8, 16].into_iter().find(|&blocks| whole(blocks)).unwrap_or(32)
 }
 
-/// Repacks `rows` rows of `blocks` blocks into `out`, which has the words of `placements`.
+/// Repacks a matrix into `out`, which has the words of `placements`.
 ///
 /// `data` is GGUF blocks of a byte order that the format has. At most two staging buffers are in flight; what fails on the device shows up at
 /// the next read of `out`.
-pub fn upload(
-    client: &Client,
-    format: &Format,
-    data: &[u8],
-    endian: Endian,
-    rows: usize,
-    blocks: usize,
-    placements: &Placements,
-    out: &Handle,
-) {
+pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, placements: &Placements, out: &Handle) {
     let layout = (format.layout)();
+    let (rows, blocks) = (placements.rows, placements.blocks);
     let per_quantum = blocks_per_quantum(&layout);
     let block_bytes = layout.block_bytes;
     // Rows of the widest plane in quanta; a narrower plane's surplus words lie past its row and are not written.

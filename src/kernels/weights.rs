@@ -42,7 +42,7 @@ impl Weights {
         let blocks = k / ty.block_size();
         let placements = (format.layout)().place(n, blocks)?;
         let handle = client.memory_persistent_allocation((), |()| client.empty(4 * placements.words.max(4)));
-        repack::upload(client, format, data, endian, n, blocks, &placements, &handle);
+        repack::upload(client, format, data, endian, &placements, &handle);
         Some(Self { format, n, k, placements, handle, codebook: codebook.0, codebook_words: codebook.1 })
     }
 

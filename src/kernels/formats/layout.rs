@@ -98,6 +98,10 @@ pub struct Placement {
 /// Where the planes of an `n` x `k` matrix lie in one device buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placements {
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Blocks of a row.
+    pub blocks: usize,
     pub planes: [Placement; MAX_PLANES],
     /// Words of the buffer, a multiple of 4.
     pub words: usize,
@@ -114,7 +118,7 @@ impl Layout {
             *placement = Placement { offset: words, stride: plane.row_words(blocks) };
             words = words.checked_add(placement.stride.checked_mul(rows)?)?.checked_next_multiple_of(4)?;
         }
-        Some(Placements { planes, words })
+        Some(Placements { rows, blocks, planes, words })
     }
 
     /// GGUF bytes of `rows` rows of `blocks` blocks, from the words of their device planes: the inverse of the upload.
