@@ -32,7 +32,7 @@ enum Inner {
     /// A format that Candle lacks, in host memory.
     Host(HostBlocks),
     /// On a device of CubeCL.
-    Cube(Box<DeviceTensor>),
+    Cube(DeviceTensor),
 }
 
 /// Rows and columns of a tensor taken as a matrix.
@@ -77,7 +77,7 @@ impl QTensor {
             | QStorage::Wgpu(QCubeStorage(tensor))
             | QStorage::Metal(QCubeStorage(tensor))
             | QStorage::CubeCpu(QCubeStorage(tensor)) => {
-                Inner::Cube(Box::new(match (tensor.n(), tensor.k()) == (n, k) {
+                Inner::Cube(match (tensor.n(), tensor.k()) == (n, k) {
                     true => tensor,
                     // The planes of one long row are not those of many: the blocks go up again, with their rows.
                     false => DeviceTensor::from_gguf(tensor.device(), ty, n, k, &tensor.data()?, NATIVE)?,
@@ -98,7 +98,7 @@ impl QTensor {
             Device::Cpu => Self::new(QStorage::from_data(data, device, ty)?, shape),
             Device::Cube(device) => {
                 let (n, k) = matrix(&shape, ty)?;
-                let inner = Inner::Cube(Box::new(DeviceTensor::from_gguf(device, ty, n, k, &data, NATIVE)?));
+                let inner = Inner::Cube(DeviceTensor::from_gguf(device, ty, n, k, &data, NATIVE)?);
                 Ok(Self { inner, shape })
             }
         }

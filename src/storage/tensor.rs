@@ -1,5 +1,7 @@
 //! A quantized matrix on a device, without any framework: what the embeddings stand on.
 
+use std::sync::Arc;
+
 use cubecl::server::Handle;
 
 use super::device::CubeDevice;
@@ -18,7 +20,9 @@ use crate::{Error, Result};
 /// What ends in `_on_device` queues its work and returns; a failure of the device then shows up at the next read of
 /// the result. The other operations read their result and return the failure themselves.
 #[derive(Clone)]
-pub struct DeviceTensor {
+pub struct DeviceTensor(Arc<Inner>);
+
+struct Inner {
     device: CubeDevice,
     weights: Weights,
 }
@@ -54,37 +58,37 @@ impl DeviceTensor {
         let size = || Error::Size { ty, n, k, bytes: data.len() };
         let weights = Weights::upload(&client, ty, n, k, data, endian, codebook).ok_or_else(size)?;
         client.check([weights.handle()]).map_err(|error| device.failed(error))?;
-        Ok(Self { device: device.clone(), weights })
+        Ok(Self(Arc::new(Inner { device: device.clone(), weights })))
     }
 
     /// Where the tensor lives.
     pub fn device(&self) -> &CubeDevice {
-        &self.device
+        &self.0.device
     }
 
     /// The GGUF type.
     pub fn ty(&self) -> GgmlType {
-        self.weights.ty()
+        self.0.weights.ty()
     }
 
     /// Rows: output features.
     pub fn n(&self) -> usize {
-        self.weights.n()
+        self.0.weights.n()
     }
 
     /// The matrix as the kernels take it.
     pub fn weights(&self) -> &Weights {
-        &self.weights
+        &self.0.weights
     }
 
     /// Columns: input features.
     pub fn k(&self) -> usize {
-        self.weights.k()
+        self.0.weights.k()
     }
 
     /// Bytes that the tensor takes on the device; its format's codebook, which all tensors share, left out.
     pub fn device_bytes(&self) -> usize {
-        self.weights.device_bytes()
+        self.0.weights.device_bytes()
     }
 
     /// The GGUF blocks, little-endian, bit for bit those that were uploaded.
@@ -93,13 +97,13 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed, now or at the upload.
     pub fn data(&self) -> Result<Vec<u8>> {
-        let bytes = self.read(self.weights.handle().clone())?;
-        Ok(self.weights.to_gguf(&words(&bytes)))
+        let bytes = self.read(self.0.weights.handle().clone())?;
+        Ok(self.0.weights.to_gguf(&words(&bytes)))
     }
 
     /// All values as contiguous `[n, k]` floats on the device.
     pub fn dequantize_on_device(&self, to: FloatType) -> Handle {
-        dequantize::dequantize(&self.device.client(), &self.weights, 0, self.n(), to)
+        dequantize::dequantize(&self.0.device.client(), &self.0.weights, 0, self.n(), to)
     }
 
     /// Rows `first..first + rows` as contiguous floats on the device.
@@ -112,8 +116,8 @@ impl DeviceTensor {
         if end > self.n() {
             return Err(Error::RowOutOfRange { id: end as i64 - 1, rows: self.n() });
         }
-        let client = self.device.client();
-        Ok(dequantize::dequantize(&client, &self.weights, first, rows, to))
+        let client = self.0.device.client();
+        Ok(dequantize::dequantize(&client, &self.0.weights, first, rows, to))
     }
 
     /// All values, read back: ggml's own values, rounded once where `to` is not f32.
@@ -158,15 +162,15 @@ impl DeviceTensor {
             u32::try_from(id).ok().filter(|&row| (row as usize) < rows).ok_or(Error::RowOutOfRange { id, rows })
         };
         let ids = ids.iter().map(row).collect::<Result<Vec<u32>>>()?;
-        let client = self.device.client();
+        let client = self.0.device.client();
         // An empty buffer is none to a kernel.
         let on_device = client.create_from_slice(bytemuck::cast_slice(if ids.is_empty() { &[0] } else { &ids[..] }));
-        Ok(dequantize::rows(&client, &self.weights, &on_device, ids.len(), to))
+        Ok(dequantize::rows(&client, &self.0.weights, &on_device, ids.len(), to))
     }
 
     /// What a product with so many tokens computes on this device.
     pub fn product(&self, tokens: usize, arithmetic: Arithmetic) -> Product {
-        resolve(&self.device.client(), self.ty(), tokens, arithmetic)
+        resolve(&self.0.device.client(), self.ty(), tokens, arithmetic)
     }
 
     /// `x` `[.., k]` times the transpose of the matrix, as contiguous `[.., n]` values of `x`'s type, on the device.
@@ -182,11 +186,11 @@ impl DeviceTensor {
         if !x.in_bounds() {
             return Err(Error::Strides { shape: x.shape.clone(), strides: x.strides.clone(), len: x.len });
         }
-        let client = self.device.client();
+        let client = self.0.device.client();
         if !has_buffers(client.features(), x.ty) {
-            return Err(Error::NoFloat { device: self.device.to_string(), ty: x.ty.name() });
+            return Err(Error::NoFloat { device: self.0.device.to_string(), ty: x.ty.name() });
         }
-        Ok(matmul(&client, &self.weights, x, arithmetic))
+        Ok(matmul(&client, &self.0.weights, x, arithmetic))
     }
 
     /// [`matmul_on_device`](Self::matmul_on_device) of host values: one upload, the product, one download.
@@ -205,14 +209,14 @@ impl DeviceTensor {
                 false => Err(Error::Activations { shape: shape.to_vec(), k: self.k() }),
             };
         }
-        let x = self.device.client().create_from_slice(bytemuck::cast_slice(x));
+        let x = self.0.device.client().create_from_slice(bytemuck::cast_slice(x));
         let x = Activations::contiguous(x, FloatType::F32, shape.to_vec());
         let out = self.matmul_on_device(&x, arithmetic)?;
         Ok(FloatType::F32.to_f32(&self.read(out)?, tokens * self.n()))
     }
 
     fn read(&self, handle: Handle) -> Result<Vec<u8>> {
-        let bytes = self.device.client().read_one(handle).map_err(|error| self.device.failed(error))?;
+        let bytes = self.0.device.client().read_one(handle).map_err(|error| self.0.device.failed(error))?;
         Ok(bytes.to_vec())
     }
 }

@@ -137,7 +137,7 @@ fn tensors_without_values_and_dimensions() {
     let gguf = files.parse().unwrap();
     let none = gguf.tensor("none").unwrap();
     assert_eq!((none.shape(), none.elements()), (vec![0, 32], 0));
-    assert_eq!(none.data().unwrap(), []);
+    assert!(none.data().unwrap().is_empty());
 
     let files = Files::open(corpus("valid").join("scalar.gguf")).unwrap();
     let gguf = files.parse().unwrap();

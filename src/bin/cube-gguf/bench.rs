@@ -278,13 +278,13 @@ impl Copies {
                 // A launch that fails is known by what it did not write.
                 client.read_one(tensors[0].matmul_on_device(&x, Arithmetic::Auto)?).map_err(|e| failed(device, e))?;
                 let queue = if tokens >= 512 { tensors.len().max(4) } else { (4 * tensors.len()).max(20) };
-                let launch = |i: usize| Ok(drop(tensors[i % tensors.len()].matmul_on_device(&x, Arithmetic::Auto)?));
+                let launch = |i: usize| tensors[i % tensors.len()].matmul_on_device(&x, Arithmetic::Auto).map(drop);
                 time(queue, launch, || sync(device))
             }
             Self::Host(tensors) => {
                 let k = tensors[0].shape().dims()[1];
                 let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
-                let launch = |i: usize| Ok(drop(tensors[i % tensors.len()].matmul_t(&x, Arithmetic::Auto)?));
+                let launch = |i: usize| tensors[i % tensors.len()].matmul_t(&x, Arithmetic::Auto).map(drop);
                 time(4 * tensors.len(), launch, || Ok(()))
             }
         }
@@ -306,7 +306,7 @@ impl Copies {
                 time((4 * tensors.len()).max(20), launch, || sync(device))
             }
             Self::Host(tensors) => {
-                let launch = |i: usize| Ok(drop(tensors[i % tensors.len()].dequantize(&Host::Cpu)?));
+                let launch = |i: usize| tensors[i % tensors.len()].dequantize(&Host::Cpu).map(drop);
                 time(4 * tensors.len(), launch, || Ok(()))
             }
         }
