@@ -81,7 +81,7 @@ impl QTensor {
                     true => tensor,
                     // The planes of one long row are not those of many: the blocks go up again, with their rows.
                     false => DeviceTensor::from_gguf(tensor.device(), ty, n, k, &tensor.data()?, NATIVE)?,
-                }))
+                })
             }
         };
         Ok(Self { inner, shape })
