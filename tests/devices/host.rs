@@ -6,7 +6,10 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::fixtures::{Fixture, assert_same};
 
-pub const CHECKS: &[(&str, fn(&Fixture))] = &[
+/// A test of a format alone.
+type Check = fn(&Fixture);
+
+pub const CHECKS: &[(&str, Check)] = &[
     ("decodes_as_the_reference", decodes_as_the_reference),
     ("reads_big_endian", reads_big_endian),
     ("layout_moves_every_bit_once", layout_moves_every_bit_once),

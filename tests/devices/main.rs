@@ -25,7 +25,7 @@ fn main() {
     for format in FORMATS {
         let fixture = Arc::new(Fixture::load(format.ty));
         for &(name, check) in host::CHECKS {
-            trials.push(trial(format!("host/{}/{name}", fixture.name), &fixture, move |fixture| check(fixture)));
+            trials.push(trial(format!("host/{}/{name}", fixture.name), &fixture, check));
         }
     }
     trials.extend(host::trials());

@@ -6,8 +6,11 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::fixtures::{Fixture, assert_same, noise};
 
+/// A test of a device alone.
+type Check = fn(&CubeDevice);
+
 pub fn trials(device: &CubeDevice) -> Vec<Trial> {
-    let trial = |name: &str, check: fn(&CubeDevice)| {
+    let trial = |name: &str, check: Check| {
         let on = device.clone();
         Trial::test(format!("{device}/storage/{name}"), move || {
             check(&on);
@@ -64,7 +67,7 @@ mod candle {
 
     use crate::fixtures::{Fixture, assert_same, noise};
 
-    pub const CHECKS: &[(&str, fn(&CubeDevice))] = &[
+    pub const CHECKS: &[(&str, super::Check)] = &[
         ("loads_a_model", loads_a_model),
         ("multiplies_quantized_ones", multiplies_quantized_ones),
         ("agrees_with_candle", agrees_with_candle),
