@@ -21,7 +21,7 @@ const WIDE: usize = 16;
 const WORD: usize = 4;
 
 impl Plane {
-    /// Codes of `width` bits in [canonical order](canonical), where `source(v)` is the bit of value `v` of the block.
+    /// Codes of `width` bits in units of 32 that decode by a shift and a mask, where `source(v)` is the bit of value `v` of the block.
     pub fn codes(width: u32, values: usize, source: impl Fn(usize) -> usize) -> Self {
         let fields = canonical(width, values).map(|v| source(v) as u16).collect();
         Self { width, fields, row_align: WIDE }

@@ -1,6 +1,6 @@
 //! The formats: what a GGUF block holds, how it lies on the device, and how it becomes numbers.
 //!
-//! A family of formats is one file. A format is a [`Format`] constant (the block, the device [`layout`], the host's
+//! A family of formats is one file. A format is a [`Format`] constant (the block, the device [`Layout`], the host's
 //! decoder) and one `#[cube]` function that decodes 32 values: `unit` for block formats, `four` for plain floats. Two
 //! tables below name every format, [`FORMATS`] and the decoders'; nothing outside this folder names any.
 
