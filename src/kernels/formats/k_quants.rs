@@ -26,10 +26,6 @@ use crate::gguf::GgmlType;
 /// Units of 32 in a super-block.
 const UNITS: usize = 8;
 
-fn layout(block_bytes: usize, planes: impl IntoIterator<Item = Plane>) -> Layout {
-    Layout { block_bytes, planes: planes.into_iter().collect() }
-}
-
 /// The bit of value `v`'s two-bit code: each half of the block is 32 bytes of four codes, 32 values apart.
 pub(super) fn crumb_bit(byte: usize) -> impl Fn(usize) -> usize {
     move |v| 8 * (byte + 32 * (v / 128) + v % 32) + 2 * (v % 128 / 32)
@@ -106,7 +102,7 @@ pub mod q2_k {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q2K,
         traits: Traits { scales: 2, min: true, dense: false },
-        layout: || layout(84, [Plane::codes(2, 256, crumb_bit(16)), Plane::raw(8, 0, 16), Plane::raw(16, 80, 2)]),
+        layout: || Layout::new(84, [Plane::codes(2, 256, crumb_bit(16)), Plane::raw(8, 0, 16), Plane::raw(16, 80, 2)]),
         dequantize: |block, out| {
             let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
             for (v, out) in out.iter_mut().enumerate() {
@@ -152,7 +148,7 @@ pub mod q3_k {
                 [from, from + 2]
             });
             let high = (0..16).map(|s| bit(scale_bits(s).1));
-            layout(
+            Layout::new(
                 110,
                 [
                     Plane::codes(2, 256, crumb_bit(32)),
@@ -205,7 +201,7 @@ pub mod q4_k {
         ty: GgmlType::Q4K,
         traits: Traits::SCALE_AND_MIN,
         layout: || {
-            layout(
+            Layout::new(
                 144,
                 [Plane::codes(4, 256, nibble_bit(16)), Plane::gathered(2, six_bits::plane(4)), Plane::raw(16, 0, 2)],
             )
@@ -237,7 +233,7 @@ pub mod q5_k {
         ty: GgmlType::Q5K,
         traits: Traits::SCALE_AND_MIN,
         layout: || {
-            layout(
+            Layout::new(
                 176,
                 [
                     Plane::codes(4, 256, nibble_bit(48)),
@@ -276,7 +272,7 @@ pub mod q6_k {
         ty: GgmlType::Q6K,
         traits: Traits::TWO_SCALES,
         layout: || {
-            layout(
+            Layout::new(
                 210,
                 [
                     Plane::codes(4, 256, low_bit),
@@ -324,7 +320,7 @@ pub mod q8_k {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q8K,
         traits: Traits::ONE_SCALE,
-        layout: || layout(292, [Plane::raw(8, 4, 256).wide(), Plane::raw(16, 0, 2), Plane::raw(16, 260, 16)]),
+        layout: || Layout::new(292, [Plane::raw(8, 4, 256).wide(), Plane::raw(16, 0, 2), Plane::raw(16, 260, 16)]),
         dequantize: |block, out| {
             let d = f32::from_bits(u32_at(block, 0));
             for (v, out) in out.iter_mut().enumerate() {

@@ -108,6 +108,11 @@ pub struct Placements {
 }
 
 impl Layout {
+    /// The planes of a format whose GGUF block has `block_bytes` bytes.
+    pub fn new(block_bytes: usize, planes: impl IntoIterator<Item = Plane>) -> Self {
+        Self { block_bytes, planes: planes.into_iter().collect() }
+    }
+
     /// Places the planes of `rows` rows of `blocks` blocks one after the other; `None` where that overflows.
     pub fn place(&self, rows: usize, blocks: usize) -> Option<Placements> {
         let mut planes = [Placement::default(); MAX_PLANES];

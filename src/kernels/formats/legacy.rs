@@ -33,10 +33,6 @@ pub(super) fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
     block[byte + v % 16] >> (4 * (v / 16)) & 0xf
 }
 
-fn layout(block_bytes: usize, planes: impl IntoIterator<Item = Plane>) -> Layout {
-    Layout { block_bytes, planes: planes.into_iter().collect() }
-}
-
 /// Scale and min of a block from the word that holds both.
 #[cube]
 fn scale_and_min(planes: &Planes, #[comptime] plane: usize, at: At) -> (f32, f32) {
@@ -64,7 +60,7 @@ pub mod q4_0 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q4_0,
         traits: Traits::ONE_SCALE,
-        layout: || layout(18, [Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)]),
+        layout: || Layout::new(18, [Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)]),
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -88,7 +84,7 @@ pub mod q4_1 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q4_1,
         traits: Traits::SCALE_AND_MIN,
-        layout: || layout(20, [Plane::codes(4, 32, nibble_bit(4)), Plane::raw(16, 0, 2)]),
+        layout: || Layout::new(20, [Plane::codes(4, 32, nibble_bit(4)), Plane::raw(16, 0, 2)]),
         dequantize: |block, out| {
             let (d, m) = (f16_at(block, 0), f16_at(block, 2));
             for (v, out) in out.iter_mut().enumerate() {
@@ -114,7 +110,7 @@ pub mod q5_0 {
         ty: GgmlType::Q5_0,
         traits: Traits::ONE_SCALE,
         layout: || {
-            layout(22, [Plane::codes(4, 32, nibble_bit(6)), Plane::codes(1, 32, |v| 16 + v), Plane::raw(16, 0, 1)])
+            Layout::new(22, [Plane::codes(4, 32, nibble_bit(6)), Plane::codes(1, 32, |v| 16 + v), Plane::raw(16, 0, 1)])
         },
         dequantize: |block, out| {
             let (d, fifth) = (f16_at(block, 0), u32_at(block, 2));
@@ -141,7 +137,7 @@ pub mod q5_1 {
         ty: GgmlType::Q5_1,
         traits: Traits::SCALE_AND_MIN,
         layout: || {
-            layout(24, [Plane::codes(4, 32, nibble_bit(8)), Plane::codes(1, 32, |v| 32 + v), Plane::raw(16, 0, 2)])
+            Layout::new(24, [Plane::codes(4, 32, nibble_bit(8)), Plane::codes(1, 32, |v| 32 + v), Plane::raw(16, 0, 2)])
         },
         dequantize: |block, out| {
             let (d, m, fifth) = (f16_at(block, 0), f16_at(block, 2), u32_at(block, 4));
@@ -168,7 +164,7 @@ pub mod q8_0 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q8_0,
         traits: Traits::ONE_SCALE,
-        layout: || layout(34, [Plane::raw(8, 2, 32).wide(), Plane::raw(16, 0, 1)]),
+        layout: || Layout::new(34, [Plane::raw(8, 2, 32).wide(), Plane::raw(16, 0, 1)]),
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -192,7 +188,7 @@ pub mod q8_1 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q8_1,
         traits: Traits::ONE_SCALE,
-        layout: || layout(36, [Plane::raw(8, 4, 32).wide(), Plane::raw(16, 0, 2)]),
+        layout: || Layout::new(36, [Plane::raw(8, 4, 32).wide(), Plane::raw(16, 0, 2)]),
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
