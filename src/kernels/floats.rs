@@ -86,7 +86,10 @@ pub fn rounded<O: Float>(value: f32, #[comptime] ty: FloatType) -> O {
 fn f16_bits(value: f32) -> u32 {
     let properties = comptime::device_properties();
     if comptime!(has_f16(&properties.features)) {
-        u32::cast_from(u16::reinterpret(f16::cast_from(value)))
+        // The sign is that of the f32: where `value` is a product, LLVM 23.1 fuses it with the conversion on RDNA3 and
+        // RDNA4 as a multiply-add of +0, which makes a negative zero positive (llvm-project #214544).
+        let magnitude = u32::cast_from(u16::reinterpret(f16::cast_from(value))) & 0x7fff;
+        magnitude | ((u32::reinterpret(value) >> 16) & 0x8000)
     } else {
         f16_bits_portable(value)
     }
