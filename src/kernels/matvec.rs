@@ -243,7 +243,7 @@ fn reduce(sums: &mut Array<f32>, #[comptime] blueprint: Blueprint) {
             }
         }
         Reduction::Shared => {
-            // Half as many lanes hold sums after each step; `lanes` is a power of two.
+            // Half as many lanes hold sums after each step; `lanes` is a power of two, and the cube has one group.
             let mut shared = Shared::<[f32]>::new_slice(comptime!(count * blueprint.lanes as usize));
             let lane = UNIT_POS_X as usize;
             #[unroll]

@@ -22,8 +22,8 @@ fn blocks_per_quantum(layout: &Layout) -> usize {
 
 /// Repacks a matrix into `out`, which has the words of `placements`.
 ///
-/// `data` is GGUF blocks of a byte order that the format has. At most two staging buffers are in flight; what fails on the device shows up at
-/// the next read of `out`.
+/// `data` is GGUF blocks of a byte order that the format has. At most two staging buffers are in flight; what fails on
+/// the device shows up at the next read of `out`.
 pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, placements: &Placements, out: &Handle) {
     let layout = (format.layout)();
     let (rows, blocks) = (placements.rows, placements.blocks);
