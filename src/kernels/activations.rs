@@ -111,8 +111,8 @@ fn strides(x: &Activations, base: usize, [outer, inner]: [(usize, usize); 2]) ->
 pub struct Quantized {
     /// Two vectors of 16 codes a unit.
     pub codes: Handle,
-    /// A vector a unit: the scale, and the scale times the sum of the first and of the last 16 codes.
-    pub scales: Handle,
+    /// A vector a unit: the scale, the scale times the sum of all codes, the sums of the first and of the last 16 codes.
+    pub sums: Handle,
     pub units: usize,
 }
 
@@ -123,7 +123,7 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
     let (tokens, k) = (x.tokens(), x.k());
     let units = k.div_ceil(UNIT);
     let codes = client.empty((tokens * units * UNIT).max(16));
-    let scales = client.empty((tokens * units * 16).max(16));
+    let sums = client.empty((tokens * units * 16).max(16));
     x.for_each_run(|first, run, base, batch| {
         let (count, dim, grid) = elementwise(client, run * units);
         quantize_units::launch(
@@ -133,7 +133,7 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
             buffer(&x.handle, x.len),
             strides(x, base, batch),
             buffer(&codes, tokens * units * 2),
-            buffer(&scales, tokens * units),
+            buffer(&sums, tokens * units),
             grid,
             first * units,
             units,
@@ -141,7 +141,7 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
             x.ty.elem(),
         );
     });
-    Quantized { codes, scales, units }
+    Quantized { codes, sums, units }
 }
 
 #[cube(launch)]
@@ -150,7 +150,7 @@ fn quantize_units<X: Float>(
     x: &[X],
     strides: Strides,
     codes: &mut [Words],
-    scales: &mut [Vector<f32, Const<4>>],
+    sums: &mut [Vector<f32, Const<4>>],
     grid: Grid,
     first_unit: usize,
     units: usize,
@@ -179,9 +179,8 @@ fn quantize_units<X: Float>(
     let inverse = select(largest > 0.0f32, 127.0f32 / largest, 0.0f32);
     let scale = select(finite, largest / 127.0f32, f32::reinterpret(0x7fc0_0000u32));
     let unit = first_unit + position;
-    let mut sums = Vector::<f32, Const<4>>::empty();
-    sums.insert(0usize, scale);
-    sums.insert(3usize, 0.0f32);
+    let mut of_unit = Vector::<f32, Const<4>>::empty();
+    let mut of_codes = 0i32;
     #[unroll]
     for half in 0..2usize {
         let mut words = Words::empty();
@@ -198,9 +197,12 @@ fn quantize_units<X: Float>(
             words.insert(word, packed);
         }
         codes[2 * unit + half] = words;
-        sums.insert(comptime!(1 + half), scale * f32::cast_from(sum));
+        of_unit.insert(comptime!(2 + half), f32::cast_from(sum));
+        of_codes += sum;
     }
-    scales[unit] = sums;
+    of_unit.insert(0usize, scale);
+    of_unit.insert(1usize, scale * f32::cast_from(of_codes));
+    sums[unit] = of_unit;
 }
 
 /// Contiguous `[tokens, units * 32]` values of type `to`, zeros past `k`.

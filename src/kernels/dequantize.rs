@@ -33,7 +33,7 @@ fn decode(
     let k = weights.k();
     let words = (rows * k * to.bytes()).div_ceil(4).next_multiple_of(4);
     let out = client.empty(4 * words.max(4));
-    let (gather, id_len) = (ids.is_some(), if ids.is_some() { rows } else { 1 });
+    let (gather, id_len) = (ids.is_some() as u32, if ids.is_some() { rows } else { 1 });
     let ids = ids.unwrap_or(&weights.codebook);
     if k.is_multiple_of(UNIT) {
         let (count, dim, grid) = elementwise(client, rows * k / UNIT);
@@ -72,10 +72,14 @@ fn decode(
     out
 }
 
-/// The row of the matrix behind row `row` of the output.
+/// The row of the matrix behind row `row` of the output: the one that its id names where `gather` is 1.
 #[cube]
-fn source_row(ids: &[u32], first: usize, row: usize, #[comptime] gather: bool) -> usize {
-    if gather { usize::cast_from(ids[row]) } else { first + row }
+fn source_row(ids: &[u32], first: usize, row: usize, gather: u32) -> usize {
+    let mut source = first + row;
+    if gather == 1 {
+        source = usize::cast_from(ids[row]);
+    }
+    source
 }
 
 /// 32 values a unit; rows are whole units, so that every store is 16 bytes.
@@ -88,7 +92,7 @@ fn decode_units(
     grid: Grid,
     first: usize,
     units_per_row: usize,
-    #[comptime] gather: bool,
+    gather: u32,
     #[comptime] ty: GgmlType,
     #[comptime] to: FloatType,
 ) {
@@ -97,7 +101,7 @@ fn decode_units(
         terminate!();
     }
     let row = source_row(ids, first, position / units_per_row, gather);
-    let values = values(planes, At { row, unit: position % units_per_row }, ty);
+    let values = values(planes, At::unit(row, position % units_per_row), ty);
     if comptime!(to == FloatType::F32) {
         #[unroll]
         for i in 0..8usize {
@@ -129,7 +133,7 @@ fn decode_ragged(
     first: usize,
     rows: usize,
     k: usize,
-    #[comptime] gather: bool,
+    gather: u32,
     #[comptime] ty: GgmlType,
     #[comptime] to: FloatType,
 ) {
@@ -156,7 +160,7 @@ fn element(
     rows: usize,
     k: usize,
     index: usize,
-    #[comptime] gather: bool,
+    gather: u32,
     #[comptime] ty: GgmlType,
 ) -> f32 {
     comptime!(assert!(traits(ty).dense, "rows of block formats are whole units"));
@@ -164,7 +168,7 @@ fn element(
     if index < rows * k {
         let row = source_row(ids, first, index / k, gather);
         let column = index % k;
-        let values = values(planes, At { row, unit: column / UNIT }, ty);
+        let values = values(planes, At::unit(row, column / UNIT), ty);
         #[unroll]
         for i in 0..UNIT {
             let value = values.index(comptime!(i / 4)).extract(comptime!(i % 4));

@@ -68,7 +68,7 @@ pub fn matmul(client: &Client, weights: &Weights, x: &Activations, arithmetic: A
 }
 
 /// Whether the device's matrix units add up products of bf16, whose range is that of f32, in f32.
-fn has_matrix_units(client: &Client) -> bool {
+pub(super) fn has_matrix_units(client: &Client) -> bool {
     let (bf16, f32) = (FloatType::BF16.elem(), FloatType::F32.elem());
     client.features().matmul.cmma.iter().any(|c| (c.a_type, c.b_type, c.cd_type) == (bf16, bf16, f32))
 }

@@ -1,14 +1,19 @@
 //! Kernels: the formats, and the operations that are generic in them.
 
 pub mod activations;
+pub mod catalogue;
 pub mod dequantize;
+pub mod dot;
 pub mod floats;
 pub mod formats;
 mod launch;
+#[cfg(feature = "llvm")]
+mod llvm;
 pub mod matmul;
 pub mod matvec;
 pub mod product;
 mod repack;
+pub mod target;
 pub mod weights;
 
 pub(crate) use launch::is_rasterizer;

@@ -12,6 +12,8 @@ use cubecl::server::Handle;
 use crate::gguf::GgmlType;
 use crate::kernels::formats::format;
 use crate::kernels::is_rasterizer;
+#[cfg(feature = "hip")]
+use crate::storage::rocm;
 use crate::{Error, Result};
 
 /// A place for tensors.
@@ -108,6 +110,25 @@ impl Backend {
             _ => cubecl::Device::enumerate(first.to_id()).into_iter().map(cubecl::Device::from_id).collect(),
         }
     }
+
+    /// Why the machine has no device of a backend that the build links.
+    fn missing(self) -> String {
+        match self {
+            #[cfg(feature = "hip")]
+            Self::Rocm => rocm::missing(),
+            _ => format!("this machine has none that {} reaches (no such GPU, driver or library)", self.name()),
+        }
+    }
+
+    /// Why CubeCL cannot use a device that the machine has.
+    #[cfg_attr(not(feature = "hip"), expect(unused_variables))]
+    fn unusable(self, index: usize) -> Option<String> {
+        match self {
+            #[cfg(feature = "hip")]
+            Self::Rocm => rocm::unusable(index),
+            _ => None,
+        }
+    }
 }
 
 /// A device of a CubeCL runtime, and what this crate keeps on it for all tensors.
@@ -125,8 +146,8 @@ impl CubeDevice {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDevice`] where the build does not link the runtime, the machine lacks its library or driver, or there
-    /// are fewer devices.
+    /// [`Error::NoDevice`] where the build does not link the runtime, the machine lacks its library or driver, there are
+    /// fewer devices, or this one is none that CubeCL compiles for.
     pub fn new(backend: Backend, index: usize) -> Result<Self> {
         let no_device = |reason| Error::NoDevice { device: format!("{}:{index}", backend.name()), reason };
         if !backend.is_linked() {
@@ -135,11 +156,14 @@ impl CubeDevice {
         let devices = backend.devices();
         let Some(device) = devices.get(index).cloned() else {
             return Err(no_device(match devices.len() {
-                0 => format!("this machine has none that {} reaches (no such GPU, driver or library)", backend.name()),
+                0 => backend.missing(),
                 1 => "this machine has one".to_owned(),
                 count => format!("this machine has {count}"),
             }));
         };
+        if let Some(reason) = backend.unusable(index) {
+            return Err(no_device(reason));
+        }
         Ok(Self { backend, index, device, codebooks: Arc::default() })
     }
 

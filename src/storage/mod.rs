@@ -9,6 +9,8 @@ mod qmatmul;
 mod qstorage;
 #[cfg(feature = "candle")]
 mod qtensor;
+#[cfg(feature = "hip")]
+mod rocm;
 mod tensor;
 
 pub use device::{Backend, CubeDevice, Device};

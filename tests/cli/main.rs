@@ -2,6 +2,9 @@
 
 #![cfg(feature = "cli")]
 
+#[cfg(all(feature = "hip", target_os = "linux"))]
+mod rocm;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

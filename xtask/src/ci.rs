@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::test::{self, CI_FEATURES};
-use crate::{process, setup};
+use crate::{hip_stand_in, process, setup};
 
 type Step = (&'static str, fn() -> Result<()>);
 
 /// The cheapest first. The lints check the dependencies once for the widest feature set, which the
 /// documentation then reuses; the tests build them.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("format", format),
+    ("HIP stand-in", stand_in),
     ("lint", lint),
     ("lint, no default features", lint_bare),
     ("documentation", documentation),
@@ -65,6 +66,13 @@ fn timed((name, step): Step) -> Timed {
 
 fn format() -> Result<()> {
     process::run(&mut process::cargo(["fmt", "--all", "--check"]), "cargo fmt")
+}
+
+fn stand_in() -> Result<()> {
+    match cfg!(target_os = "linux") {
+        true => hip_stand_in::checks(),
+        false => Ok(()),
+    }
 }
 
 fn lint() -> Result<()> {

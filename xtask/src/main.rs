@@ -2,6 +2,8 @@
 
 mod ci;
 mod demo;
+mod hip_report;
+mod hip_stand_in;
 mod llvm;
 mod model;
 mod process;
@@ -23,6 +25,10 @@ enum Task {
     Test(test::Args),
     /// Set up, then verify a real model on the best device here.
     Demo(demo::Args),
+    /// Compile every kernel for every AMD architecture, and tell what the machine code is like.
+    HipReport(hip_report::Args),
+    /// Run a program on HIP as an AMD GPU of any architecture, without one.
+    HipStandIn(hip_stand_in::Args),
     /// Everything that a change must pass.
     Ci,
 }
@@ -32,6 +38,11 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::HipReport(args) => hip_report::run(&args),
+        Task::HipStandIn(args) => match hip_stand_in::run(&args) {
+            Ok(status) => return status,
+            Err(error) => Err(error),
+        },
         Task::Ci => ci::run(),
     };
     match done {

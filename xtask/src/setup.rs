@@ -84,7 +84,7 @@ fn link(bundle: &Path) -> Result<()> {
 /// ROCm's device libraries, with which CubeCL links kernels for AMD GPUs when it runs: from ROCm
 /// where it is installed, else beside LLVM, which a file that cargo includes points CubeCL to.
 fn device_libraries(bundle: &Path) -> Result<()> {
-    let machine = process::root().join(".cargo/machine.toml");
+    let machine = machine_config();
     let own = bundle.join("amdgcn/bitcode");
     // Cargo has set what an earlier set-up wrote there, which is no choice of the user's.
     let before = fs::read_to_string(&machine).unwrap_or_default();
@@ -108,6 +108,26 @@ fn device_libraries(bundle: &Path) -> Result<()> {
     }
     println!("ROCm device libraries: {}, named to cargo in .cargo/machine.toml", own.display());
     Ok(())
+}
+
+/// The variable that leads CubeCL to ROCm's device libraries wherever `ROCM_PATH` leads, and its value.
+pub fn device_libraries_variable() -> Result<(&'static str, PathBuf)> {
+    let config = fs::read_to_string(machine_config()).unwrap_or_default();
+    let own = || named_in(&config).map(PathBuf::from).filter(|dir| has_device_libraries(dir));
+    let found = installed_device_libraries(&config).or_else(own);
+    let found = found.context("no ROCm device libraries: run `cargo xtask setup`")?;
+    Ok((DEVICE_LIBS_VAR, found))
+}
+
+/// What cargo reads beside the configuration that git tracks.
+fn machine_config() -> PathBuf {
+    process::root().join(".cargo/machine.toml")
+}
+
+/// The folder in a configuration that the set-up wrote.
+fn named_in(config: &str) -> Option<&str> {
+    let mut lines = config.lines();
+    lines.find_map(|line| line.strip_prefix(DEVICE_LIBS_VAR)?.strip_prefix(" = '")?.strip_suffix('\''))
 }
 
 /// The device libraries that CubeCL finds by itself, searched in its order, but for a variable
@@ -144,4 +164,16 @@ fn is_root() -> bool {
 #[cfg(not(unix))]
 fn is_root() -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_that_was_written_is_read() {
+        let config = format!("# Written by `cargo xtask setup`.\n[env]\n{DEVICE_LIBS_VAR} = '/a b/bitcode'\n");
+        assert_eq!(named_in(&config), Some("/a b/bitcode"));
+        assert_eq!(named_in(""), None);
+    }
 }

@@ -3,6 +3,7 @@
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;
 
+use super::Codes;
 use super::planes::Words;
 use crate::kernels::floats::has_f16;
 
@@ -45,18 +46,16 @@ pub fn words(a: u32, b: u32, c: u32, d: u32) -> Words {
     out
 }
 
-/// Subtracts `bias` (at most 127) from each byte; bytes in 0..=127 become signed.
-#[cube]
-pub fn minus(bytes: Words, #[comptime] bias: u32) -> Words {
-    // The top bit keeps a byte from borrowing of its neighbour.
-    ((bytes | splat(0x8080_8080u32)) - splat(comptime!(bias * 0x0101_0101))) ^ splat(0x8080_8080u32)
-}
-
 /// Negates the bytes of `word` whose bit in the low four of `signs` is set. Bytes are in 1..=127.
 #[cube]
 pub fn negate(word: u32, signs: u32) -> u32 {
     // The product puts bit i at bit 8i; no two of its terms meet under the mask.
-    let ones = ((signs & 0xf) * 0x0020_4081) & 0x0101_0101;
+    negate_ones(word, ((signs & 0xf) * 0x0020_4081) & 0x0101_0101)
+}
+
+/// Negates the bytes of `word` that are 1 in `ones`, where the others are 0. Bytes are in 1..=127.
+#[cube]
+pub fn negate_ones(word: u32, ones: u32) -> u32 {
     (word ^ (ones * 0xff)) + ones
 }
 
@@ -75,13 +74,17 @@ pub fn signed_byte(word: u32, #[comptime] index: u32) -> f32 {
     f32::cast_from(biased) - 128.0f32
 }
 
-/// The four codes of a word as floats.
+/// What the four codes of a word stand for, as floats.
 #[cube]
-pub fn to_floats(word: u32) -> Vector<f32, Const<4>> {
+pub fn to_floats(word: u32, #[comptime] codes: Codes) -> Vector<f32, Const<4>> {
     let mut out = Vector::<f32, Const<4>>::empty();
     #[unroll]
-    for i in 0..4usize {
-        out.insert(i, signed_byte(word, comptime!(i as u32)));
+    for i in 0..4u32 {
+        let value = match codes {
+            Codes::Signed => signed_byte(word, i),
+            Codes::Biased(bias) => f32::cast_from((word >> comptime!(8 * i)) & 0xff) - comptime!(bias as f32),
+        };
+        out.insert(comptime!(i as usize), value);
     }
     out
 }

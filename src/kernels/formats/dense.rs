@@ -26,14 +26,14 @@ pub mod float32 {
     /// Four consecutive values, the `group`-th of the unit.
     #[cube]
     pub fn four(planes: &Planes, at: At, #[comptime] group: usize) -> Vector<f32, Const<4>> {
-        Vector::<f32, Const<4>>::reinterpret(planes.wide(0usize, at.row, 8 * at.unit + group))
+        Vector::<f32, Const<4>>::reinterpret(planes.wide(0usize, at.row, 8 * at.index() + group))
     }
 }
 
 /// The two words that hold the `group`-th four 16-bit values of a unit.
 #[cube]
 fn two_words(planes: &Planes, at: At, #[comptime] group: usize) -> (u32, u32) {
-    let words = planes.wide(0usize, at.row, 4 * at.unit + comptime!(group / 2));
+    let words = planes.wide(0usize, at.row, 4 * at.index() + comptime!(group / 2));
     (words.extract(comptime!(group % 2 * 2)), words.extract(comptime!(group % 2 * 2 + 1)))
 }
 

@@ -11,7 +11,7 @@
 //! values, in the top four bits of their `qh`; IQ1_M has a scale of three bits for 16 values and a shift for eight, and
 //! its `d` is the top four bits of the four 16-bit words of `scales`.
 //!
-//! Here the codes are `8 * grid ± 1` and the scale is an eighth; a power of two changes no rounding.
+//! Here the codes are `8 * grid ± 1`, biased by 128, and the scale is an eighth; a power of two changes no rounding.
 
 use cubecl::prelude::*;
 use half::f16 as Half;
@@ -32,7 +32,7 @@ fn grid(point: usize, j: usize) -> i32 {
     (IQ1S_GRID[point] >> (2 * j) & 3) as i32 - 1
 }
 
-/// Two words a grid point: bytes of `8 * grid + 128`, biased so that adding a shift carries into no neighbour.
+/// Two words a grid point: bytes of `8 * grid + 128`, so that adding a shift carries into no neighbour.
 fn codebook() -> Vec<u32> {
     let half = |point: usize, first: usize| {
         u32::from_le_bytes(std::array::from_fn(|j| (8 * grid(point, first + j) + 128) as u8))
@@ -54,10 +54,10 @@ fn points(planes: &Planes, first: u32, first_down: u32, second: u32, second_down
     let first_shift = 0x0101_0101u32 - (first_down & 1) * 0x0202_0202u32;
     let second_shift = 0x0101_0101u32 - (second_down & 1) * 0x0202_0202u32;
     words(
-        (planes.codebook[first] + first_shift) ^ 0x8080_8080,
-        (planes.codebook[first + 1] + first_shift) ^ 0x8080_8080,
-        (planes.codebook[second] + second_shift) ^ 0x8080_8080,
-        (planes.codebook[second + 1] + second_shift) ^ 0x8080_8080,
+        planes.codebook[first] + first_shift,
+        planes.codebook[first + 1] + first_shift,
+        planes.codebook[second] + second_shift,
+        planes.codebook[second + 1] + second_shift,
     )
 }
 
@@ -72,7 +72,7 @@ pub mod iq1_s {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ1S,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.biased(128),
         layout: || Layout {
             block_bytes: 50,
             planes: vec![Plane::raw(8, 2, 32).wide(), Plane::raw(16, 34, 8), Plane::raw(16, 0, 1)],
@@ -93,8 +93,8 @@ pub mod iq1_s {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let low = planes.word(0usize, at.row, at.unit);
-        let high = planes.half(1usize, at.row, at.unit);
+        let low = planes.unit_word(0usize, at, 1usize, 0usize);
+        let high = planes.unit_half(1usize, at);
         let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
         let down = high >> 15;
         let first = (low & 0xff) | ((high & 7) << 8);
@@ -114,7 +114,7 @@ pub mod iq1_m {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ1M,
-        traits: Traits::TWO_SCALES,
+        traits: Traits::TWO_SCALES.biased(128),
         layout: || Layout {
             block_bytes: 56,
             planes: vec![Plane::raw(8, 0, 32).wide(), Plane::raw(8, 32, 16), Plane::raw(16, 48, 4)],
@@ -137,8 +137,8 @@ pub mod iq1_m {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let low = planes.word(0usize, at.row, at.unit);
-        let high = planes.half(1usize, at.row, at.unit);
+        let low = planes.unit_word(0usize, at, 1usize, 0usize);
+        let high = planes.unit_half(1usize, at);
         let block = at.block(UNITS);
         let front = planes.word(2usize, at.row, 2 * block);
         let back = planes.word(2usize, at.row, 2 * block + 1);

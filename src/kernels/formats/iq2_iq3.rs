@@ -14,7 +14,7 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{even_signs, f16, negate, words};
+use super::bits::{even_signs, f16, negate, negate_ones, words};
 use super::codebooks::{
     IQ2_VALUES, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3S_VALUES, IQ3XXS_GRID, IQ3XXS_VALUES,
 };
@@ -73,14 +73,14 @@ fn points_of_eight(planes: &Planes, points: Words, signs: u32) -> (Words, Words)
     in_order(&codes)
 }
 
-/// Codes of a unit of IQ3: eight grid points of four, and four bytes of signs.
+/// Codes of a unit of IQ3: eight grid points of four, and the signs as a plane of 1-bit codes has them.
 #[cube]
 fn points_of_four(planes: &Planes, points: Sequence<u32>, signs: u32) -> (Words, Words) {
     let mut codes = Sequence::<u32>::new();
     #[unroll]
     for i in 0..8usize {
         let point = planes.codebook[usize::cast_from(*points.index(i))];
-        codes.push(negate(point, signs >> comptime!(4 * i as u32)));
+        codes.push(negate_ones(point, (signs >> comptime!(i as u32)) & 0x0101_0101));
     }
     in_order(&codes)
 }
@@ -136,8 +136,8 @@ pub mod iq2_xxs {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let points = planes.word(0usize, at.row, 2 * at.unit);
-        let signs = planes.word(0usize, at.row, 2 * at.unit + 1);
+        let points = planes.unit_word(0usize, at, 2usize, 0usize);
+        let signs = planes.unit_word(0usize, at, 2usize, 1usize);
         let d = f16(planes.half(1usize, at.row, at.block(UNITS)));
         let (low, high) = points_of_eight(planes, four_bytes(points), four_even_signs(signs));
         Unit::scaled(low, high, iq2_scale(d, signs >> 28))
@@ -170,9 +170,9 @@ pub mod iq2_xs {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let first = planes.word(0usize, at.row, 2 * at.unit);
-        let second = planes.word(0usize, at.row, 2 * at.unit + 1);
-        let scales = planes.byte(1usize, at.row, at.unit);
+        let first = planes.unit_word(0usize, at, 2usize, 0usize);
+        let second = planes.unit_word(0usize, at, 2usize, 1usize);
+        let scales = planes.byte(1usize, at.row, at.index());
         let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
         let points = words(first & 511, (first >> 16) & 511, second & 511, (second >> 16) & 511);
         let signs = even_signs(first >> 9)
@@ -216,9 +216,9 @@ pub mod iq2_s {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let points = planes.word(0usize, at.row, at.unit);
-        let signs = planes.word(1usize, at.row, at.unit);
-        let tops_and_scales = planes.half(2usize, at.row, at.unit);
+        let points = planes.unit_word(0usize, at, 1usize, 0usize);
+        let signs = planes.unit_word(1usize, at, 1usize, 0usize);
+        let tops_and_scales = planes.unit_half(2usize, at);
         let d = f16(planes.half(3usize, at.row, at.block(UNITS)));
         let t = tops_and_scales;
         let tops = words((t & 3) << 8, (t & 0xc) << 6, (t & 0x30) << 4, (t & 0xc0) << 2);
@@ -235,7 +235,11 @@ pub mod iq3_xxs {
         traits: Traits::ONE_SCALE,
         layout: || Layout {
             block_bytes: 98,
-            planes: vec![Plane::raw(8, 2, 64).wide(), Plane::raw(16, 66, 16).wide(), Plane::raw(16, 0, 1)],
+            planes: vec![
+                Plane::raw(8, 2, 64).wide(),
+                Plane::codes(1, 256, |v| 8 * (66 + 4 * (v / 32)) + sign_bit(v % 32)),
+                Plane::raw(16, 0, 1),
+            ],
         },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
@@ -252,21 +256,46 @@ pub mod iq3_xxs {
         codebook: Some(|| codebook_3(&IQ3XXS_GRID, &IQ3XXS_VALUES)),
     };
 
+    /// The bit of a unit's 28 bits of signs and four of scale that lies where a plane of signs has that of value `v`:
+    /// where the eighth sign of a group would be, a bit of the scale.
+    fn sign_bit(v: usize) -> usize {
+        if v % 8 == 7 { 28 + v / 8 } else { 7 * (v / 8) + v % 8 }
+    }
+
+    /// The signs with the eighth of each group of values, which makes their number even: that of group `g` is bit
+    /// `25 + 2g`, the others are bits `2g` and `2g + 1` of the four bytes.
+    #[cube]
+    fn with_eighths(seven: u32) -> u32 {
+        let signs = seven & 0x55ff_ffff;
+        let pairs = signs ^ (signs >> 16);
+        let pairs = pairs ^ (pairs >> 8);
+        let odd = (pairs ^ (pairs >> 1)) & 0x55;
+        signs | (odd << 25)
+    }
+
+    /// The scale, from the places of the eighth signs.
+    #[cube]
+    fn scale(seven: u32) -> u32 {
+        let bits = (seven >> 25) & 0x55;
+        let bits = (bits | (bits >> 1)) & 0x33;
+        (bits | (bits >> 2)) & 0xf
+    }
+
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let signs = planes.word(1usize, at.row, at.unit);
+        let signs = planes.unit_word(1usize, at, 1usize, 0usize);
         let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
         let mut points = Sequence::<u32>::new();
         #[unroll]
         for half in 0..2usize {
-            let word = planes.word(0usize, at.row, 2 * at.unit + half);
+            let word = planes.unit_word(0usize, at, 2usize, half);
             #[unroll]
             for i in 0..4usize {
                 points.push((word >> comptime!(8 * i as u32)) & 0xff);
             }
         }
-        let (low, high) = points_of_four(planes, points, four_even_signs(signs));
-        Unit::scaled(low, high, d * (0.5f32 + f32::cast_from(signs >> 28)) * 0.5f32)
+        let (low, high) = points_of_four(planes, points, with_eighths(signs));
+        Unit::scaled(low, high, d * (0.5f32 + f32::cast_from(scale(signs))) * 0.5f32)
     }
 }
 
@@ -280,7 +309,7 @@ pub mod iq3_s {
             block_bytes: 110,
             planes: vec![
                 Plane::raw(8, 2, 64).wide(),
-                Plane::raw(8, 74, 32).wide(),
+                Plane::codes(1, 256, |v| 8 * 74 + v),
                 // Three words a block: the top bits of eight units, then their scales.
                 Plane::gathered(8, (66..74).chain(106..110).map(|byte| 8 * byte)),
                 Plane::raw(16, 0, 1),
@@ -303,7 +332,7 @@ pub mod iq3_s {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let signs = planes.word(1usize, at.row, at.unit);
+        let signs = planes.unit_word(1usize, at, 1usize, 0usize);
         let block = at.block(UNITS);
         let unit = at.in_block(UNITS);
         let tops = planes.byte(2usize, at.row, 12 * block + unit);
@@ -312,7 +341,7 @@ pub mod iq3_s {
         let mut points = Sequence::<u32>::new();
         #[unroll]
         for half in 0..2usize {
-            let word = planes.word(0usize, at.row, 2 * at.unit + half);
+            let word = planes.unit_word(0usize, at, 2usize, half);
             #[unroll]
             for i in 0..4usize {
                 let top = (tops >> comptime!((4 * half + i) as u32)) & 1;

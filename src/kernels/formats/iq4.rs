@@ -70,8 +70,8 @@ pub mod iq4_nl {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
-        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.unit)))
+        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
+        Unit::scaled(low, high, f16(planes.unit_half(1usize, at)))
     }
 }
 
@@ -108,7 +108,7 @@ pub mod iq4_xs {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
+        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
         let block = at.block(UNITS);
         let sub_block = u32::cast_from(at.in_block(UNITS));
         let halves = planes.word(1usize, at.row, 2 * block) >> (sub_block * 4);
@@ -143,8 +143,8 @@ pub mod mxfp4 {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
-        let e = planes.byte(1usize, at.row, at.unit);
+        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
+        let e = planes.byte(1usize, at.row, at.index());
         let bits = select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23);
         Unit::scaled(low, high, f32::reinterpret(bits))
     }
@@ -194,8 +194,8 @@ pub mod nvfp4 {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.wide(0usize, at.row, at.unit));
-        let scales = planes.half(1usize, at.row, at.unit);
+        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
+        let scales = planes.unit_half(1usize, at);
         Unit::halves(low, high, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
     }
 }

@@ -16,7 +16,7 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{crumbs, f16, minus, nibbles, ones, signed_byte, splat};
+use super::bits::{crumbs, f16, nibbles, ones, signed_byte, splat};
 use super::host::{f16_at, u32_at};
 use super::layout::{Layout, Plane};
 use super::planes::{At, Planes, Unit, Words};
@@ -48,8 +48,7 @@ fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
 /// The 2-bit codes of a unit from plane `plane`, two words a unit.
 #[cube]
 pub(super) fn crumbs_of(planes: &Planes, #[comptime] plane: usize, at: At) -> (Words, Words) {
-    let first = 2 * at.unit;
-    crumbs(planes.word(plane, at.row, first), planes.word(plane, at.row, first + 1))
+    crumbs(planes.unit_word(plane, at, 2usize, 0usize), planes.unit_word(plane, at, 2usize, 1usize))
 }
 
 /// The halves `d` and `dmin` of the unit's block.
@@ -101,7 +100,7 @@ pub mod q2_k {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q2K,
-        traits: Traits { scales: 2, min: true, dense: false },
+        traits: Traits::TWO_SCALES_AND_MINS.biased(0),
         layout: || Layout::new(84, [Plane::codes(2, 256, crumb_bit(16)), Plane::raw(8, 0, 16), Plane::raw(16, 80, 2)]),
         dequantize: |block, out| {
             let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
@@ -118,7 +117,7 @@ pub mod q2_k {
     pub fn unit(planes: &Planes, at: At) -> Unit {
         let (low, high) = crumbs_of(planes, 0usize, at);
         let (d, dmin) = d_and_dmin(planes, 2usize, at);
-        let scales = planes.half(1usize, at.row, at.unit);
+        let scales = planes.unit_half(1usize, at);
         Unit {
             low,
             high,
@@ -140,7 +139,7 @@ pub mod q3_k {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q3K,
-        traits: Traits::TWO_SCALES,
+        traits: Traits::TWO_SCALES.biased(4),
         layout: || {
             let bit = |(byte, shift): (usize, usize)| 8 * (96 + byte) + shift;
             let low = (0..16).flat_map(|s| {
@@ -176,7 +175,7 @@ pub mod q3_k {
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
         let (low, high) = crumbs_of(planes, 0usize, at);
-        let (low_bit, high_bit) = ones(planes.word(1usize, at.row, at.unit));
+        let (low_bit, high_bit) = ones(planes.unit_word(1usize, at, 1usize, 0usize));
         let block = at.block(UNITS);
         let d = f16(planes.half(3usize, at.row, block));
         let sub_block = u32::cast_from(at.in_block(UNITS)) * 2;
@@ -186,8 +185,8 @@ pub mod q3_k {
         let scale_low = (halves & 0xf) | ((tops & 3) << 4);
         let scale_high = ((halves >> 4) & 0xf) | ((tops & 0xc) << 2);
         Unit::halves(
-            minus(low | (low_bit << splat(2u32)), 4u32),
-            minus(high | (high_bit << splat(2u32)), 4u32),
+            low | (low_bit << splat(2u32)),
+            high | (high_bit << splat(2u32)),
             d * (f32::cast_from(scale_low) - 32.0f32),
             d * (f32::cast_from(scale_high) - 32.0f32),
         )
@@ -199,7 +198,7 @@ pub mod q4_k {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q4K,
-        traits: Traits::SCALE_AND_MIN,
+        traits: Traits::SCALE_AND_MIN.biased(0),
         layout: || {
             Layout::new(
                 144,
@@ -219,7 +218,7 @@ pub mod q4_k {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
+        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
         let (scale, min) = six_bits::unit(planes, 1usize, at);
         let (d, dmin) = d_and_dmin(planes, 2usize, at);
         Unit::with_min(low, high, d * scale, -(dmin * min))
@@ -231,7 +230,7 @@ pub mod q5_k {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q5K,
-        traits: Traits::SCALE_AND_MIN,
+        traits: Traits::SCALE_AND_MIN.biased(0),
         layout: || {
             Layout::new(
                 176,
@@ -257,8 +256,8 @@ pub mod q5_k {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
-        let (low_bit, high_bit) = ones(planes.word(1usize, at.row, at.unit));
+        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
+        let (low_bit, high_bit) = ones(planes.unit_word(1usize, at, 1usize, 0usize));
         let (scale, min) = six_bits::unit(planes, 2usize, at);
         let (d, dmin) = d_and_dmin(planes, 3usize, at);
         Unit::with_min(low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)), d * scale, -(dmin * min))
@@ -270,7 +269,7 @@ pub mod q6_k {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q6K,
-        traits: Traits::TWO_SCALES,
+        traits: Traits::TWO_SCALES.biased(32),
         layout: || {
             Layout::new(
                 210,
@@ -301,13 +300,13 @@ pub mod q6_k {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
+        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
         let (low_top, high_top) = crumbs_of(planes, 1usize, at);
-        let scales = planes.half(2usize, at.row, at.unit);
+        let scales = planes.unit_half(2usize, at);
         let d = f16(planes.half(3usize, at.row, at.block(UNITS)));
         Unit::halves(
-            minus(low | (low_top << splat(4u32)), 32u32),
-            minus(high | (high_top << splat(4u32)), 32u32),
+            low | (low_top << splat(4u32)),
+            high | (high_top << splat(4u32)),
             d * signed_byte(scales, 0u32),
             d * signed_byte(scales, 1u32),
         )
@@ -333,8 +332,8 @@ pub mod q8_k {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let low = planes.wide(0usize, at.row, 2 * at.unit);
-        let high = planes.wide(0usize, at.row, 2 * at.unit + 1);
+        let low = planes.unit_wide(0usize, at, 2usize, 0usize);
+        let high = planes.unit_wide(0usize, at, 2usize, 1usize);
         Unit::scaled(low, high, f32::reinterpret(planes.word(1usize, at.row, at.block(UNITS))))
     }
 }

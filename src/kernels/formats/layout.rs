@@ -48,6 +48,11 @@ impl Plane {
         Self { row_align, ..self }
     }
 
+    /// Whether kernels read the plane in 16-byte vectors.
+    pub fn is_wide(&self) -> bool {
+        self.row_align == WIDE
+    }
+
     /// Bits of one block in this plane.
     pub fn block_bits(&self) -> usize {
         self.width as usize * self.fields.len()

@@ -16,7 +16,7 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{f16, minus, nibbles, ones, splat};
+use super::bits::{f16, nibbles, ones, splat};
 use super::host::{f16_at, u32_at};
 use super::layout::{Layout, Plane};
 use super::planes::{At, Planes, Unit, Words};
@@ -36,22 +36,22 @@ pub(super) fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
 /// Scale and min of a block from the word that holds both.
 #[cube]
 fn scale_and_min(planes: &Planes, #[comptime] plane: usize, at: At) -> (f32, f32) {
-    let word = planes.word(plane, at.row, at.unit);
+    let word = planes.word(plane, at.row, at.index());
     (f16(word & 0xffff), f16(word >> 16))
 }
 
 /// 5-bit codes: nibbles of plane 0, fifth bits of plane 1.
 #[cube]
 fn five_bits(planes: &Planes, at: At) -> (Words, Words) {
-    let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
-    let (low_bit, high_bit) = ones(planes.word(1usize, at.row, at.unit));
+    let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
+    let (low_bit, high_bit) = ones(planes.unit_word(1usize, at, 1usize, 0usize));
     (low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)))
 }
 
 /// 8-bit codes of plane 0.
 #[cube]
 fn bytes(planes: &Planes, at: At) -> (Words, Words) {
-    (planes.wide(0usize, at.row, 2 * at.unit), planes.wide(0usize, at.row, 2 * at.unit + 1))
+    (planes.unit_wide(0usize, at, 2usize, 0usize), planes.unit_wide(0usize, at, 2usize, 1usize))
 }
 
 pub mod q4_0 {
@@ -59,7 +59,7 @@ pub mod q4_0 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q4_0,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.biased(8),
         layout: || Layout::new(18, [Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)]),
         dequantize: |block, out| {
             let d = f16_at(block, 0);
@@ -73,8 +73,8 @@ pub mod q4_0 {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
-        Unit::scaled(minus(low, 8u32), minus(high, 8u32), f16(planes.half(1usize, at.row, at.unit)))
+        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
+        Unit::scaled(low, high, f16(planes.unit_half(1usize, at)))
     }
 }
 
@@ -83,7 +83,7 @@ pub mod q4_1 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q4_1,
-        traits: Traits::SCALE_AND_MIN,
+        traits: Traits::SCALE_AND_MIN.biased(0),
         layout: || Layout::new(20, [Plane::codes(4, 32, nibble_bit(4)), Plane::raw(16, 0, 2)]),
         dequantize: |block, out| {
             let (d, m) = (f16_at(block, 0), f16_at(block, 2));
@@ -97,7 +97,7 @@ pub mod q4_1 {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.wide(0usize, at.row, at.unit));
+        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
         let (scale, min) = scale_and_min(planes, 1usize, at);
         Unit::with_min(low, high, scale, min)
     }
@@ -108,7 +108,7 @@ pub mod q5_0 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q5_0,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.biased(16),
         layout: || {
             Layout::new(22, [Plane::codes(4, 32, nibble_bit(6)), Plane::codes(1, 32, |v| 16 + v), Plane::raw(16, 0, 1)])
         },
@@ -126,7 +126,7 @@ pub mod q5_0 {
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
         let (low, high) = five_bits(planes, at);
-        Unit::scaled(minus(low, 16u32), minus(high, 16u32), f16(planes.half(2usize, at.row, at.unit)))
+        Unit::scaled(low, high, f16(planes.unit_half(2usize, at)))
     }
 }
 
@@ -135,7 +135,7 @@ pub mod q5_1 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q5_1,
-        traits: Traits::SCALE_AND_MIN,
+        traits: Traits::SCALE_AND_MIN.biased(0),
         layout: || {
             Layout::new(24, [Plane::codes(4, 32, nibble_bit(8)), Plane::codes(1, 32, |v| 32 + v), Plane::raw(16, 0, 2)])
         },
@@ -178,7 +178,7 @@ pub mod q8_0 {
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
         let (low, high) = bytes(planes, at);
-        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.unit)))
+        Unit::scaled(low, high, f16(planes.unit_half(1usize, at)))
     }
 }
 
@@ -202,6 +202,6 @@ pub mod q8_1 {
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
         let (low, high) = bytes(planes, at);
-        Unit::scaled(low, high, f16(planes.word(1usize, at.row, at.unit) & 0xffff))
+        Unit::scaled(low, high, f16(planes.word(1usize, at.row, at.index()) & 0xffff))
     }
 }

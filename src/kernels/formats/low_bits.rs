@@ -15,7 +15,7 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{crumbs, f16, minus, ones, splat, words};
+use super::bits::{f16, ones, splat, words};
 use super::host::f16_at;
 use super::k_quants::{crumb_at, crumb_bit, crumbs_of};
 use super::layout::{Layout, Plane};
@@ -40,7 +40,7 @@ pub mod tq1_0 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::TQ1_0,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.biased(1),
         layout: || Layout {
             block_bytes: 54,
             planes: vec![Plane::raw(8, 0, 48).wide(), Plane::raw(8, 48, 4), Plane::raw(16, 52, 1)],
@@ -65,7 +65,7 @@ pub mod tq1_0 {
         square * fourth * select(n % 2 == 1, 3u32, 1u32)
     }
 
-    /// The digits of 16 bytes, less one, after a multiplication by `powers` modulo 256.
+    /// The digits of 16 bytes after a multiplication by `powers` modulo 256.
     #[cube]
     fn digits(bytes: Words, powers: Words) -> Words {
         // Products of a byte need 16 bits, so even and odd bytes go apart.
@@ -73,7 +73,7 @@ pub mod tq1_0 {
         let odd = (((bytes >> splat(8u32)) & splat(0x00ff_00ffu32)) * powers) & splat(0x00ff_00ffu32);
         let even = ((even * splat(3u32)) >> splat(8u32)) & splat(0x00ff_00ffu32);
         let odd = (odd * splat(3u32)) & splat(0xff00_ff00u32);
-        minus(even | odd, 1u32)
+        even | odd
     }
 
     /// The codes of 16 values, the `group`-th of the block.
@@ -108,7 +108,7 @@ pub mod tq2_0 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::TQ2_0,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.biased(1),
         layout: || Layout { block_bytes: 66, planes: vec![Plane::codes(2, 256, crumb_bit(0)), Plane::raw(16, 64, 1)] },
         dequantize: |block, out| {
             let d = f16_at(block, 64);
@@ -123,7 +123,7 @@ pub mod tq2_0 {
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
         let (low, high) = crumbs_of(planes, 0usize, at);
-        Unit::scaled(minus(low, 1u32), minus(high, 1u32), f16(planes.half(1usize, at.row, at.block(UNITS))))
+        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.block(UNITS))))
     }
 }
 
@@ -135,7 +135,7 @@ pub mod q1_0 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q1_0,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.biased(1),
         layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(1, 128, |v| 16 + v), Plane::raw(16, 0, 1)] },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
@@ -149,11 +149,9 @@ pub mod q1_0 {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = ones(planes.word(0usize, at.row, at.unit));
-        // 0 and 1 to -1 and 1.
-        let low = minus(low + low, 1u32);
-        let high = minus(high + high, 1u32);
-        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.block(UNITS))))
+        let (low, high) = ones(planes.unit_word(0usize, at, 1usize, 0usize));
+        // 0 and 2, which the bias makes -1 and 1.
+        Unit::scaled(low + low, high + high, f16(planes.half(1usize, at.row, at.block(UNITS))))
     }
 }
 
@@ -165,7 +163,7 @@ pub mod q2_0 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q2_0,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.biased(1),
         layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(2, 64, |v| 16 + 2 * v), Plane::raw(16, 0, 1)] },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
@@ -179,8 +177,7 @@ pub mod q2_0 {
 
     #[cube]
     pub fn unit(planes: &Planes, at: At) -> Unit {
-        let first = 2 * at.unit;
-        let (low, high) = crumbs(planes.word(0usize, at.row, first), planes.word(0usize, at.row, first + 1));
-        Unit::scaled(minus(low, 1u32), minus(high, 1u32), f16(planes.half(1usize, at.row, at.block(UNITS))))
+        let (low, high) = crumbs_of(planes, 0usize, at);
+        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.block(UNITS))))
     }
 }

@@ -51,13 +51,29 @@ pub struct Traits {
     pub min: bool,
     /// Whether values are floats without codes.
     pub dense: bool,
+    pub codes: Codes,
+}
+
+/// What the bytes that a unit decodes to stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codes {
+    /// Signed numbers.
+    Signed,
+    /// Unsigned numbers, this much over what they stand for.
+    Biased(u32),
 }
 
 impl Traits {
-    const ONE_SCALE: Self = Self { scales: 1, min: false, dense: false };
-    const TWO_SCALES: Self = Self { scales: 2, min: false, dense: false };
-    const SCALE_AND_MIN: Self = Self { scales: 1, min: true, dense: false };
-    const DENSE: Self = Self { scales: 1, min: false, dense: true };
+    const ONE_SCALE: Self = Self { scales: 1, min: false, dense: false, codes: Codes::Signed };
+    const TWO_SCALES: Self = Self { scales: 2, ..Self::ONE_SCALE };
+    const SCALE_AND_MIN: Self = Self { min: true, ..Self::ONE_SCALE };
+    const TWO_SCALES_AND_MINS: Self = Self { scales: 2, min: true, ..Self::ONE_SCALE };
+    const DENSE: Self = Self { dense: true, ..Self::ONE_SCALE };
+
+    /// The same with unsigned codes, `bias` over their values.
+    const fn biased(self, bias: u32) -> Self {
+        Self { codes: Codes::Biased(bias), ..self }
+    }
 }
 
 /// Consecutive fields of 2 or 4 bytes in a block.
@@ -79,6 +95,17 @@ impl Field {
 }
 
 impl Format {
+    /// Units of 32 values that a lane decodes together, so that it reads all their codes in vectors of 16 bytes.
+    pub fn span(&self) -> usize {
+        let units = (self.ty.block_size() / UNIT).max(1);
+        let layout = (self.layout)();
+        let whole = |span: usize| {
+            let bits = |plane: &Plane| plane.block_bits() * span / units;
+            layout.planes.iter().filter(|plane| plane.is_wide()).all(|plane| bits(plane).is_multiple_of(128))
+        };
+        [1, 2, 4].into_iter().find(|&span| whole(span)).unwrap_or(units)
+    }
+
     /// Decodes whole little-endian blocks.
     ///
     /// `data` must hold the blocks of `out`'s values, no more and no less.
@@ -222,7 +249,7 @@ pub fn values(planes: &Planes, at: At, #[comptime] ty: GgmlType) -> Sequence<Vec
 
 #[cube]
 fn scaled(codes: u32, scale: f32, min: f32, #[comptime] traits: Traits) -> Vector<f32, Const<4>> {
-    let values = to_floats(codes) * Vector::new(scale);
+    let values = to_floats(codes, comptime!(traits.codes)) * Vector::new(scale);
     // Adding a zero min would turn -0 into 0.
     if comptime!(traits.min) { values + Vector::new(min) } else { values }
 }

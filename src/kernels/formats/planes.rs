@@ -27,24 +27,46 @@ pub struct Planes {
     stride_3: usize,
 }
 
-/// A position in a matrix: the row, and the unit of 32 values in it.
+/// A unit of 32 values in a matrix, alone or as one of the neighbours that a lane decodes together: a span.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct At {
     pub row: usize,
-    pub unit: usize,
+    /// The span in its row.
+    span: usize,
+    /// Units in a span.
+    #[cube(comptime)]
+    units: usize,
+    /// The unit's place in its span.
+    #[cube(comptime)]
+    place: usize,
 }
 
 #[cube]
 impl At {
+    /// Unit `unit` of a row.
+    pub fn unit(row: usize, unit: usize) -> At {
+        At { row, span: unit, units: comptime!(1usize), place: comptime!(0usize) }
+    }
+
+    /// Unit `place` of a span of `units`, which divide the row, and the units of a block or these them.
+    pub fn in_span(row: usize, span: usize, #[comptime] units: usize, #[comptime] place: usize) -> At {
+        At { row, span, units, place }
+    }
+
+    /// The unit in its row.
+    pub fn index(&self) -> usize {
+        self.span * self.units + self.place
+    }
+
     /// The block that holds the unit, of `units` units a block.
     pub fn block(&self, #[comptime] units: usize) -> usize {
-        self.unit / units
+        self.span / comptime!(units / self.units)
     }
 
     /// The unit's place in its block.
     pub fn in_block(&self, #[comptime] units: usize) -> usize {
-        self.unit % units
+        self.span % comptime!(units / self.units) * self.units + self.place
     }
 }
 
@@ -83,6 +105,39 @@ impl Planes {
     pub fn byte(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
         let word = self.word(plane, row, index / 4);
         (word >> (u32::cast_from(index % 4) * 8)) & 0xff
+    }
+
+    /// Vector `i` of the unit's `vectors` in a plane of codes.
+    pub fn unit_wide(
+        &self,
+        #[comptime] plane: usize,
+        at: At,
+        #[comptime] vectors: usize,
+        #[comptime] i: usize,
+    ) -> Words {
+        self.wide(plane, at.row, at.index() * vectors + i)
+    }
+
+    /// Word `i` of the unit's `words` in a plane of codes: in 16-byte loads, which the units of a span share.
+    pub fn unit_word(&self, #[comptime] plane: usize, at: At, #[comptime] words: usize, #[comptime] i: usize) -> u32 {
+        let span_words = comptime!(at.units * words);
+        if comptime!(span_words % 4 == 0) {
+            let word = comptime!(at.place * words + i);
+            let vector = at.span * comptime!(span_words / 4) + comptime!(word / 4);
+            self.wide(plane, at.row, vector).extract(comptime!(word % 4))
+        } else {
+            self.word(plane, at.row, at.index() * words + i)
+        }
+    }
+
+    /// The unit's 16-bit field of a plane with one for each.
+    pub fn unit_half(&self, #[comptime] plane: usize, at: At) -> u32 {
+        if comptime!(at.units % 2 == 0) {
+            let word = self.word(plane, at.row, at.span * comptime!(at.units / 2) + comptime!(at.place / 2));
+            (word >> comptime!((at.place % 2 * 16) as u32)) & 0xffff
+        } else {
+            self.half(plane, at.row, at.index())
+        }
     }
 }
 

@@ -1,0 +1,174 @@
+//! Compiles the library's kernels for one architecture: launches them on the stand-in HIP library, which keeps the code
+//! objects that CubeCL's HIP runtime gives it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use cube_gguf::kernels::catalogue::{Entry, entries};
+use cube_gguf::kernels::formats::{Format, UNIT, format};
+use cube_gguf::kernels::matvec::{Blueprint, Operand};
+use cube_gguf::{Backend, CubeDevice, FloatType};
+use cubecl::client::Client;
+
+use crate::roofline::Launch;
+use crate::row::{Arithmetic, Input, Row};
+
+/// A kernel's row, and its launch for the roofline where it is one of those that it predicts.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub struct Compiled {
+    pub row: Row,
+    pub launch: Option<Launch>,
+}
+
+/// Rows and columns of the weights that the roofline multiplies.
+const SHAPE: (usize, usize) = (14336, 4096);
+
+/// Writes a line of JSON to `out` for each kernel; `sample` leaves out the float types and the rows of lanes that change
+/// only how a matvec ends.
+pub fn compile(arch: &str, folder: &Path, sample: bool, mut out: impl Write) -> Result<(), Box<dyn std::error::Error>> {
+    let device = CubeDevice::new(Backend::Rocm, 0)?;
+    let client = device.client();
+    let mut seen = BTreeSet::new();
+    for entry in entries(&client) {
+        if sample && !in_sample(&client, &entry) {
+            continue;
+        }
+        let error = match entry.launch(&client).map(|handle| client.read_one(handle)) {
+            Some(Ok(_)) => None,
+            Some(Err(error)) => Some(error.to_string()),
+            None => Some("the shape was refused".to_owned()),
+        };
+        let new: Vec<_> = code_objects(folder)?.difference(&seen).cloned().collect();
+        let input = input(arch, &entry);
+        let mut rows = Vec::new();
+        for path in &new {
+            rows.push(Row::of(input.clone(), &fs::read(path)?));
+        }
+        rows.extend(error.map(|error| Row::failed(input, error)));
+        for row in rows {
+            let launch = launch(&client, &entry).filter(|_| row.error.is_none());
+            serde_json::to_writer(&mut out, &Compiled { row, launch })?;
+            writeln!(out)?;
+        }
+        out.flush()?;
+        seen.extend(new);
+    }
+    Ok(())
+}
+
+/// The matvecs of f32 and of rows as long as the roofline's stand for those of other types and of shorter rows.
+fn in_sample(client: &Client, entry: &Entry) -> bool {
+    entry.blueprint.is_none_or(|blueprint| is_of_shape(client, &blueprint))
+        && entry.activations.is_none_or(|ty| ty == FloatType::F32)
+}
+
+fn is_of_shape(client: &Client, blueprint: &Blueprint) -> bool {
+    let Blueprint { ty, operand, tokens, .. } = *blueprint;
+    *blueprint == Blueprint::for_row(client, ty, SHAPE.1 / UNIT, operand, tokens)
+}
+
+/// Bytes of a unit's codes in the planes that are read 16 bytes at a time.
+fn code_bytes(format: &Format) -> usize {
+    let units = (format.ty.block_size() / UNIT).max(1);
+    let bits: usize = (format.layout)().planes.iter().filter(|plane| plane.is_wide()).map(|p| p.block_bits()).sum();
+    bits / units / 8
+}
+
+fn input(arch: &str, entry: &Entry) -> Input {
+    let name = entry.format.map_or_else(String::new, |ty| ty.name().to_lowercase());
+    let input = Input {
+        arch: arch.to_owned(),
+        operation: entry.operation.to_owned(),
+        format: name,
+        configuration: entry.configuration.clone(),
+        arithmetic: match entry.arithmetic {
+            Some("int8") => Some(Arithmetic::Int8),
+            Some("float") => Some(Arithmetic::Float),
+            Some(_) => Some(Arithmetic::MatrixUnits),
+            None => None,
+        },
+        ..Input::default()
+    };
+    let (Some(blueprint), Some(format)) = (entry.blueprint, entry.format.and_then(format)) else { return input };
+    let Blueprint { operand, span, lanes, groups, rows, tokens, .. } = blueprint;
+    // A lane reads the codes that it multiplies, and 32 bytes of int8 activations or 128 of floats for each unit.
+    let narrow = !span.is_multiple_of(format.span());
+    let codes = if narrow { 0 } else { rows * code_bytes(format) };
+    let activations = if operand == Operand::Int8 { 32 } else { 128 };
+    Input {
+        weights_per_trip: (UNIT * span * rows) as u32,
+        tokens: tokens as u32,
+        rows: rows as u32,
+        wide_bytes_per_trip: (span * (codes + tokens * activations)) as u32,
+        workgroup_size: lanes * groups,
+        ..input
+    }
+}
+
+/// The launch of a product of one token in the arithmetic that the library picks for it.
+fn launch(client: &Client, entry: &Entry) -> Option<Launch> {
+    let (blueprint, format) = (entry.blueprint?, format(entry.format?)?);
+    let usual = if format.traits.dense { Operand::Float } else { Operand::Int8 };
+    let predicted = blueprint.tokens == 1
+        && blueprint.operand == usual
+        && entry.activations == Some(FloatType::F32)
+        && is_of_shape(client, &blueprint);
+    let (n, k) = SHAPE;
+    let placements = (format.layout)().place(n, k / format.ty.block_size()).filter(|_| predicted)?;
+    let hardware = &client.properties().hardware;
+    let Blueprint { span, lanes, groups, rows, .. } = blueprint;
+    let cubes = n.div_ceil(rows * groups as usize);
+    Some(Launch {
+        n: n as u64,
+        k: k as u64,
+        weight_bytes: 4 * placements.words as u64,
+        waves: (cubes * (lanes * groups / hardware.plane_size_max) as usize) as u64,
+        trips: (k / UNIT / span).div_ceil(lanes as usize) as u32,
+    })
+}
+
+/// A sentence for each kernel of the library's sources that no row has: the catalogue lacks it.
+pub fn forgotten(rows: &[Row]) -> io::Result<Vec<String>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
+    let mut sentences = Vec::new();
+    for file in fs::read_dir(folder)? {
+        let path = file?.path();
+        let Ok(source) = fs::read_to_string(&path) else { continue };
+        for kernel in launchable(&source) {
+            let compiled =
+                |row: &Row| row.kernel.strip_prefix(kernel).is_some_and(|rest| !rest.starts_with(char::is_alphabetic));
+            if !rows.iter().any(compiled) {
+                sentences.push(format!("{}: the kernel `{kernel}` is in no row", path.display()));
+            }
+        }
+    }
+    Ok(sentences)
+}
+
+/// The names of a source's functions under `#[cube(launch..)]`.
+fn launchable(source: &str) -> impl Iterator<Item = &str> {
+    source.split("#[cube(launch").skip(1).filter_map(|rest| rest.split_once("fn ")?.1.split(['<', '(']).next())
+}
+
+/// The files that the stand-in has written so far, in order.
+fn code_objects(folder: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_no_row_has_is_missed() {
+        let row = |kernel: &str| Row { kernel: kernel.to_owned(), ..Row::default() };
+        let names = ["repack", "decode_units", "decode_ragged", "quantize_units_x_f32", "pack_values_x_f32_y_bf16"];
+        let mut rows: Vec<_> = names.into_iter().map(row).collect();
+        let missed = forgotten(&rows).unwrap();
+        assert!(missed.len() == 1 && missed[0].contains("`multiply_rows`"), "{missed:?}");
+        rows.push(row("multiply_rows_o_f32"));
+        assert!(forgotten(&rows).unwrap().is_empty());
+    }
+}

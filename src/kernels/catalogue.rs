@@ -1,0 +1,164 @@
+//! Every kernel that the library can launch on a device, for tools that must forget none: a report of what the compiler
+//! made of them, a cache to be filled.
+
+use cubecl::client::Client;
+use cubecl::server::Handle;
+
+use super::activations::{self, Activations};
+use super::dequantize;
+use super::floats::{FloatType, has_buffers};
+use super::formats::{FORMATS, Format, UNIT};
+use super::matmul::{self, Arithmetic};
+use super::matvec::{Blueprint, MAX_TOKENS, Operand, matvec_with};
+use super::weights::Weights;
+use crate::gguf::{Endian, GgmlType};
+
+/// Launches that compile at least one kernel not among those of the entries before.
+pub struct Entry {
+    /// What it does, as the module that has the kernel is called.
+    pub operation: &'static str,
+    /// The format of the weights, where the kernel depends on it.
+    pub format: Option<GgmlType>,
+    /// What else is fixed when the kernel is compiled, in words.
+    pub configuration: String,
+    /// The arithmetic of a product.
+    pub arithmetic: Option<&'static str>,
+    /// The blueprint of a matrix-vector product.
+    pub blueprint: Option<Blueprint>,
+    /// The type of the activations of a product.
+    pub activations: Option<FloatType>,
+    launch: Box<dyn Fn(&Client) -> Option<Handle> + Send>,
+}
+
+impl Entry {
+    /// Launches on tiny zeros. What fails on the device shows up when the result is read; `None` where memory or a shape
+    /// was refused before.
+    pub fn launch(&self, client: &Client) -> Option<Handle> {
+        (self.launch)(client)
+    }
+
+    fn new(
+        operation: &'static str,
+        format: Option<GgmlType>,
+        configuration: impl Into<String>,
+        launch: impl Fn(&Client) -> Option<Handle> + Send + 'static,
+    ) -> Self {
+        let launch = Box::new(launch);
+        let configuration = configuration.into();
+        Self { operation, format, configuration, arithmetic: None, blueprint: None, activations: None, launch }
+    }
+}
+
+/// The entries of a device, those of one format together.
+pub fn entries(client: &Client) -> Vec<Entry> {
+    let floats: Vec<_> = [FloatType::F32, FloatType::F16, FloatType::BF16]
+        .into_iter()
+        .filter(|&ty| has_buffers(client.features(), ty))
+        .collect();
+    let mut entries = of_activations(&floats);
+    for format in FORMATS {
+        entries.extend(of_weights(format));
+        entries.extend(of_products(client, format, &floats));
+    }
+    entries.extend(of_matrix_units(client));
+    entries
+}
+
+fn of_activations(floats: &[FloatType]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for &from in floats {
+        let x = move |client: &Client| zeros(client, from, 1, UNIT);
+        entries.push(Entry::new("quantize activations", None, from.name(), move |client| {
+            Some(activations::quantize(client, &x(client)).codes)
+        }));
+        // f32 for products in floats, bf16 for matrix units; an f32 result as any other type.
+        for &to in floats.iter().filter(|&&to| to != FloatType::F16 || from == FloatType::F32) {
+            let types = format!("{} to {}", from.name(), to.name());
+            let pack = move |client: &Client| Some(activations::pack(client, &x(client), to));
+            entries.push(Entry::new("pack activations", None, types, pack));
+        }
+    }
+    entries
+}
+
+fn of_weights(format: &'static Format) -> Vec<Entry> {
+    let ty = Some(format.ty);
+    let mut entries =
+        vec![Entry::new("upload", ty, "", move |client| Some(weights(client, format, false)?.handle().clone()))];
+    // Rows of dense formats may end inside a unit.
+    let ragged: &[bool] = if format.traits.dense { &[false, true] } else { &[false] };
+    for to in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+        for &ragged in ragged {
+            let configuration = format!("{}{}", to.name(), if ragged { ", ragged rows" } else { "" });
+            entries.push(Entry::new("dequantize", ty, configuration, move |client| {
+                let weights = weights(client, format, ragged)?;
+                Some(dequantize::dequantize(client, &weights, 0, weights.n(), to))
+            }));
+        }
+    }
+    entries
+}
+
+fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for blueprint in Blueprint::all(client, format.ty) {
+        for &ty in floats {
+            let Blueprint { operand, lanes, rows, tokens, span, .. } = blueprint;
+            let configuration = format!("{}, {tokens} tokens, {rows} rows, {lanes} lanes, spans of {span}", ty.name());
+            let launch = move |client: &Client| {
+                let weights = weights(client, format, false)?;
+                let x = zeros(client, ty, tokens.min(MAX_TOKENS), weights.k());
+                Some(matvec_with(client, &weights, &x, operand, |_| blueprint))
+            };
+            entries.push(Entry {
+                arithmetic: Some(match operand {
+                    Operand::Int8 => "int8",
+                    Operand::Float => "float",
+                }),
+                blueprint: Some(blueprint),
+                activations: Some(ty),
+                ..Entry::new("matvec", Some(format.ty), configuration, launch)
+            });
+        }
+    }
+    entries
+}
+
+/// Numbers of tokens on both sides of the sizes at which a blueprint of the matrix units is inferred anew.
+const MANY_TOKENS: [usize; 4] = [16, 64, 512, 2048];
+
+fn of_matrix_units(client: &Client) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    if !matmul::has_matrix_units(client) {
+        return entries;
+    }
+    let Some(format) = super::formats::format(GgmlType::F32) else { return entries };
+    for tokens in MANY_TOKENS {
+        let launch = move |client: &Client| {
+            let (n, k) = (128, 256);
+            let weights = upload(client, format, n, k)?;
+            Some(matmul::matmul(client, &weights, &zeros(client, FloatType::F32, tokens, k), Arithmetic::Float))
+        };
+        let entry = Entry::new("matmul", None, format!("{tokens} tokens"), launch);
+        entries.push(Entry { arithmetic: Some("bf16"), ..entry });
+    }
+    entries
+}
+
+fn zeros(client: &Client, ty: FloatType, tokens: usize, k: usize) -> Activations {
+    let handle = client.create_from_slice(&vec![0; tokens * k * ty.bytes()]);
+    Activations::contiguous(handle, ty, vec![tokens, k])
+}
+
+/// Two rows of weights that are zeros, each a span of the format, or a value more.
+fn weights(client: &Client, format: &'static Format, ragged: bool) -> Option<Weights> {
+    let k = format.ty.block_size().max(UNIT * format.span());
+    upload(client, format, 2, k + ragged as usize)
+}
+
+fn upload(client: &Client, format: &'static Format, n: usize, k: usize) -> Option<Weights> {
+    let data = vec![0; format.ty.row_bytes(k)? * n];
+    let words = format.codebook.map_or_else(|| vec![0], |codebook| codebook());
+    let codebook = (client.create_from_slice(bytemuck::cast_slice(&words)), words.len());
+    Weights::upload(client, format.ty, n, k, &data, Endian::Little, codebook)
+}

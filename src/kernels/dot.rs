@@ -1,0 +1,154 @@
+//! The dot product of 16 bytes with 16 bytes, added to a 32-bit sum: four instructions where the device has one for four
+//! bytes.
+//!
+//! CubeCL's own `dp4a` is one instruction through CUDA C++ and SPIR-V. Through LLVM, which compiles for AMD and by default
+//! for NVIDIA, CubeCL 0.11.3 expands it to some thirty; there an operation of this crate's takes its place.
+
+use cubecl::frontend::comptime;
+use cubecl::ir::DeviceProperties;
+use cubecl::ir::amd::GfxArch;
+use cubecl::prelude::*;
+
+use super::formats::Words;
+#[cfg(feature = "llvm")]
+use super::llvm;
+use super::target::Target;
+
+/// How the bytes of weights read; those of activations are always signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bytes {
+    Signed,
+    Unsigned,
+}
+
+/// What makes the product on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Instruction {
+    /// None: multiplications, in vectors.
+    Expansion,
+    /// CubeCL's `dp4a`: the device's own, or CubeCL's expansion.
+    Dp4a,
+    /// `v_dot4_i32_i8` of AMD's CDNA and RDNA2, signed bytes alone.
+    Sdot4,
+    /// `v_dot4_i32_iu8` of AMD's RDNA3 and RDNA4, either sign on either side.
+    Sudot4,
+    /// PTX's `dp4a` by way of LLVM, either sign on either side.
+    Idp4a,
+}
+
+impl Instruction {
+    /// The instruction of a device.
+    pub fn of(properties: &DeviceProperties) -> Self {
+        match Target::of(properties) {
+            Target::Amd(arch) => Self::of_gfx(&arch),
+            // PTX has `dp4a` from sm_61 on.
+            Target::Nvidia(61..) => Self::Idp4a,
+            // On hosts with AVX-512 LLVM's SLP vectorizer (seen in 19 and 23) gets sums of CubeCL's expansion wrong, whose
+            // products are scalars.
+            Target::Host | Target::Nvidia(_) => Self::Expansion,
+            Target::Other => Self::Dp4a,
+        }
+    }
+
+    /// By the features that LLVM's `AMDGPU.td` gives each processor: `dot1-insts` has sdot4, `dot8-insts` sudot4.
+    fn of_gfx(arch: &GfxArch) -> Self {
+        match arch.name() {
+            "gfx906" | "gfx908" | "gfx90a" | "gfx940" | "gfx941" | "gfx942" | "gfx1011" | "gfx1012" => Self::Sdot4,
+            name if name.starts_with("gfx103") => Self::Sdot4,
+            name if name.starts_with("gfx11") || name.starts_with("gfx120") => Self::Sudot4,
+            _ => Self::Expansion,
+        }
+    }
+
+    /// Whether unsigned bytes cost no more than signed ones.
+    pub fn takes_unsigned(self) -> bool {
+        matches!(self, Self::Expansion | Self::Sudot4 | Self::Idp4a)
+    }
+}
+
+/// `c` plus the products of the bytes of `a` with the signed bytes of `b`. The sum wraps.
+#[cube]
+pub fn dot16(a: Words, b: Words, c: i32, #[comptime] bytes: Bytes) -> i32 {
+    let properties = comptime::device_properties();
+    let instruction = comptime!(Instruction::of(&properties));
+    let mut sum = c;
+    if comptime!(instruction == Instruction::Expansion) {
+        sum += expansion(a, b, bytes);
+    } else {
+        #[unroll]
+        for i in 0..4usize {
+            sum = dot4(a.extract(i), b.extract(i), sum, instruction, bytes);
+        }
+    }
+    sum
+}
+
+#[cube]
+fn dot4(a: u32, b: u32, c: i32, #[comptime] instruction: Instruction, #[comptime] bytes: Bytes) -> i32 {
+    if comptime!(bytes == Bytes::Unsigned && !instruction.takes_unsigned()) {
+        // Less 128 the bytes of `a` are signed; 128 times the sum of `b` is 128 times its product with ones.
+        let sum = dot4_of(0x0101_0101u32, b, 0i32, instruction, Bytes::Signed);
+        dot4_of(a ^ 0x8080_8080, b, c + sum * 128, instruction, Bytes::Signed)
+    } else {
+        dot4_of(a, b, c, instruction, bytes)
+    }
+}
+
+#[cube]
+fn dot4_of(a: u32, b: u32, c: i32, #[comptime] instruction: Instruction, #[comptime] bytes: Bytes) -> i32 {
+    if comptime!(instruction == Instruction::Dp4a) {
+        dp4a(i32::cast_from(a), i32::cast_from(b), c)
+    } else {
+        by_llvm(a, b, c, instruction, bytes)
+    }
+}
+
+/// The sum of products without an instruction for it.
+#[cube]
+fn expansion(a: Words, b: Words, #[comptime] bytes: Bytes) -> i32 {
+    let mut sums = Vector::<i32, Const<4>>::new(0i32);
+    #[unroll]
+    for byte in 0..4u32 {
+        sums += byte_of(a, byte, bytes) * byte_of(b, byte, Bytes::Signed);
+    }
+    (sums.extract(0usize) + sums.extract(1usize)) + (sums.extract(2usize) + sums.extract(3usize))
+}
+
+#[cube]
+fn byte_of(words: Words, #[comptime] byte: u32, #[comptime] bytes: Bytes) -> Vector<i32, Const<4>> {
+    let byte = (words >> Words::new(comptime!(8 * byte).runtime())) & Words::new(0xffu32);
+    if comptime!(bytes == Bytes::Unsigned) {
+        Vector::<i32, Const<4>>::cast_from(byte)
+    } else {
+        // CubeCL's `>>` extends no signs on the CPU runtime.
+        Vector::<i32, Const<4>>::cast_from(byte ^ Words::new(0x80u32)) - Vector::new(128i32)
+    }
+}
+
+#[cube]
+#[allow(unused_variables)]
+fn by_llvm(a: u32, b: u32, c: i32, #[comptime] instruction: Instruction, #[comptime] bytes: Bytes) -> i32 {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        return llvm::dot4(scope, a, b, c, instruction, bytes);
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("{instruction:?} is only for devices that LLVM compiles for")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_have_the_instructions_that_llvm_gives_them() {
+        let of = |name: &str| Instruction::of_gfx(&GfxArch::parse(name));
+        assert_eq!(of("gfx1100"), Instruction::Sudot4);
+        assert_eq!(of("gfx1151:xnack-"), Instruction::Sudot4);
+        assert_eq!(of("gfx1201"), Instruction::Sudot4);
+        assert_eq!(of("gfx1030"), Instruction::Sdot4);
+        assert_eq!(of("gfx1010"), Instruction::Expansion);
+        assert_eq!(of("gfx90a:sramecc+:xnack-"), Instruction::Sdot4);
+        assert_eq!(of("gfx942"), Instruction::Sdot4);
+    }
+}

@@ -1,0 +1,121 @@
+//! Intrinsics of LLVM's that CubeCL 0.11.3 has no operation for.
+
+use cubecl::frontend::ReadValue;
+use cubecl::ir::attributes::BoolAttr;
+use cubecl::ir::prelude::*;
+use cubecl::ir::{CanMaterialize, HasSideEffects, NoMemoryEffect, Pure, Scope, cube_op};
+use cubecl::prelude::NativeExpand;
+use cubecl_llvm::shared::intrinsic::{call_op, i32_const_op};
+use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
+use cubecl_llvm::shared::to_llvm::constant::insert_bool_const;
+use pliron::builtin::attributes::StringAttr;
+use pliron_llvm::ops::InlineAsmOp;
+use pliron_llvm::types::VoidType;
+
+use super::dot::{Bytes, Instruction};
+
+/// `c` plus the products of the four bytes of `a` and of `b`.
+#[cube_op(name = "cube_gguf.dot4")]
+#[result_ty(same_as = c)]
+#[op_traits(Pure, CanMaterialize)]
+pub struct Dot4Op {
+    pub a: Value,
+    pub b: Value,
+    pub c: Value,
+    pub intrinsic: StringAttr,
+    pub a_is_signed: BoolAttr,
+}
+
+const SDOT4: &str = "llvm.amdgcn.sdot4";
+const SUDOT4: &str = "llvm.amdgcn.sudot4";
+const IDP4A_SIGNED: &str = "llvm.nvvm.idp4a.s.s";
+const IDP4A_UNSIGNED: &str = "llvm.nvvm.idp4a.u.s";
+
+/// Appends the product by `instruction`, which must be one of LLVM's.
+pub fn dot4(
+    scope: &Scope,
+    a: NativeExpand<u32>,
+    b: NativeExpand<u32>,
+    c: NativeExpand<i32>,
+    instruction: Instruction,
+    bytes: Bytes,
+) -> NativeExpand<i32> {
+    let intrinsic = match (instruction, bytes) {
+        (Instruction::Sdot4, _) => SDOT4,
+        (Instruction::Sudot4, _) => SUDOT4,
+        (_, Bytes::Signed) => IDP4A_SIGNED,
+        (_, Bytes::Unsigned) => IDP4A_UNSIGNED,
+    };
+    let (a, b, c) = (a.read_value(scope), b.read_value(scope), c.read_value(scope));
+    let op = Dot4Op::new(scope.ctx_mut(), a, b, c, intrinsic, BoolAttr::new(bytes == Bytes::Signed));
+    scope.register_with_result(&op).into()
+}
+
+/// A number that LLVM knows nothing of but that it is there from here on.
+#[cube_op(name = "cube_gguf.scheduled")]
+#[result_ty(same_as = value)]
+#[op_traits(CanMaterialize, HasSideEffects, NoMemoryEffect)]
+pub struct ScheduledOp {
+    pub value: Value,
+}
+
+/// Appends a barrier, and `value` as known after it alone: what depends on it stays there, loads of constant memory
+/// included, which the barrier itself does not hold.
+pub fn scheduled(scope: &Scope, value: NativeExpand<usize>) -> NativeExpand<usize> {
+    schedule_barrier(scope);
+    let value = value.read_value(scope);
+    let op = ScheduledOp::new(scope.ctx_mut(), value);
+    scope.register_with_result(&op).into()
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for ScheduledOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let value = self.value(ctx);
+        let ty = value.get_type(ctx);
+        // No instruction: its output is the register of its input.
+        let asm = InlineAsmOp::new(ctx, ty, vec![value], "", "=v,0", true);
+        rewriter.insert_op(ctx, &asm);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![asm.get_result(ctx)]);
+        Ok(())
+    }
+}
+
+/// Appends a barrier that LLVM's scheduler for AMD moves nothing across.
+pub fn schedule_barrier(scope: &Scope) {
+    let nothing = i32_const_op(scope.ctx_mut(), 0);
+    scope.register(&nothing);
+    let ctx = scope.ctx_mut();
+    let (void, nothing) = (VoidType::get(ctx).into(), nothing.get_result(ctx));
+    scope.register(&call_op(ctx, "llvm.amdgcn.sched.barrier", void, vec![nothing]));
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for Dot4Op {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let (a, b, c) = (self.a(ctx), self.b(ctx), self.c(ctx));
+        let (intrinsic, a_is_signed) = (String::from(self.intrinsic(ctx).clone()), self.a_is_signed(ctx).0);
+        let mut flag = |value| insert_bool_const(ctx, rewriter, value);
+        // The last flag of AMD's is whether the sum saturates.
+        let operands = match intrinsic.as_str() {
+            SDOT4 => vec![a, b, c, flag(false)],
+            SUDOT4 => vec![flag(a_is_signed), a, flag(true), b, c, flag(false)],
+            _ => vec![a, b, c],
+        };
+        let sum_ty = c.get_type(ctx);
+        let call = call_op(ctx, &intrinsic, sum_ty, operands);
+        rewriter.insert_op(ctx, &call);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![call.get_result(ctx)]);
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! Which compiler makes a device's code, and for what: where LLVM does, kernels may use its intrinsics.
+
+use cubecl::frontend::comptime;
+use cubecl::ir::DeviceProperties;
+use cubecl::ir::amd::GfxArch;
+use cubecl::prelude::*;
+
+#[cfg(feature = "llvm")]
+use super::llvm;
+
+/// A device's code, as far as it matters to kernels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// AMD's, by LLVM.
+    Amd(GfxArch),
+    /// NVIDIA's, by LLVM: the compute capability, as 90.
+    Nvidia(u32),
+    /// The host's, by LLVM.
+    Host,
+    /// By CUDA C++, SPIR-V, WGSL or Metal.
+    Other,
+}
+
+impl Target {
+    /// By the name that the device's compiler generates code for.
+    pub fn of(properties: &DeviceProperties) -> Self {
+        let name = &properties.identity.fingerprint;
+        let nvidia = || name.strip_prefix("ptx_sm")?.parse().ok();
+        match name.strip_prefix("hip-kernel_") {
+            Some(arch) if hip_is_by_llvm() => Self::Amd(GfxArch::parse(arch)),
+            None if properties.hardware.num_cpu_cores.is_some() => Self::Host,
+            None if cuda_is_by_llvm() => nvidia().map_or(Self::Other, Self::Nvidia),
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Another crate's features may have chosen HIP RTC, which knows nothing of LLVM's intrinsics.
+fn hip_is_by_llvm() -> bool {
+    #[cfg(feature = "hip")]
+    return cubecl::hip::compiler::HipBackend::default() == cubecl::hip::compiler::HipBackend::Llvm;
+    #[cfg(not(feature = "hip"))]
+    false
+}
+
+/// As [`hip_is_by_llvm`], for NVRTC.
+fn cuda_is_by_llvm() -> bool {
+    #[cfg(feature = "cuda")]
+    return cubecl::cuda::compiler::CudaBackend::default() == cubecl::cuda::compiler::CudaBackend::Llvm;
+    #[cfg(not(feature = "cuda"))]
+    false
+}
+
+/// Nothing that comes after is done before: keeps LLVM from loading for all of an unrolled loop at once on AMD, where it
+/// takes more registers than there are.
+#[cube]
+pub fn schedule_barrier() {
+    let properties = comptime::device_properties();
+    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
+        amd_schedule_barrier();
+    }
+}
+
+#[cube]
+fn amd_schedule_barrier() {
+    intrinsic!(|_scope| {
+        #[cfg(feature = "llvm")]
+        llvm::schedule_barrier(_scope);
+    })
+}
+
+/// A [`schedule_barrier`], and `index` after it: loads from there are not done before.
+#[cube]
+pub fn scheduled(index: usize) -> usize {
+    let properties = comptime::device_properties();
+    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) { amd_scheduled(index) } else { index }
+}
+
+#[cube]
+#[allow(unused_variables)]
+fn amd_scheduled(index: usize) -> usize {
+    intrinsic!(|_scope| {
+        #[cfg(feature = "llvm")]
+        return llvm::scheduled(_scope, index);
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only AMD's devices are scheduled")
+    })
+}
