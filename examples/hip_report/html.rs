@@ -58,13 +58,14 @@ pub fn render(report: &Report) -> String {
     let cards = cards.collect::<Vec<_>>().join("; ");
     let summaries = table("summary", &Table::of_summaries(&Summary::by_arch(&report.rows)));
     let roofline = table("roofline", &Table::of_roofline(&report.roofline));
+    let valu_bound = table("valu", &Table::of_valu_bound(&report.roofline));
     let rows = table("rows", &Table::of_rows(&report.rows));
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>Kernels on AMD GPUs</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n<h1>Kernels on AMD GPUs</h1>\n\
          <h2>Budgets</h2>\n{budgets}\n<h2>By architecture</h2>\n{summaries}\n\
          <h2>Least time of a matvec</h2>\n<p>The longer of the time of the weights' bytes and of the vector instructions. \
-         {cards}.</p>\n{roofline}\n\
+         {cards}.</p>\n{roofline}\n<h3>Where vector instructions bind</h3>\n{valu_bound}\n\
          <h2>Kernels</h2>\n<p><input id=\"filter\" type=\"search\" placeholder=\"Words that a line has\"></p>\n{rows}\n\
          <script>{SCRIPT}</script>\n</body>\n</html>\n"
     )

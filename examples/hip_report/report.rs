@@ -97,25 +97,41 @@ impl Table {
         Self { header: header.map(str::to_owned).to_vec(), lines: summaries.iter().map(line).collect() }
     }
 
-    /// A line a format, configuration and shape, a column a card, microseconds and what binds in the cells.
+    /// A line a format and shape, a column a card, microseconds and what binds in the cells.
     pub fn of_roofline(predictions: &[Prediction]) -> Self {
         let mut cards: Vec<&str> = Vec::new();
-        let mut lines = BTreeMap::<[String; 3], BTreeMap<&str, String>>::new();
+        let mut lines = BTreeMap::<[String; 2], BTreeMap<&str, String>>::new();
         for prediction in predictions {
             if !cards.contains(&prediction.card) {
                 cards.push(prediction.card);
             }
-            let Prediction { n, k, format, configuration, .. } = prediction;
-            let line = lines.entry([format.clone(), configuration.clone(), format!("{n} x {k}")]).or_default();
+            let Prediction { n, k, format, .. } = prediction;
+            let line = lines.entry([format.clone(), format!("{n} x {k}")]).or_default();
             line.insert(prediction.card, format!("{:.1} us {}", prediction.microseconds, prediction.bound));
         }
-        let names = ["format", "configuration", "shape"].into_iter().chain(cards.iter().copied());
+        let names = ["format", "shape"].into_iter().chain(cards.iter().copied());
         let header = names.map(str::to_owned).collect();
-        let cells = |(key, mut cells): ([String; 3], BTreeMap<&str, String>)| {
+        let cells = |(key, mut cells): ([String; 2], BTreeMap<&str, String>)| {
             let of_cards = cards.iter().map(|card| cells.remove(card).unwrap_or_default());
             key.clone().into_iter().chain(of_cards.collect::<Vec<_>>()).collect()
         };
         Self { header, lines: lines.into_iter().map(cells).collect() }
+    }
+
+    /// A line a prediction that vector instructions bind, with the reason.
+    pub fn of_valu_bound(predictions: &[Prediction]) -> Self {
+        let header = ["card", "format", "instructions", "memory", "why"];
+        let line = |prediction: &Prediction| {
+            vec![
+                prediction.card.to_owned(),
+                prediction.format.clone(),
+                format!("{:.1} us", prediction.valu_us),
+                format!("{:.1} us", prediction.memory_us),
+                prediction.reason.unwrap_or("unexplained").to_owned(),
+            ]
+        };
+        let bound = predictions.iter().filter(|prediction| prediction.bound == "valu");
+        Self { header: header.map(str::to_owned).to_vec(), lines: bound.map(line).collect() }
     }
 }
 
@@ -136,6 +152,7 @@ pub mod tests {
             valu_us: 1.0,
             microseconds,
             bound: "memory",
+            reason: None,
         }
     }
 
@@ -146,6 +163,7 @@ pub mod tests {
             Table::of_rows(&rows),
             Table::of_summaries(&Summary::by_arch(&rows)),
             Table::of_roofline(&[prediction("one", 2.0), prediction("two", 3.0)]),
+            Table::of_valu_bound(&[Prediction { bound: "valu", ..prediction("one", 2.0) }]),
         ];
         for table in tables {
             assert!(!table.lines.is_empty());
@@ -167,9 +185,9 @@ pub mod tests {
         let mut other = prediction("two", 3.25);
         other.format = "Q6_K".to_owned();
         let table = Table::of_roofline(&[prediction("one", 2.0), other]);
-        assert_eq!(table.header, ["format", "configuration", "shape", "one", "two"]);
-        assert_eq!(table.lines[0], ["Q4_0", "1 token", "14336 x 4096", "2.0 us memory", ""]);
-        assert_eq!(table.lines[1][3..], ["", "3.2 us memory"]);
+        assert_eq!(table.header, ["format", "shape", "one", "two"]);
+        assert_eq!(table.lines[0], ["Q4_0", "14336 x 4096", "2.0 us memory", ""]);
+        assert_eq!(table.lines[1][2..], ["", "3.2 us memory"]);
     }
 
     #[test]

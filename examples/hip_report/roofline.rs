@@ -112,6 +112,42 @@ pub const CARDS: [Card; 6] = [
     },
 ];
 
+/// Why vector instructions bind a format's matvec on some cards.
+#[derive(Clone, Copy, Debug)]
+pub struct Reason {
+    /// What the architecture and the format begin with.
+    pub arch: &'static str,
+    pub formats: &'static [&'static str],
+    pub why: &'static str,
+}
+
+/// Where they do: nowhere on RDNA, whose SIMDs start 15 and more instructions of a lane for each byte of bandwidth. CDNA's
+/// start 7 (MI210) and 8 (MI300X).
+pub const VALU_BOUND: &[Reason] = &[
+    Reason {
+        arch: "gfx9",
+        formats: &["iq2_"],
+        why: "four values of a byte of codes take a look-up of two instructions, five to spread and apply the signs, and a \
+              dot product",
+    },
+    Reason {
+        arch: "gfx9",
+        formats: &["iq1_"],
+        why: "four values of half a byte of codes take a look-up of two instructions and a dot product, and each 8 or 16 of \
+              them a float to shift",
+    },
+    Reason {
+        arch: "gfx9",
+        formats: &["tq1_0"],
+        why: "base-3 digits of bytes take two products of 16 bits, so that even and odd bytes go apart",
+    },
+    Reason {
+        arch: "gfx9",
+        formats: &["q1_0"],
+        why: "half a byte of codes takes a shift, a mask and a dot product, and their loop its addresses and scales",
+    },
+];
+
 /// A launch of a matvec.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Launch {
@@ -138,6 +174,33 @@ pub struct Prediction {
     pub microseconds: f64,
     /// What takes longer: `memory` or `valu`.
     pub bound: &'static str,
+    /// Why it is `valu`, from [`VALU_BOUND`].
+    pub reason: Option<&'static str>,
+}
+
+/// A sentence for each prediction that vector instructions bind for no reason that is known, and for each reason that none
+/// of its cards' predictions needs.
+pub fn violations(predictions: &[Prediction], reasons: &[Reason]) -> Vec<String> {
+    let unexplained = predictions.iter().filter(|prediction| prediction.bound == "valu" && prediction.reason.is_none());
+    let mut found: Vec<_> = unexplained
+        .map(|prediction| {
+            let Prediction { card, format, valu_us, memory_us, .. } = prediction;
+            format!("{card} {format}: {valu_us:.1} us of vector instructions, {memory_us:.1} us of memory")
+        })
+        .collect();
+    for reason in reasons {
+        let mut covered = predictions.iter().filter(|prediction| reason.covers(prediction.arch, &prediction.format));
+        if covered.clone().next().is_some() && covered.all(|prediction| prediction.bound == "memory") {
+            found.push(format!("{reason:?} is no longer needed"));
+        }
+    }
+    found
+}
+
+impl Reason {
+    fn covers(&self, arch: &str, format: &str) -> bool {
+        arch.starts_with(self.arch) && self.formats.iter().any(|start| format.starts_with(start))
+    }
 }
 
 impl Prediction {
@@ -145,6 +208,8 @@ impl Prediction {
     pub fn of(card: &Card, row: &Row, launch: &Launch) -> Self {
         let memory_us = card.memory_us(launch.weight_bytes);
         let valu_us = card.valu_us(launch.waves, row.valu_per_wave(launch.trips), row.wave_size);
+        let reason =
+            VALU_BOUND.iter().find(|reason| valu_us > memory_us && reason.covers(card.arch, &row.input.format));
         Self {
             card: card.name,
             arch: card.arch,
@@ -156,6 +221,7 @@ impl Prediction {
             valu_us,
             microseconds: memory_us.max(valu_us),
             bound: if memory_us >= valu_us { "memory" } else { "valu" },
+            reason: reason.map(|reason| reason.why),
         }
     }
 }
@@ -216,5 +282,23 @@ mod tests {
         let prediction = Prediction::of(card("gfx1100"), &slow, &launch);
         assert_eq!(prediction.bound, "valu");
         assert!((prediction.microseconds - 383.04).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_instructions_bind_has_a_needed_reason() {
+        let prediction = |arch: &str, format: &str, valu: u32| {
+            let mut row = Row { wave_size: 64, ..matvec(arch) };
+            row.input.format = format.to_owned();
+            row.hot.valu = valu;
+            Prediction::of(card(arch), &row, &Launch { n: 1, k: 1, weight_bytes: 1 << 20, waves: 7168, trips: 2 })
+        };
+        let bound = prediction("gfx90a", "iq2_s", 12800);
+        assert!(bound.bound == "valu" && bound.reason.is_some());
+        assert!(violations(&[bound], VALU_BOUND).is_empty());
+        let found =
+            violations(&[prediction("gfx90a", "q4_0", 12800), prediction("gfx1100", "iq2_s", 12800)], VALU_BOUND);
+        assert!(found.len() == 2 && found[0].starts_with("Instinct MI210 q4_0: "), "{found:?}");
+        let found = violations(&[prediction("gfx90a", "iq2_s", 1)], VALU_BOUND);
+        assert!(found.len() == 1 && found[0].ends_with("no longer needed"), "{found:?}");
     }
 }

@@ -12,6 +12,10 @@ pub fn render(report: &Report, shown: impl Fn(&Row) -> bool) -> String {
     if !report.roofline.is_empty() {
         sections.push(format!("Least time of a matvec\n{}", aligned(&Table::of_roofline(&report.roofline))));
     }
+    let valu_bound = Table::of_valu_bound(&report.roofline);
+    if !valu_bound.lines.is_empty() {
+        sections.push(format!("Where vector instructions bind\n{}", aligned(&valu_bound)));
+    }
     sections.push(match report.violations.len() {
         0 => "Every budget holds.\n".to_owned(),
         count => format!("{count} budgets broken:\n  {}\n", report.violations.join("\n  ")),

@@ -51,6 +51,45 @@ pub fn dot4(
     scope.register_with_result(&op).into()
 }
 
+/// `v_perm_b32` of AMD: byte `i` of the result is the byte of `low` that byte `i` of `selector` counts, or of `high` from 4 on.
+#[cube_op(name = "cube_gguf.perm")]
+#[result_ty(same_as = selector)]
+#[op_traits(Pure, CanMaterialize)]
+pub struct PermOp {
+    pub high: Value,
+    pub low: Value,
+    pub selector: Value,
+}
+
+/// Appends a [`PermOp`].
+pub fn perm(
+    scope: &Scope,
+    high: NativeExpand<u32>,
+    low: NativeExpand<u32>,
+    selector: NativeExpand<u32>,
+) -> NativeExpand<u32> {
+    let (high, low, selector) = (high.read_value(scope), low.read_value(scope), selector.read_value(scope));
+    let op = PermOp::new(scope.ctx_mut(), high, low, selector);
+    scope.register_with_result(&op).into()
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for PermOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let operands = vec![self.high(ctx), self.low(ctx), self.selector(ctx)];
+        let ty = self.selector(ctx).get_type(ctx);
+        let call = call_op(ctx, "llvm.amdgcn.perm", ty, operands);
+        rewriter.insert_op(ctx, &call);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![call.get_result(ctx)]);
+        Ok(())
+    }
+}
+
 /// A number that LLVM knows nothing of but that it is there from here on.
 #[cube_op(name = "cube_gguf.scheduled")]
 #[result_ty(same_as = value)]

@@ -94,9 +94,11 @@ impl Blueprint {
         let fixed_plane = hardware.plane_size_min == plane && plane > 1;
         let span = format(ty).map_or(1, Format::span);
         let span = if units.is_multiple_of(span) { span } else { 1 };
-        // Few kernels to compile; where the decoding to floats costs most, one for all of them.
+        // Few kernels to compile; where the decoding to floats costs most, one for all of them. A long span leaves registers
+        // for few tokens.
         let tokens = match operand {
             Operand::Float if !traits(ty).dense && tokens > 1 => 4,
+            _ if span > 4 => tokens.next_power_of_two().min(4),
             _ => tokens.next_power_of_two(),
         };
         let (reduction, lanes, groups, rows) = if let Some(cores) = hardware.num_cpu_cores {

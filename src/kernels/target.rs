@@ -86,3 +86,27 @@ fn amd_scheduled(index: usize) -> usize {
         unreachable!("only AMD's devices are scheduled")
     })
 }
+
+/// 0xff for each byte of `ones` that is 1, where the others are 0.
+#[cube]
+pub fn filled(ones: u32) -> u32 {
+    let properties = comptime::device_properties();
+    // A product of 32 bits takes AMD four times as long as other instructions.
+    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
+        amd_perm(0x0000_ff00u32, ones)
+    } else {
+        ones * 0xff
+    }
+}
+
+/// The bytes of `low` that the bytes of `selector` count.
+#[cube]
+#[allow(unused_variables)]
+fn amd_perm(low: u32, selector: u32) -> u32 {
+    intrinsic!(|_scope| {
+        #[cfg(feature = "llvm")]
+        return llvm::perm(_scope, low, low, selector);
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only AMD's devices permute bytes")
+    })
+}

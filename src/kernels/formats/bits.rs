@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 use super::Codes;
 use super::planes::Words;
 use crate::kernels::floats::has_f16;
+use crate::kernels::target::filled;
 
 /// The same word four times.
 #[cube]
@@ -56,7 +57,7 @@ pub fn negate(word: u32, signs: u32) -> u32 {
 /// Negates the bytes of `word` that are 1 in `ones`, where the others are 0. Bytes are in 1..=127.
 #[cube]
 pub fn negate_ones(word: u32, ones: u32) -> u32 {
-    (word ^ (ones * 0xff)) + ones
+    (word ^ filled(ones)) + ones
 }
 
 /// The eight signs of a 7-bit sign index: the eighth makes their number even.

@@ -334,21 +334,23 @@ pub mod iq3_s {
     pub fn unit(planes: &Planes, at: At) -> Unit {
         let signs = planes.unit_word(1usize, at, 1usize, 0usize);
         let block = at.block(UNITS);
-        let unit = at.in_block(UNITS);
-        let tops = planes.byte(2usize, at.row, 12 * block + unit);
-        let scales = planes.word(2usize, at.row, 3 * block + 2) >> (u32::cast_from(unit) * 4);
+        let tops = planes.unit_bits(2usize, at, UNITS, 8usize, 3 * block);
+        let scale = planes.unit_bits(2usize, at, UNITS, 4usize, 3 * block + 2);
         let d = f16(planes.half(3usize, at.row, block));
+        // Two indices at a time, in halves of a word: bytes 0 and 2, then 1 and 3, and their top bits from two places apart.
+        let tops = tops | (tops << 14);
         let mut points = Sequence::<u32>::new();
         #[unroll]
         for half in 0..2usize {
             let word = planes.unit_word(0usize, at, 2usize, half);
-            #[unroll]
-            for i in 0..4usize {
-                let top = (tops >> comptime!((4 * half + i) as u32)) & 1;
-                points.push(((word >> comptime!(8 * i as u32)) & 0xff) | (top << 8));
-            }
+            let even = (word & 0x00ff_00ff) | ((tops << comptime!((8 - 4 * half) as u32)) & 0x0100_0100);
+            let odd = ((word >> 8) & 0x00ff_00ff) | ((tops << comptime!((7 - 4 * half) as u32)) & 0x0100_0100);
+            points.push(even & 0xffff);
+            points.push(odd & 0xffff);
+            points.push(even >> 16);
+            points.push(odd >> 16);
         }
         let (low, high) = points_of_four(planes, points, signs);
-        Unit::scaled(low, high, d * (1.0f32 + 2.0f32 * f32::cast_from(scales & 0xf)))
+        Unit::scaled(low, high, d * (1.0f32 + 2.0f32 * f32::cast_from(scale)))
     }
 }

@@ -130,6 +130,33 @@ impl Planes {
         }
     }
 
+    /// The unit's field of `bits` among those of the `units` of its block, which begin with word `first` of a plane's row.
+    pub fn unit_bits(
+        &self,
+        #[comptime] plane: usize,
+        at: At,
+        #[comptime] units: usize,
+        #[comptime] bits: usize,
+        first: usize,
+    ) -> u32 {
+        // What the units of a span share comes first, so that each has but a shift of its own.
+        let span_bits = comptime!(at.units * bits);
+        let span = at.span % comptime!(units / at.units);
+        let (word, shift) = if comptime!(span_bits >= 32) {
+            let first_bit = comptime!(at.place * bits);
+            let word = first + span * comptime!(span_bits / 32) + comptime!(first_bit / 32);
+            (self.word(plane, at.row, word), comptime!((first_bit % 32) as u32).runtime())
+        } else {
+            let spans = comptime!(32 / span_bits);
+            let word = self.word(plane, at.row, first + span / spans);
+            (
+                word >> (u32::cast_from(span % spans) * comptime!(span_bits as u32)),
+                comptime!((at.place * bits) as u32).runtime(),
+            )
+        };
+        (word >> shift) & comptime!((1u32 << bits) - 1)
+    }
+
     /// The unit's 16-bit field of a plane with one for each.
     pub fn unit_half(&self, #[comptime] plane: usize, at: At) -> u32 {
         if comptime!(at.units % 2 == 0) {
