@@ -45,6 +45,9 @@ struct Args {
     /// Print only rows whose arch, operation, format and configuration have this in them.
     #[arg(long)]
     filter: Option<String>,
+    /// Print no rows, but what was found of all of them.
+    #[arg(long)]
+    summary: bool,
     /// Also write the report as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -77,7 +80,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     violations.extend(kernels::forgotten(&rows)?);
     let report = Report { rows, roofline, violations };
 
-    let shown = |row: &Row| args.filter.as_ref().is_none_or(|filter| row.place().contains(filter.as_str()));
+    let shown =
+        |row: &Row| !args.summary && args.filter.as_ref().is_none_or(|filter| row.place().contains(filter.as_str()));
     print!("{}", text::render(&report, shown));
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_string(&report)?)?;

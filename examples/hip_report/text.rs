@@ -5,10 +5,12 @@ use crate::row::{Row, Summary};
 
 /// The rows that `shown` picks, and of all rows the summary, the roofline and the broken budgets.
 pub fn render(report: &Report, shown: impl Fn(&Row) -> bool) -> String {
-    let mut sections = vec![
-        aligned(&Table::of_rows(report.rows.iter().filter(|row| shown(row)))),
-        aligned(&Table::of_summaries(&Summary::by_arch(&report.rows))),
-    ];
+    let rows = Table::of_rows(report.rows.iter().filter(|row| shown(row)));
+    let mut sections = Vec::new();
+    if !rows.lines.is_empty() {
+        sections.push(aligned(&rows));
+    }
+    sections.push(aligned(&Table::of_summaries(&Summary::by_arch(&report.rows))));
     if !report.roofline.is_empty() {
         sections.push(format!("Least time of a matvec\n{}", aligned(&Table::of_roofline(&report.roofline))));
     }

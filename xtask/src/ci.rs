@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::test::{self, CI_FEATURES};
-use crate::{hip_stand_in, process, setup};
+use crate::{hip_report, hip_stand_in, process, setup};
 
 type Step = (&'static str, fn() -> Result<()>);
 
 /// The cheapest first. The lints check the dependencies once for the widest feature set, which the
 /// documentation then reuses; the tests build them.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", format),
     ("HIP stand-in", stand_in),
     ("lint", lint),
     ("lint, no default features", lint_bare),
     ("documentation", documentation),
     ("tests", tests),
+    ("HIP report", report),
     ("fuzz", fuzz),
 ];
 
@@ -95,6 +96,14 @@ fn documentation() -> Result<()> {
 
 fn tests() -> Result<()> {
     test::tests(&[])
+}
+
+/// Budgets of every architecture's kernels, less those of other float types, which end differently alone.
+fn report() -> Result<()> {
+    match cfg!(target_os = "linux") {
+        true => hip_report::report(&["--sample".into(), "--summary".into()]),
+        false => Ok(()),
+    }
 }
 
 /// Half a minute of the GGUF reader on mutated files; the fuzzer's own flags are in its `.cargo/config.toml`.
