@@ -27,8 +27,10 @@ pub struct Entry {
     pub blueprint: Option<Blueprint>,
     /// The type of the activations of a product.
     pub activations: Option<FloatType>,
-    launch: Box<dyn Fn(&Client) -> Option<Handle> + Send>,
+    launch: Box<Launch>,
 }
+
+type Launch = dyn Fn(&Client) -> Option<Handle> + Send;
 
 impl Entry {
     /// Launches on tiny zeros. What fails on the device shows up when the result is read; `None` where memory or a shape

@@ -2,7 +2,6 @@
 
 use cubecl::frontend::comptime;
 use cubecl::ir::DeviceProperties;
-use cubecl::ir::amd::GfxArch;
 use cubecl::prelude::*;
 
 #[cfg(feature = "llvm")]
@@ -11,8 +10,8 @@ use super::llvm;
 /// A device's code, as far as it matters to kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// AMD's, by LLVM.
-    Amd(GfxArch),
+    /// AMD's, by LLVM: the processor, as `gfx1100`.
+    Amd(String),
     /// NVIDIA's, by LLVM: the compute capability, as 90.
     Nvidia(u32),
     /// The host's, by LLVM.
@@ -27,12 +26,17 @@ impl Target {
         let name = &properties.identity.fingerprint;
         let nvidia = || name.strip_prefix("ptx_sm")?.parse().ok();
         match name.strip_prefix("hip-kernel_") {
-            Some(arch) if hip_is_by_llvm() => Self::Amd(GfxArch::parse(arch)),
+            Some(arch) if hip_is_by_llvm() => Self::Amd(processor(arch).to_owned()),
             None if properties.hardware.num_cpu_cores.is_some() => Self::Host,
             None if cuda_is_by_llvm() => nvidia().map_or(Self::Other, Self::Nvidia),
             _ => Self::Other,
         }
     }
+}
+
+/// `gfx90a` of `gfx90a:sramecc+:xnack-`, as drivers have it.
+fn processor(arch: &str) -> &str {
+    arch.split_once(':').map_or(arch, |(processor, _)| processor)
 }
 
 /// Another crate's features may have chosen HIP RTC, which knows nothing of LLVM's intrinsics.
@@ -69,7 +73,7 @@ fn amd_schedule_barrier() {
     })
 }
 
-/// A [`schedule_barrier`], and `index` after it: loads from there are not done before.
+/// A [`schedule_barrier()`], and `index` after it: loads from there are not done before.
 #[cube]
 pub fn scheduled(index: usize) -> usize {
     let properties = comptime::device_properties();

@@ -107,3 +107,14 @@ fn without_memory() {
     let why = error(stand_in(), &[("HIP_STAND_IN_MEMORY_BYTES", "4096")], "rocm");
     assert!(why.contains("rocm:0: ") && why.contains("hipMalloc failed"), "{why}");
 }
+
+#[test]
+fn bench_replays_a_graph() {
+    let shape = ["--types", "q4_0,f16", "--n", "8", "--k", "256", "--tokens", "1,9"];
+    let bench = [&["bench", "--csv", "--graph", "--device", "rocm"], &shape[..]].concat();
+    let output = run(stand_in(), &[], &bench);
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    // What HIP does not take while it records is an error of the stand-in's.
+    assert!(output.status.success() && !stderr.contains("hip"), "{stderr}");
+    assert_eq!(stdout.lines().count(), 5, "{stdout}");
+}

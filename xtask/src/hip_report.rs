@@ -1,11 +1,11 @@
 //! `cargo xtask hip-report`: what the compiler made of every kernel for every AMD architecture, without a GPU.
 
 use std::ffi::OsString;
+use std::process::Command;
 
 use anyhow::Result;
 
-use crate::test::CI_FEATURES;
-use crate::{hip_stand_in, process, setup};
+use crate::{hip_stand_in, process, setup, test};
 
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
@@ -23,6 +23,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Fails where a budget is broken. The report makes one process for each architecture, and sets what the GPU says it is.
 pub fn report(arguments: &[OsString]) -> Result<()> {
     let environment = hip_stand_in::environment("", None)?;
-    let mut cargo = process::cargo(["run", "--quiet", "--features", CI_FEATURES, "--example", "hip_report", "--"]);
-    process::run(cargo.args(arguments).envs(environment), "the HIP report")
+    let mut report = Command::new(test::built(&["--example", "hip_report"], "hip_report")?);
+    report.args(arguments).current_dir(process::root()).envs(environment);
+    process::run(&mut report, "the HIP report")
 }

@@ -53,7 +53,7 @@ fn amd() -> Result<()> {
         println!("HIP stand-in: skipped, it is for Linux");
         return Ok(());
     }
-    let program = devices_test()?;
+    let program = built(&["--test", "devices"], "devices")?;
     let mut environments = Vec::new();
     for arch in ARCHITECTURES {
         environments.push((arch, hip_stand_in::environment(arch, None)?));
@@ -85,16 +85,17 @@ fn amd() -> Result<()> {
     }
 }
 
-/// The test program of the table of operations.
-fn devices_test() -> Result<PathBuf> {
-    let mut cargo = cargo_test();
-    cargo.args(["--test", "devices", "--no-run", "--message-format", "json"]).stderr(Stdio::null());
+/// A program of the workspace, built with the dependencies that the tests have: the features of one package's alone would
+/// be others, and build CubeCL again.
+pub fn built(selection: &[&str], name: &str) -> Result<PathBuf> {
+    let mut cargo = process::cargo(["build", "--workspace", "--features", CI_FEATURES]);
+    cargo.args(selection).args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
     let output = cargo.output().context("cargo could not start")?;
     let artifacts = output.stdout.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
     let program = artifacts
-        .filter(|artifact: &Value| artifact["target"]["name"] == "devices")
+        .filter(|artifact: &Value| artifact["target"]["name"] == name)
         .find_map(|artifact| artifact["executable"].as_str().map(PathBuf::from));
-    program.context("cargo built no test `devices`")
+    program.with_context(|| format!("cargo built no `{name}`"))
 }
 
 /// Runs the table as one architecture. What went well is the summary, in the error is what did not.

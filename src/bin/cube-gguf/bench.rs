@@ -39,8 +39,8 @@ const QUEUE_SECONDS: f64 = 0.05;
 #[command(after_help = "\
 The columns: us is the median time of one operation, gbps_weights the GGUF bytes of the weights over it, tflops the
 floating-point operations of a product. Activations are f32 and resident; quantizing them is part of the product.
-Dequantization is to f32. Weights rotate over copies that together exceed four last-level caches, 256 copies
-at most.
+With --graph a queue of products is recorded once and replayed, which CUDA, HIP and wgpu can. Dequantization is to
+f32. Weights rotate over copies that together exceed four last-level caches, 256 copies at most.
 
 Examples:
   cube-gguf bench --types q4_0,q4_k,q6_k --tokens 1,8,512
@@ -65,6 +65,9 @@ pub struct Arguments {
     /// What to time.
     #[arg(long, value_enum, default_value_t = Operation::Matmul)]
     op: Operation,
+    /// Time replays of a recorded graph, as frameworks decode: the device without what launches cost the host.
+    #[arg(long)]
+    graph: bool,
     /// Print CSV.
     #[arg(long)]
     csv: bool,
@@ -93,7 +96,13 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if arguments.tokens.iter().any(|tokens| !(1..=MAX_TOKENS).contains(tokens)) {
         return Err(format!("--tokens must be 1 or more, and {MAX_TOKENS} at most").into());
     }
+    if arguments.graph && arguments.op != Operation::Matmul {
+        return Err("--graph is for products".into());
+    }
     let device = arguments.device.open()?;
+    if arguments.graph && matches!(device, Device::Cpu) {
+        return Err("--graph is for devices that replay launches, which the host does not".into());
+    }
     let cases = match &arguments.file {
         Some(file) => cases_of(file, &types)?,
         None => cases(arguments, &types, &device)?,
@@ -111,7 +120,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         let tokens: &[usize] = if arguments.op == Operation::Matmul { &arguments.tokens } else { &[0] };
         for &tokens in tokens {
             let seconds = match arguments.op {
-                Operation::Matmul => copies.time_matmul(tokens),
+                Operation::Matmul => copies.time_matmul(tokens, arguments.graph),
                 Operation::Dequantize => copies.time_dequantize(),
             };
             print(&row(arguments, case, tokens, seconds.map_err(at)?))?;
@@ -268,7 +277,7 @@ impl Copies {
     }
 
     /// Seconds of a product.
-    fn time_matmul(&self, tokens: usize) -> Outcome<f64> {
+    fn time_matmul(&self, tokens: usize, graph: bool) -> Outcome<f64> {
         match self {
             Self::Cube { device, tensors } => {
                 let k = tensors[0].k();
@@ -279,7 +288,7 @@ impl Copies {
                 client.read_one(tensors[0].matmul_on_device(&x, Arithmetic::Auto)?).map_err(|e| failed(device, e))?;
                 let queue = if tokens >= 512 { tensors.len().max(4) } else { (4 * tensors.len()).max(20) };
                 let launch = |i: usize| tensors[i % tensors.len()].matmul_on_device(&x, Arithmetic::Auto).map(drop);
-                time(queue, launch, || sync(device))
+                if graph { time_graph(device, queue, launch) } else { time(queue, launch, || sync(device)) }
             }
             Self::Host(tensors) => {
                 let k = tensors[0].shape().dims()[1];
@@ -320,6 +329,24 @@ impl Copies {
             let _ = device.client().memory_cleanup();
         }
     }
+}
+
+/// The median seconds of a launch among `queue`, which are recorded once and replayed together.
+fn time_graph(device: &CubeDevice, queue: usize, launch: impl Fn(usize) -> cube_gguf::Result<()>) -> Outcome<f64> {
+    let client = device.client();
+    let all = || (0..queue).try_for_each(&launch);
+    // The first time it compiles, and takes from the device the memory that recording may not.
+    client.graph_prepare().map_err(|error| failed(device, error))?;
+    all()?;
+    sync(device)?;
+    client.start_capture().map_err(|error| failed(device, error))?;
+    let launched = all();
+    let graph = client.stop_capture().map_err(|error| failed(device, error))?;
+    launched?;
+    // SAFETY: the weights and activations outlive the graph. The memory of results and of int8 codes goes back to the
+    // device's pool when a launch is recorded, and until the graph is gone nothing else asks that pool for any.
+    let replay = |_| unsafe { graph.replay() }.map_err(|error| failed(device, error));
+    Ok(time(1, replay, || sync(device))? / queue as f64)
 }
 
 /// The median seconds of a launch: of queues of at most `queue` launches, each followed by a wait for all.

@@ -121,7 +121,7 @@ impl Planes {
     /// Word `i` of the unit's `words` in a plane of codes: in 16-byte loads, which the units of a span share.
     pub fn unit_word(&self, #[comptime] plane: usize, at: At, #[comptime] words: usize, #[comptime] i: usize) -> u32 {
         let span_words = comptime!(at.units * words);
-        if comptime!(span_words % 4 == 0) {
+        if comptime!(span_words.is_multiple_of(4)) {
             let word = comptime!(at.place * words + i);
             let vector = at.span * comptime!(span_words / 4) + comptime!(word / 4);
             self.wide(plane, at.row, vector).extract(comptime!(word % 4))
@@ -159,7 +159,7 @@ impl Planes {
 
     /// The unit's 16-bit field of a plane with one for each.
     pub fn unit_half(&self, #[comptime] plane: usize, at: At) -> u32 {
-        if comptime!(at.units % 2 == 0) {
+        if comptime!(at.units.is_multiple_of(2)) {
             let word = self.word(plane, at.row, at.span * comptime!(at.units / 2) + comptime!(at.place / 2));
             (word >> comptime!((at.place % 2 * 16) as u32)) & 0xffff
         } else {
