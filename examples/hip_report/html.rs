@@ -143,7 +143,7 @@ mod tests {
         for outside in ["src=", "<link", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");
         }
-        assert_eq!(page.matches("<table").count(), 3);
-        assert_eq!(page.matches("</table>").count(), 3);
+        assert_eq!(page.matches("<table").count(), 4);
+        assert_eq!(page.matches("</table>").count(), 4);
     }
 }

@@ -290,7 +290,7 @@ mod tests {
             let mut row = Row { wave_size: 64, ..matvec(arch) };
             row.input.format = format.to_owned();
             row.hot.valu = valu;
-            Prediction::of(card(arch), &row, &Launch { n: 1, k: 1, weight_bytes: 1 << 20, waves: 7168, trips: 2 })
+            Prediction::of(card(arch), &row, &Launch { n: 1, k: 1, weight_bytes: 1 << 24, waves: 7168, trips: 2 })
         };
         let bound = prediction("gfx90a", "iq2_s", 12800);
         assert!(bound.bound == "valu" && bound.reason.is_some());
