@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::roofline::Prediction;
+use crate::roofline::{Card, Prediction};
 use crate::row::{Row, Summary};
 
 /// The report; as JSON, its rows and its roofline.
@@ -118,6 +118,17 @@ impl Table {
         Self { header, lines: lines.into_iter().map(cells).collect() }
     }
 
+    /// A line a card, with what the predictions take from it.
+    pub fn of_cards(cards: &[Card]) -> Self {
+        let header = ["card", "arch", "GB/s", "compute units", "MHz at boost", "source"];
+        let line = |card: &Card| {
+            let [bandwidth, clock] = [card.bandwidth, card.clock].map(|figure| figure.to_string());
+            let (name, arch) = (card.name.to_owned(), card.arch.to_owned());
+            vec![name, arch, bandwidth, card.compute_units.to_string(), clock, card.source.to_owned()]
+        };
+        Self { header: header.map(str::to_owned).to_vec(), lines: cards.iter().map(line).collect() }
+    }
+
     /// A line a prediction that vector instructions bind, with the reason.
     pub fn of_valu_bound(predictions: &[Prediction]) -> Self {
         let header = ["card", "format", "instructions", "memory", "why"];
@@ -138,6 +149,7 @@ impl Table {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::roofline::CARDS;
     use crate::row::tests::matvec;
 
     pub fn prediction(card: &'static str, microseconds: f64) -> Prediction {
@@ -163,6 +175,7 @@ pub mod tests {
             Table::of_rows(&rows),
             Table::of_summaries(&Summary::by_arch(&rows)),
             Table::of_roofline(&[prediction("one", 2.0), prediction("two", 3.0)]),
+            Table::of_cards(&CARDS),
             Table::of_valu_bound(&[Prediction { bound: "valu", ..prediction("one", 2.0) }]),
         ];
         for table in tables {

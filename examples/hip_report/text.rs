@@ -1,6 +1,7 @@
 //! The report for a terminal.
 
 use crate::report::{Report, Table};
+use crate::roofline::CARDS;
 use crate::row::{Row, Summary};
 
 /// The rows that `shown` picks, and of all rows the summary, the roofline and the broken budgets.
@@ -13,6 +14,7 @@ pub fn render(report: &Report, shown: impl Fn(&Row) -> bool) -> String {
     sections.push(aligned(&Table::of_summaries(&Summary::by_arch(&report.rows))));
     if !report.roofline.is_empty() {
         sections.push(format!("Least time of a matvec\n{}", aligned(&Table::of_roofline(&report.roofline))));
+        sections.push(format!("By these figures\n{}", aligned(&Table::of_cards(&CARDS))));
     }
     let valu_bound = Table::of_valu_bound(&report.roofline);
     if !valu_bound.lines.is_empty() {
@@ -69,7 +71,7 @@ mod tests {
             violations: vec!["gfx942: too slow".to_owned()],
         };
         let text = render(&report, |row| row.input.arch == "gfx942");
-        assert_eq!((text.matches("gfx1100").count(), text.matches("gfx942").count()), (1, 3));
+        assert_eq!((text.matches("gfx1100").count(), text.matches("gfx942").count()), (2, 4));
         assert!(text.contains("34.4 us memory") && text.contains("1 budgets broken:\n  gfx942: too slow"));
     }
 }
