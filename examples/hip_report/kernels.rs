@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use cube_gguf::kernels::catalogue::{Entry, entries};
-use cube_gguf::kernels::formats::{Format, UNIT, format};
+use cube_gguf::kernels::formats::{Format, UNIT, format, vectors_per_unit};
 use cube_gguf::kernels::matvec::{Blueprint, Operand};
 use cube_gguf::{Backend, CubeDevice, FloatType};
 use cubecl::client::Client;
@@ -93,15 +93,22 @@ fn input(arch: &str, entry: &Entry) -> Input {
     };
     let (Some(blueprint), Some(format)) = (entry.blueprint, entry.format.and_then(format)) else { return input };
     let Blueprint { operand, span, lanes, groups, rows, tokens, .. } = blueprint;
-    // A lane reads the codes that it multiplies, and 32 bytes of int8 activations or 128 of floats for each unit.
-    let narrow = !span.is_multiple_of(format.span());
-    let codes = if narrow { 0 } else { rows * code_bytes(format) };
-    let activations = if operand == Operand::Int8 { 32 } else { 128 };
+    let (values, wide_bytes) = if format.traits.dense {
+        // A vector of 16 bytes, and as many floats of activations as it has values.
+        let values = 16 / format.ty.block_bytes();
+        (values, rows * 16 + tokens * values * 4)
+    } else {
+        // The codes that a lane multiplies, and 32 bytes of int8 activations or 128 of floats for each unit.
+        let narrow = !span.is_multiple_of(format.span());
+        let codes = if narrow { 0 } else { rows * code_bytes(format) };
+        let activations = if operand == Operand::Int8 { 32 } else { 128 };
+        (UNIT * span, span * (codes + tokens * activations))
+    };
     Input {
-        weights_per_trip: (UNIT * span * rows) as u32,
+        weights_per_trip: (values * rows) as u32,
         tokens: tokens as u32,
         rows: rows as u32,
-        wide_bytes_per_trip: (span * (codes + tokens * activations)) as u32,
+        wide_bytes_per_trip: wide_bytes as u32,
         workgroup_size: lanes * groups,
         ..input
     }
@@ -125,16 +132,27 @@ fn launch(client: &Client, entry: &Entry) -> Option<Launch> {
         k: k as u64,
         weight_bytes: 4 * placements.words as u64,
         waves: (cubes * (lanes * groups / hardware.plane_size_max) as usize) as u64,
-        trips: (k / UNIT / span).div_ceil(lanes as usize) as u32,
+        trips: trips(format, k / UNIT, span).div_ceil(lanes as usize) as u32,
     })
+}
+
+/// Trips of all lanes of a row: spans, or vectors of 16 bytes.
+fn trips(format: &Format, units: usize, span: usize) -> usize {
+    if format.traits.dense { units * vectors_per_unit(format.ty) } else { units / span }
 }
 
 /// A sentence for each kernel of the library's sources that no row has: the catalogue lacks it.
 pub fn forgotten(rows: &[Row]) -> io::Result<Vec<String>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
+    forgotten_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels"), rows)
+}
+
+fn forgotten_in(folder: &Path, rows: &[Row]) -> io::Result<Vec<String>> {
     let mut sentences = Vec::new();
     for file in fs::read_dir(folder)? {
         let path = file?.path();
+        if path.is_dir() {
+            sentences.extend(forgotten_in(&path, rows)?);
+        }
         let Ok(source) = fs::read_to_string(&path) else { continue };
         for kernel in launchable(&source) {
             let compiled =

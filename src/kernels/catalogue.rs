@@ -8,8 +8,10 @@ use super::activations::{self, Activations};
 use super::dequantize;
 use super::floats::{FloatType, has_buffers};
 use super::formats::{FORMATS, Format, UNIT};
+use super::int8;
 use super::matmul::{self, Arithmetic};
 use super::matvec::{Blueprint, MAX_TOKENS, Operand, matvec_with};
+use super::tune::{Key, Tunables, rule};
 use super::weights::Weights;
 use crate::gguf::{Endian, GgmlType};
 
@@ -61,6 +63,7 @@ pub fn entries(client: &Client) -> Vec<Entry> {
     for format in FORMATS {
         entries.extend(of_weights(format));
         entries.extend(of_products(client, format, &floats));
+        entries.extend(of_staged_products(client, format));
     }
     entries.extend(of_matrix_units(client));
     entries
@@ -71,7 +74,7 @@ fn of_activations(floats: &[FloatType]) -> Vec<Entry> {
     for &from in floats {
         let x = move |client: &Client| zeros(client, from, 1, UNIT);
         entries.push(Entry::new("quantize activations", None, from.name(), move |client| {
-            Some(activations::quantize(client, &x(client)).codes)
+            Some(int8::quantize(client, &x(client)).codes)
         }));
         // f32 for products in floats, bf16 for matrix units; an f32 result as any other type.
         for &to in floats.iter().filter(|&&to| to != FloatType::F16 || from == FloatType::F32) {
@@ -124,6 +127,21 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
         }
     }
     entries
+}
+
+/// Products whose cubes quantize for themselves, which a table may ask for where the rule does not.
+fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry> {
+    let units = (format.ty.block_size() / UNIT).max(format.span());
+    let key = Key { ty: format.ty, operand: Operand::Int8, tokens: 1, n: 2, units };
+    let tunables = Tunables { stage: true, stage_codebook: true, cubes_per_core: 1, ..rule(client, key) };
+    let blueprint = Blueprint::of(client, key, tunables);
+    blueprint.staging.filter(|_| !format.traits.dense)?;
+    let launch = move |client: &Client| {
+        let weights = weights(client, format, false)?;
+        let x = zeros(client, FloatType::F32, 1, weights.k());
+        Some(matvec_with(client, &weights, &x, Operand::Int8, |_| blueprint))
+    };
+    Some(Entry { arithmetic: Some("int8"), ..Entry::new("staged matvec", Some(format.ty), "f32, 1 token", launch) })
 }
 
 /// Numbers of tokens on both sides of the sizes at which a blueprint of the matrix units is inferred anew.

@@ -101,7 +101,7 @@ fn decode_units(
         terminate!();
     }
     let row = source_row(ids, first, position / units_per_row, gather);
-    let values = values(planes, At::unit(row, position % units_per_row), ty);
+    let values = values(planes, &planes.codebook, At::unit(row, position % units_per_row), ty);
     if comptime!(to == FloatType::F32) {
         #[unroll]
         for i in 0..8usize {
@@ -168,7 +168,7 @@ fn element(
     if index < rows * k {
         let row = source_row(ids, first, index / k, gather);
         let column = index % k;
-        let values = values(planes, At::unit(row, column / UNIT), ty);
+        let values = values(planes, &planes.codebook, At::unit(row, column / UNIT), ty);
         #[unroll]
         for i in 0..UNIT {
             let value = values.index(comptime!(i / 4)).extract(comptime!(i % 4));

@@ -1,6 +1,7 @@
 //! What every launch needs: buffers as arguments, cubes for a number of units.
 
 use cubecl::client::Client;
+use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
@@ -65,4 +66,14 @@ pub fn cubes(client: &Client, count: usize, len: usize) -> (CubeCount, GridLaunc
 pub fn is_rasterizer(client: &Client) -> bool {
     let name = client.properties().identity.name.to_lowercase();
     ["llvmpipe", "lavapipe", "swiftshader", "warp"].iter().any(|software| name.contains(software))
+}
+
+/// Whether lanes can talk to each other, in planes of one size.
+pub fn has_planes(client: &Client) -> bool {
+    let hardware = &client.properties().hardware;
+    let plane = hardware.plane_size_max;
+    client.features().plane.contains(Plane::Ops)
+        && hardware.plane_size_min == plane
+        && plane > 1
+        && !is_rasterizer(client)
 }

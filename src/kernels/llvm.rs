@@ -51,7 +51,7 @@ pub fn dot4(
     scope.register_with_result(&op).into()
 }
 
-/// `v_perm_b32` of AMD: byte `i` of the result is the byte of `low` that byte `i` of `selector` counts, or of `high` from 4 on.
+/// `v_perm_b32` of AMD, `prmt` of PTX: the bytes of `low`, or of `high` from 4 on, that the selectors count.
 #[cube_op(name = "cube_gguf.perm")]
 #[result_ty(same_as = selector)]
 #[op_traits(Pure, CanMaterialize)]
@@ -59,6 +59,7 @@ pub struct PermOp {
     pub high: Value,
     pub low: Value,
     pub selector: Value,
+    pub amd: BoolAttr,
 }
 
 /// Appends a [`PermOp`].
@@ -67,9 +68,10 @@ pub fn perm(
     high: NativeExpand<u32>,
     low: NativeExpand<u32>,
     selector: NativeExpand<u32>,
+    amd: bool,
 ) -> NativeExpand<u32> {
     let (high, low, selector) = (high.read_value(scope), low.read_value(scope), selector.read_value(scope));
-    let op = PermOp::new(scope.ctx_mut(), high, low, selector);
+    let op = PermOp::new(scope.ctx_mut(), high, low, selector, BoolAttr::new(amd));
     scope.register_with_result(&op).into()
 }
 
@@ -81,9 +83,13 @@ impl ToLLVMDialect for PermOp {
         rewriter: &mut DialectConversionRewriter,
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
-        let operands = vec![self.high(ctx), self.low(ctx), self.selector(ctx)];
-        let ty = self.selector(ctx).get_type(ctx);
-        let call = call_op(ctx, "llvm.amdgcn.perm", ty, operands);
+        let (high, low, selector) = (self.high(ctx), self.low(ctx), self.selector(ctx));
+        let ty = selector.get_type(ctx);
+        let amd = self.amd(ctx).0;
+        let call = match amd {
+            true => call_op(ctx, "llvm.amdgcn.perm", ty, vec![high, low, selector]),
+            false => call_op(ctx, "llvm.nvvm.prmt", ty, vec![low, high, selector]),
+        };
         rewriter.insert_op(ctx, &call);
         rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![call.get_result(ctx)]);
         Ok(())

@@ -6,6 +6,7 @@ pub mod dequantize;
 pub mod dot;
 pub mod floats;
 pub mod formats;
+pub mod int8;
 mod launch;
 #[cfg(feature = "llvm")]
 mod llvm;
@@ -14,6 +15,7 @@ pub mod matvec;
 pub mod product;
 mod repack;
 pub mod target;
+pub mod tune;
 pub mod weights;
 
 pub(crate) use launch::is_rasterizer;

@@ -97,20 +97,61 @@ pub fn filled(ones: u32) -> u32 {
     let properties = comptime::device_properties();
     // A product of 32 bits takes AMD four times as long as other instructions.
     if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
-        amd_perm(0x0000_ff00u32, ones)
+        permuted(0x0000_ff00u32, 0x0000_ff00u32, ones, true)
     } else {
         ones * 0xff
     }
 }
 
-/// The bytes of `low` that the bytes of `selector` count.
+/// Whether [`of_sixteen`] is for the device.
+pub fn permutes_bytes(properties: &DeviceProperties) -> bool {
+    matches!(Target::of(properties), Target::Amd(_) | Target::Nvidia(_))
+}
+
+/// The bytes of a table that the nibbles of `indices` count: those of its low nibbles, and those of its high nibbles.
+#[cube]
+pub fn of_sixteen(indices: u32, #[comptime] table: [u8; 16]) -> (u32, u32) {
+    let properties = comptime::device_properties();
+    let eighths = comptime!(eighths(table));
+    // The first and the last eight values of the table, and which of the two an index is in.
+    let (in_half, half) = (indices & 0x7777_7777, (indices & 0x8888_8888) >> 1);
+    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
+        // AMD's selectors are bytes.
+        let (high_in_half, high_half) = (in_half >> 4, half >> 4);
+        let low = of_four(in_half & 0x0f0f_0f0f, (half & 0x0f0f_0f0f) | 0x0302_0100, eighths, true);
+        let high = of_four(high_in_half & 0x0f0f_0f0f, (high_half & 0x0f0f_0f0f) | 0x0302_0100, eighths, true);
+        (low, high)
+    } else {
+        // PTX's selectors are nibbles, of the low half of a word.
+        let order = half | 0x3210_3210;
+        let front = of_four(in_half, order, eighths, false);
+        let back = of_four(in_half >> 16, order >> 16, eighths, false);
+        (permuted(back, front, 0x6420u32, false), permuted(back, front, 0x7531u32, false))
+    }
+}
+
+/// Four bytes of a table, by selectors in its first or last half, and by those that pick one of the two for each byte.
+#[cube]
+fn of_four(in_half: u32, order: u32, #[comptime] table: [u32; 4], #[comptime] amd: bool) -> u32 {
+    let first = permuted(table[1].runtime(), table[0].runtime(), in_half, amd);
+    let last = permuted(table[3].runtime(), table[2].runtime(), in_half, amd);
+    permuted(last, first, order, amd)
+}
+
+/// A table's words.
+fn eighths(table: [u8; 16]) -> [u32; 4] {
+    std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|j| table[4 * i + j])))
+}
+
+/// The bytes of `low`, and from 4 on of `high`, that the selectors count: bytes of `selectors` on AMD, the nibbles of its
+/// low half on NVIDIA.
 #[cube]
 #[allow(unused_variables)]
-fn amd_perm(low: u32, selector: u32) -> u32 {
+fn permuted(high: u32, low: u32, selectors: u32, #[comptime] amd: bool) -> u32 {
     intrinsic!(|_scope| {
         #[cfg(feature = "llvm")]
-        return llvm::perm(_scope, low, low, selector);
+        return llvm::perm(_scope, high, low, selectors, amd);
         #[cfg(not(feature = "llvm"))]
-        unreachable!("only AMD's devices permute bytes")
+        unreachable!("only devices that LLVM compiles for permute bytes")
     })
 }

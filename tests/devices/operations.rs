@@ -4,6 +4,7 @@ use cube_gguf::gguf::Endian;
 use cube_gguf::kernels::activations::Activations;
 use cube_gguf::kernels::floats::has_buffers;
 use cube_gguf::kernels::matvec::{Blueprint, Operand, Reduction, matvec_with};
+use cube_gguf::kernels::tune::{Key, Tunables, rule};
 use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, Product};
 use half::{bf16, f16};
 
@@ -21,6 +22,7 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("multiplies_strided_and_half_activations", multiplies_strided_and_half_activations),
     ("multiplies_odd_shapes", multiplies_odd_shapes),
     ("multiplies_through_shared_memory", multiplies_through_shared_memory),
+    ("multiplies_by_any_tunables", multiplies_by_any_tunables),
     ("multiplies_non_finite_activations", multiplies_non_finite_activations),
 ];
 
@@ -243,10 +245,44 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
         groups: 1,
         rows: 2,
         tokens,
+        unroll: 1,
+        cubes: None,
+        staging: None,
+        codebook: 0,
+        whole: false,
     };
     let y = matvec_with(&client, tensor.weights(), &x, operand, blueprint);
     let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
     assert_product_is(product, case, &values, &y, 0.0);
+}
+
+/// What may be chosen changes no answer beyond its bound, and where a cube makes its activations' codes itself, no bit.
+fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("quantized");
+    let tensor = upload(device, fixture, case);
+    let client = device.client();
+    let dense = tensor.product(1, Arithmetic::Int8) == Product::Float;
+    let (operand, product) = if dense { (Operand::Float, Product::Float) } else { (Operand::Int8, Product::INT8) };
+    for tokens in [1, 3] {
+        let key = Key { ty: fixture.ty, operand, tokens, n: case.n, units: case.k.div_ceil(32) };
+        let values = noise(17, tokens * case.k);
+        let x = client.create_from_slice(bytemuck::cast_slice(&values));
+        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]);
+        let multiply = |tunables| {
+            let blueprint = Blueprint::of(&client, key, tunables);
+            let y = matvec_with(&client, tensor.weights(), &x, operand, |_| blueprint);
+            let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
+            assert_product_is(product, case, &values, &y, 0.0);
+            y
+        };
+        let base = Tunables { span: 1, stage: false, stage_codebook: false, ..rule(&client, key) };
+        for (rows, unroll, cubes_per_core) in [(1, 2, 0), (4, 3, 1)] {
+            let tunables = Tunables { rows, unroll, cubes_per_core, ..base };
+            let expected = multiply(tunables);
+            let staged = multiply(Tunables { stage: true, stage_codebook: true, ..tunables });
+            assert_same(&staged, &expected, "codes of a cube's own, or from memory");
+        }
+    }
 }
 
 /// A NaN or an infinity reaches the token it is in, and no other.

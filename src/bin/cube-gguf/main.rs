@@ -8,6 +8,8 @@ mod matmul;
 mod npy;
 mod output;
 mod table;
+mod timing;
+mod tune;
 mod verify;
 mod weights;
 
@@ -60,6 +62,8 @@ enum Command {
     Matmul(matmul::Arguments),
     /// Time products or dequantization.
     Bench(bench::Arguments),
+    /// Find what suits this device best, and keep it for the library.
+    Tune(tune::Arguments),
 }
 
 /// The option that names a device.
@@ -89,6 +93,7 @@ fn run(command: &Command) -> Outcome<ExitCode> {
         Command::Dequantize(arguments) => dequantize::run(arguments)?,
         Command::Matmul(arguments) => matmul::run(arguments)?,
         Command::Bench(arguments) => bench::run(arguments)?,
+        Command::Tune(arguments) => tune::run(arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

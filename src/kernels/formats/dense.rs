@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use super::bits;
 use super::host::{f16_at, u16_at, u32_at};
 use super::layout::{Layout, Plane};
-use super::planes::{At, Planes};
+use super::planes::Planes;
 use super::{Field, Format, Traits};
 use crate::gguf::GgmlType;
 
@@ -23,18 +23,11 @@ pub mod float32 {
         codebook: None,
     };
 
-    /// Four consecutive values, the `group`-th of the unit.
+    /// Four values of a row.
     #[cube]
-    pub fn four(planes: &Planes, at: At, #[comptime] group: usize) -> Vector<f32, Const<4>> {
-        Vector::<f32, Const<4>>::reinterpret(planes.wide(0usize, at.row, 8 * at.index() + group))
+    pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
+        out.push(Vector::<f32, Const<4>>::reinterpret(planes.wide(0usize, row, index)));
     }
-}
-
-/// The two words that hold the `group`-th four 16-bit values of a unit.
-#[cube]
-fn two_words(planes: &Planes, at: At, #[comptime] group: usize) -> (u32, u32) {
-    let words = planes.wide(0usize, at.row, 4 * at.index() + comptime!(group / 2));
-    (words.extract(comptime!(group % 2 * 2)), words.extract(comptime!(group % 2 * 2 + 1)))
 }
 
 pub mod float16 {
@@ -49,16 +42,21 @@ pub mod float16 {
         codebook: None,
     };
 
-    /// Four consecutive values, the `group`-th of the unit.
+    /// Eight values of a row.
     #[cube]
-    pub fn four(planes: &Planes, at: At, #[comptime] group: usize) -> Vector<f32, Const<4>> {
-        let (first, second) = two_words(planes, at, group);
-        let mut out = Vector::<f32, Const<4>>::empty();
-        out.insert(0usize, bits::f16(first & 0xffff));
-        out.insert(1usize, bits::f16(first >> 16));
-        out.insert(2usize, bits::f16(second & 0xffff));
-        out.insert(3usize, bits::f16(second >> 16));
-        out
+    pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
+        let words = planes.wide(0usize, row, index);
+        #[unroll]
+        for half in 0..2usize {
+            let mut four = Vector::<f32, Const<4>>::empty();
+            #[unroll]
+            for i in 0..2usize {
+                let word = words.extract(comptime!(2 * half + i));
+                four.insert(comptime!(2 * i), bits::f16(word & 0xffff));
+                four.insert(comptime!(2 * i + 1), bits::f16(word >> 16));
+            }
+            out.push(four);
+        }
     }
 }
 
@@ -74,15 +72,20 @@ pub mod bfloat16 {
         codebook: None,
     };
 
-    /// Four consecutive values, the `group`-th of the unit.
+    /// Eight values of a row.
     #[cube]
-    pub fn four(planes: &Planes, at: At, #[comptime] group: usize) -> Vector<f32, Const<4>> {
-        let (first, second) = two_words(planes, at, group);
-        let mut out = Vector::<f32, Const<4>>::empty();
-        out.insert(0usize, bits::bf16(first & 0xffff));
-        out.insert(1usize, bits::bf16(first >> 16));
-        out.insert(2usize, bits::bf16(second & 0xffff));
-        out.insert(3usize, bits::bf16(second >> 16));
-        out
+    pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
+        let words = planes.wide(0usize, row, index);
+        #[unroll]
+        for half in 0..2usize {
+            let mut four = Vector::<f32, Const<4>>::empty();
+            #[unroll]
+            for i in 0..2usize {
+                let word = words.extract(comptime!(2 * half + i));
+                four.insert(comptime!(2 * i), bits::bf16(word & 0xffff));
+                four.insert(comptime!(2 * i + 1), bits::bf16(word >> 16));
+            }
+            out.push(four);
+        }
     }
 }

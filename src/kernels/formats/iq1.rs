@@ -32,12 +32,13 @@ fn grid(point: usize, j: usize) -> i32 {
     (IQ1S_GRID[point] >> (2 * j) & 3) as i32 - 1
 }
 
-/// Two words a grid point: bytes of `8 * grid + 128`, so that adding a shift carries into no neighbour.
+/// The first words of all grid points, then the second: bytes of `8 * grid + 128`, so that adding a shift carries into no
+/// neighbour.
 fn codebook() -> Vec<u32> {
     let half = |point: usize, first: usize| {
         u32::from_le_bytes(std::array::from_fn(|j| (8 * grid(point, first + j) + 128) as u8))
     };
-    (0..IQ1S_GRID.len()).flat_map(|point| [half(point, 0), half(point, 4)]).collect()
+    [0, 4].into_iter().flat_map(|first| (0..IQ1S_GRID.len()).map(move |point| half(point, first))).collect()
 }
 
 /// `scale * (grid ± 1/8)` as ggml computes it.
@@ -47,17 +48,17 @@ fn shifted(scale: f32, point: usize, j: usize, down: bool) -> f32 {
 
 /// The codes of half a unit: two grid points, each shifted down where bit 0 of its `down` is set.
 #[cube]
-fn points(planes: &Planes, first: u32, first_down: u32, second: u32, second_down: u32) -> Words {
-    let first = usize::cast_from(first) * 2;
-    let second = usize::cast_from(second) * 2;
+fn points(codebook: &[u32], first: u32, first_down: u32, second: u32, second_down: u32) -> Words {
+    let (first, second) = (usize::cast_from(first), usize::cast_from(second));
+    let points = comptime!(IQ1S_GRID.len());
     // 0x01 up, 0xff down in each byte, as a sum that cannot carry: the bytes are 0x78 to 0x88.
     let first_shift = 0x0101_0101u32 - (first_down & 1) * 0x0202_0202u32;
     let second_shift = 0x0101_0101u32 - (second_down & 1) * 0x0202_0202u32;
     words(
-        planes.codebook[first] + first_shift,
-        planes.codebook[first + 1] + first_shift,
-        planes.codebook[second] + second_shift,
-        planes.codebook[second + 1] + second_shift,
+        codebook[first] + first_shift,
+        codebook[first + points] + first_shift,
+        codebook[second] + second_shift,
+        codebook[second + points] + second_shift,
     )
 }
 
@@ -92,7 +93,7 @@ pub mod iq1_s {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
         let low = planes.unit_word(0usize, at, 1usize, 0usize);
         let high = planes.unit_half(1usize, at);
         let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
@@ -102,8 +103,8 @@ pub mod iq1_s {
         let third = ((low >> 16) & 0xff) | (((high >> 6) & 7) << 8);
         let fourth = (low >> 24) | (((high >> 9) & 7) << 8);
         Unit::scaled(
-            points(planes, first, down, second, down),
-            points(planes, third, down, fourth, down),
+            points(codebook, first, down, second, down),
+            points(codebook, third, down, fourth, down),
             scaled(d, high >> 12),
         )
     }
@@ -136,7 +137,7 @@ pub mod iq1_m {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
         let low = planes.unit_word(0usize, at, 1usize, 0usize);
         let high = planes.unit_half(1usize, at);
         let block = at.block(UNITS);
@@ -151,8 +152,8 @@ pub mod iq1_m {
         let third = ((low >> 16) & 0xff) | (((high >> 8) & 7) << 8);
         let fourth = (low >> 24) | (((high >> 12) & 7) << 8);
         Unit::halves(
-            points(planes, first, high >> 3, second, high >> 7),
-            points(planes, third, high >> 11, fourth, high >> 15),
+            points(codebook, first, high >> 3, second, high >> 7),
+            points(codebook, third, high >> 11, fourth, high >> 15),
             scaled(d, scales),
             scaled(d, scales >> 3),
         )

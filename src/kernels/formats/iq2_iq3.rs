@@ -37,10 +37,10 @@ fn magnitude_3(point: u16, j: usize, values: &[u8; 8]) -> u8 {
     values[(point >> (4 * j) & 7) as usize]
 }
 
-/// A codebook of grid points of eight, two words each.
+/// A codebook of grid points of eight: the first words of all, then the second.
 fn codebook_2(grid: &[u16]) -> Vec<u32> {
     let half = |point: u16, first: usize| u32::from_le_bytes(std::array::from_fn(|j| magnitude_2(point, first + j)));
-    grid.iter().flat_map(|&point| [half(point, 0), half(point, 4)]).collect()
+    [0, 4].into_iter().flat_map(|first| grid.iter().map(move |&point| half(point, first))).collect()
 }
 
 /// A codebook of grid points of four, a word each.
@@ -59,27 +59,27 @@ fn signed(magnitude: u8, signs: u8, j: usize) -> f32 {
     if signs >> j & 1 == 1 { -(magnitude as f32) } else { magnitude as f32 }
 }
 
-/// Codes of a unit of IQ2: four grid points of eight, each with eight signs, four bytes of `signs`.
+/// Codes of a unit of IQ2: four grid points of eight, of `len`, each with eight signs, four bytes of `signs`.
 #[cube]
-fn points_of_eight(planes: &Planes, points: Words, signs: u32) -> (Words, Words) {
+fn points_of_eight(codebook: &[u32], points: Words, signs: u32, #[comptime] len: usize) -> (Words, Words) {
     let mut codes = Sequence::<u32>::new();
     #[unroll]
     for i in 0..4usize {
-        let point = usize::cast_from(points.extract(i)) * 2;
+        let point = usize::cast_from(points.extract(i));
         let eight = signs >> comptime!(8 * i as u32);
-        codes.push(negate(planes.codebook[point], eight));
-        codes.push(negate(planes.codebook[point + 1], eight >> 4));
+        codes.push(negate(codebook[point], eight));
+        codes.push(negate(codebook[point + len], eight >> 4));
     }
     in_order(&codes)
 }
 
 /// Codes of a unit of IQ3: eight grid points of four, and the signs as a plane of 1-bit codes has them.
 #[cube]
-fn points_of_four(planes: &Planes, points: Sequence<u32>, signs: u32) -> (Words, Words) {
+fn points_of_four(codebook: &[u32], points: Sequence<u32>, signs: u32) -> (Words, Words) {
     let mut codes = Sequence::<u32>::new();
     #[unroll]
     for i in 0..8usize {
-        let point = planes.codebook[usize::cast_from(*points.index(i))];
+        let point = codebook[usize::cast_from(*points.index(i))];
         codes.push(negate_ones(point, (signs >> comptime!(i as u32)) & 0x0101_0101));
     }
     in_order(&codes)
@@ -135,11 +135,11 @@ pub mod iq2_xxs {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
         let points = planes.unit_word(0usize, at, 2usize, 0usize);
         let signs = planes.unit_word(0usize, at, 2usize, 1usize);
         let d = f16(planes.half(1usize, at.row, at.block(UNITS)));
-        let (low, high) = points_of_eight(planes, four_bytes(points), four_even_signs(signs));
+        let (low, high) = points_of_eight(codebook, four_bytes(points), four_even_signs(signs), IQ2XXS_GRID.len());
         Unit::scaled(low, high, iq2_scale(d, signs >> 28))
     }
 }
@@ -169,7 +169,7 @@ pub mod iq2_xs {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
         let first = planes.unit_word(0usize, at, 2usize, 0usize);
         let second = planes.unit_word(0usize, at, 2usize, 1usize);
         let scales = planes.byte(1usize, at.row, at.index());
@@ -179,7 +179,7 @@ pub mod iq2_xs {
             | (even_signs(first >> 25) << 8)
             | (even_signs(second >> 9) << 16)
             | (even_signs(second >> 25) << 24);
-        let (low, high) = points_of_eight(planes, points, signs);
+        let (low, high) = points_of_eight(codebook, points, signs, IQ2XS_GRID.len());
         Unit::halves(low, high, iq2_scale(d, scales & 0xf), iq2_scale(d, scales >> 4))
     }
 }
@@ -215,14 +215,14 @@ pub mod iq2_s {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
         let points = planes.unit_word(0usize, at, 1usize, 0usize);
         let signs = planes.unit_word(1usize, at, 1usize, 0usize);
         let tops_and_scales = planes.unit_half(2usize, at);
         let d = f16(planes.half(3usize, at.row, at.block(UNITS)));
         let t = tops_and_scales;
         let tops = words((t & 3) << 8, (t & 0xc) << 6, (t & 0x30) << 4, (t & 0xc0) << 2);
-        let (low, high) = points_of_eight(planes, four_bytes(points) | tops, signs);
+        let (low, high) = points_of_eight(codebook, four_bytes(points) | tops, signs, IQ2S_GRID.len());
         Unit::halves(low, high, iq2_scale(d, (t >> 8) & 0xf), iq2_scale(d, t >> 12))
     }
 }
@@ -282,7 +282,7 @@ pub mod iq3_xxs {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
         let signs = planes.unit_word(1usize, at, 1usize, 0usize);
         let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
         let mut points = Sequence::<u32>::new();
@@ -294,7 +294,7 @@ pub mod iq3_xxs {
                 points.push((word >> comptime!(8 * i as u32)) & 0xff);
             }
         }
-        let (low, high) = points_of_four(planes, points, with_eighths(signs));
+        let (low, high) = points_of_four(codebook, points, with_eighths(signs));
         Unit::scaled(low, high, d * (0.5f32 + f32::cast_from(scale(signs))) * 0.5f32)
     }
 }
@@ -331,7 +331,7 @@ pub mod iq3_s {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
         let signs = planes.unit_word(1usize, at, 1usize, 0usize);
         let block = at.block(UNITS);
         let tops = planes.unit_bits(2usize, at, UNITS, 8usize, 3 * block);
@@ -350,7 +350,7 @@ pub mod iq3_s {
             points.push(even >> 16);
             points.push(odd >> 16);
         }
-        let (low, high) = points_of_four(planes, points, signs);
+        let (low, high) = points_of_four(codebook, points, signs);
         Unit::scaled(low, high, d * (1.0f32 + 2.0f32 * f32::cast_from(scale)))
     }
 }

@@ -13,6 +13,7 @@
 //! `scales_h`. Nibbles lie as in Q4_0; NVFP4's as in blocks of 16: byte `8s + j` holds values `j` and `j + 8` of
 //! sub-block `s`.
 
+use cubecl::frontend::comptime;
 use cubecl::prelude::*;
 
 use super::bits::f16;
@@ -23,6 +24,7 @@ use super::legacy::{nibble_at, nibble_bit};
 use super::planes::{At, Planes, Unit, Words};
 use super::{Field, Format, Traits};
 use crate::gguf::GgmlType;
+use crate::kernels::target::{of_sixteen, permutes_bytes};
 
 /// The codebook of a table of 16 values: for each byte its low nibble's value in bits 0 to 7, its high nibble's in
 /// bits 16 to 23, so that one look-up serves two codes.
@@ -31,22 +33,29 @@ fn pairs(values: &[i8; 16]) -> Vec<u32> {
     (0..256).map(|byte| value(byte & 0xf) | value(byte >> 4) << 16).collect()
 }
 
-/// Codes of a unit by way of the codebook.
+/// Codes of a unit: by instructions that permute bytes where the device has them, or by way of the codebook.
 #[cube]
-fn looked_up(planes: &Planes, plane: Words) -> (Words, Words) {
+fn looked_up(codebook: &[u32], plane: Words, #[comptime] values: [i8; 16]) -> (Words, Words) {
+    let properties = comptime::device_properties();
     let mut low = Words::empty();
     let mut high = Words::empty();
     #[unroll]
     for i in 0..4usize {
-        let word = plane.extract(i);
-        let first = planes.codebook[usize::cast_from(word & 0xff)];
-        let second = planes.codebook[usize::cast_from((word >> 8) & 0xff)];
-        let third = planes.codebook[usize::cast_from((word >> 16) & 0xff)];
-        let fourth = planes.codebook[usize::cast_from(word >> 24)];
-        let front = first | (second << 8);
-        let back = third | (fourth << 8);
-        low.insert(i, (front & 0xffff) | (back << 16));
-        high.insert(i, (front >> 16) | (back & 0xffff_0000));
+        if comptime!(permutes_bytes(&properties)) {
+            let (low_codes, high_codes) = of_sixteen(plane.extract(i), comptime!(values.map(|value| value as u8)));
+            low.insert(i, low_codes);
+            high.insert(i, high_codes);
+        } else {
+            let word = plane.extract(i);
+            let first = codebook[usize::cast_from(word & 0xff)];
+            let second = codebook[usize::cast_from((word >> 8) & 0xff)];
+            let third = codebook[usize::cast_from((word >> 16) & 0xff)];
+            let fourth = codebook[usize::cast_from(word >> 24)];
+            let front = first | (second << 8);
+            let back = third | (fourth << 8);
+            low.insert(i, (front & 0xffff) | (back << 16));
+            high.insert(i, (front >> 16) | (back & 0xffff_0000));
+        }
     }
     (low, high)
 }
@@ -69,8 +78,8 @@ pub mod iq4_nl {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
+        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
         Unit::scaled(low, high, f16(planes.unit_half(1usize, at)))
     }
 }
@@ -107,8 +116,8 @@ pub mod iq4_xs {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
+        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
         let block = at.block(UNITS);
         let sub_block = u32::cast_from(at.in_block(UNITS));
         let halves = planes.word(1usize, at.row, 2 * block) >> (sub_block * 4);
@@ -142,8 +151,8 @@ pub mod mxfp4 {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
+        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
         let e = planes.byte(1usize, at.row, at.index());
         let bits = select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23);
         Unit::scaled(low, high, f32::reinterpret(bits))
@@ -193,8 +202,8 @@ pub mod nvfp4 {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = looked_up(planes, planes.unit_wide(0usize, at, 1usize, 0usize));
+    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
+        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
         let scales = planes.unit_half(1usize, at);
         Unit::halves(low, high, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
     }

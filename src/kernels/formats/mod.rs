@@ -97,11 +97,22 @@ impl Field {
 impl Format {
     /// Units of 32 values that a lane decodes together, so that it reads all their codes in vectors of 16 bytes.
     pub fn span(&self) -> usize {
+        self.span_of(|_| true)
+    }
+
+    /// As [`span`](Self::span) for the codes of the widest plane alone: neighbouring lanes then read neighbouring vectors.
+    pub fn narrow_span(&self) -> usize {
+        let layout = (self.layout)();
+        let widest = layout.planes.iter().filter(|plane| plane.is_wide()).map(Plane::block_bits).max();
+        self.span_of(|plane| Some(plane.block_bits()) == widest)
+    }
+
+    fn span_of(&self, counts: impl Fn(&Plane) -> bool) -> usize {
         let units = (self.ty.block_size() / UNIT).max(1);
         let layout = (self.layout)();
         let whole = |span: usize| {
             let bits = |plane: &Plane| plane.block_bits() * span / units;
-            layout.planes.iter().filter(|plane| plane.is_wide()).all(|plane| bits(plane).is_multiple_of(128))
+            layout.planes.iter().filter(|p| p.is_wide() && counts(p)).all(|plane| bits(plane).is_multiple_of(128))
         };
         [1, 2, 4].into_iter().find(|&span| whole(span)).unwrap_or(units)
     }
@@ -167,9 +178,9 @@ pub static FORMATS: &[Format] = &[
     dense::bfloat16::FORMAT,
 ];
 
-/// Decodes the 32 values at `at` of a block format.
+/// Decodes the 32 values at `at` of a block format; `codebook` is the planes' own, wherever it lies.
 #[cube]
-pub fn unit(planes: &Planes, at: At, #[comptime] ty: GgmlType) -> Unit {
+pub fn unit(planes: &Planes, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Unit {
     match ty {
         GgmlType::Q4_0 => legacy::q4_0::unit(planes, at),
         GgmlType::Q4_1 => legacy::q4_1::unit(planes, at),
@@ -183,34 +194,45 @@ pub fn unit(planes: &Planes, at: At, #[comptime] ty: GgmlType) -> Unit {
         GgmlType::Q5K => k_quants::q5_k::unit(planes, at),
         GgmlType::Q6K => k_quants::q6_k::unit(planes, at),
         GgmlType::Q8K => k_quants::q8_k::unit(planes, at),
-        GgmlType::IQ1S => iq1::iq1_s::unit(planes, at),
-        GgmlType::IQ1M => iq1::iq1_m::unit(planes, at),
-        GgmlType::IQ2XXS => iq2_iq3::iq2_xxs::unit(planes, at),
-        GgmlType::IQ2XS => iq2_iq3::iq2_xs::unit(planes, at),
-        GgmlType::IQ2S => iq2_iq3::iq2_s::unit(planes, at),
-        GgmlType::IQ3XXS => iq2_iq3::iq3_xxs::unit(planes, at),
-        GgmlType::IQ3S => iq2_iq3::iq3_s::unit(planes, at),
-        GgmlType::IQ4NL => iq4::iq4_nl::unit(planes, at),
-        GgmlType::IQ4XS => iq4::iq4_xs::unit(planes, at),
+        GgmlType::IQ1S => iq1::iq1_s::unit(planes, codebook, at),
+        GgmlType::IQ1M => iq1::iq1_m::unit(planes, codebook, at),
+        GgmlType::IQ2XXS => iq2_iq3::iq2_xxs::unit(planes, codebook, at),
+        GgmlType::IQ2XS => iq2_iq3::iq2_xs::unit(planes, codebook, at),
+        GgmlType::IQ2S => iq2_iq3::iq2_s::unit(planes, codebook, at),
+        GgmlType::IQ3XXS => iq2_iq3::iq3_xxs::unit(planes, codebook, at),
+        GgmlType::IQ3S => iq2_iq3::iq3_s::unit(planes, codebook, at),
+        GgmlType::IQ4NL => iq4::iq4_nl::unit(planes, codebook, at),
+        GgmlType::IQ4XS => iq4::iq4_xs::unit(planes, codebook, at),
         GgmlType::TQ1_0 => low_bits::tq1_0::unit(planes, at),
         GgmlType::TQ2_0 => low_bits::tq2_0::unit(planes, at),
-        GgmlType::MXFP4 => iq4::mxfp4::unit(planes, at),
-        GgmlType::NVFP4 => iq4::nvfp4::unit(planes, at),
+        GgmlType::MXFP4 => iq4::mxfp4::unit(planes, codebook, at),
+        GgmlType::NVFP4 => iq4::nvfp4::unit(planes, codebook, at),
         GgmlType::Q1_0 => low_bits::q1_0::unit(planes, at),
         GgmlType::Q2_0 => low_bits::q2_0::unit(planes, at),
         _ => comptime!(panic!("{ty} has no codes")),
     }
 }
 
-/// Decodes four consecutive values of a dense format, the `group`-th of the unit at `at`.
+/// Decodes a vector of 16 bytes of a row of a dense format, four values a vector, to the end of `out`.
 #[cube]
-fn dense_four(planes: &Planes, at: At, #[comptime] group: usize, #[comptime] ty: GgmlType) -> Vector<f32, Const<4>> {
+pub fn dense_vector(
+    planes: &Planes,
+    row: usize,
+    index: usize,
+    out: &mut Sequence<Vector<f32, Const<4>>>,
+    #[comptime] ty: GgmlType,
+) {
     match ty {
-        GgmlType::F32 => dense::float32::four(planes, at, group),
-        GgmlType::F16 => dense::float16::four(planes, at, group),
-        GgmlType::BF16 => dense::bfloat16::four(planes, at, group),
+        GgmlType::F32 => dense::float32::vector(planes, row, index, out),
+        GgmlType::F16 => dense::float16::vector(planes, row, index, out),
+        GgmlType::BF16 => dense::bfloat16::vector(planes, row, index, out),
         _ => comptime!(panic!("{ty} is not dense")),
     }
+}
+
+/// Vectors of 16 bytes of a unit of 32 values of a dense format.
+pub fn vectors_per_unit(ty: GgmlType) -> usize {
+    UNIT * ty.block_bytes() / 16
 }
 
 /// The format of `ty`; `None` for integers and f64, which are not weights.
@@ -225,16 +247,17 @@ pub fn traits(ty: GgmlType) -> Traits {
 
 /// The 32 values at `at`, four a vector in order. The arithmetic is ggml's, so the values are ggml's, bit for bit.
 #[cube]
-pub fn values(planes: &Planes, at: At, #[comptime] ty: GgmlType) -> Sequence<Vector<f32, Const<4>>> {
+pub fn values(planes: &Planes, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Sequence<Vector<f32, Const<4>>> {
     let traits = comptime!(traits(ty));
     let mut out = Sequence::<Vector<f32, Const<4>>>::new();
     if comptime!(traits.dense) {
+        let first = at.index() * comptime!(vectors_per_unit(ty));
         #[unroll]
-        for group in 0..8usize {
-            out.push(dense_four(planes, at, group, ty));
+        for vector in 0..comptime!(vectors_per_unit(ty)) {
+            dense_vector(planes, at.row, first + vector, &mut out, ty);
         }
     } else {
-        let unit = unit(planes, at, ty);
+        let unit = unit(planes, codebook, at, ty);
         #[unroll]
         for i in 0..4usize {
             out.push(scaled(unit.low.extract(i), unit.scale_low, unit.min_low, traits));

@@ -1,0 +1,273 @@
+//! Weights that no cache holds, and the median time of what is done with them.
+
+use std::time::Instant;
+
+use candle_core::{Device as Host, Tensor};
+use cube_gguf::gguf::{Endian, Files};
+use cube_gguf::kernels::activations::Activations;
+use cube_gguf::kernels::formats::{Format, format};
+use cube_gguf::{Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QTensor};
+
+use crate::Outcome;
+use crate::weights::{Random, failed, stripes, sync};
+
+/// Bytes of all copies of the weights where the last-level cache is not known.
+const ROTATED_BYTES: usize = 256_000_000;
+/// Caches that all copies of the weights fill.
+const CACHES: usize = 4;
+/// Copies of weights so small that more would take too long to make.
+const MAX_COPIES: usize = 256;
+/// Copies, and bytes of all of them, on the host.
+const MAX_HOST_COPIES: usize = 4;
+const MAX_HOST_BYTES: usize = 512 << 20;
+/// Distinct rows of random weights, as ggml's anchor has.
+pub const POOL_ROWS: usize = 64;
+/// The most bytes of floats that dequantizing leaves at a time.
+const STRIPE_BYTES: usize = 1 << 30;
+/// Seconds that one measurement takes, and repeats at least and at most.
+const BUDGET: f64 = 0.25;
+const REPEATS: std::ops::Range<usize> = 5..50;
+/// Seconds that one repeat may take where launches are slow.
+const QUEUE_SECONDS: f64 = 0.05;
+/// Products that a recorded graph has.
+const GRAPH_QUEUE: usize = 200;
+
+/// Weights to time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Case {
+    pub ty: GgmlType,
+    pub n: usize,
+    pub k: usize,
+}
+
+/// The distinct types and shapes of a model's matrices, in the order of the file.
+pub fn cases_of(file: &std::path::Path, types: &[GgmlType]) -> Outcome<Vec<Case>> {
+    let files = Files::open(file)?;
+    let mut cases = Vec::new();
+    for tensor in files.parse()?.tensors() {
+        let (Ok(ty), &[n, k]) = (tensor.dtype(), tensor.shape().as_slice()) else { continue };
+        let case = Case { ty, n, k };
+        let wanted = types.is_empty() || types.contains(&ty);
+        if wanted && format(ty).is_some() && n * k > 0 && !cases.contains(&case) {
+            cases.push(case);
+        }
+    }
+    match cases.is_empty() {
+        true => Err(format!(
+            "{} has no matrices of weights{}",
+            file.display(),
+            if types.is_empty() { "" } else { " of these types" }
+        )
+        .into()),
+        false => Ok(cases),
+    }
+}
+
+/// Whether the device is the host.
+pub fn is_host(device: &Device) -> bool {
+    match device {
+        Device::Cpu => true,
+        Device::Cube(device) => device.is_software(),
+    }
+}
+
+impl Case {
+    /// GGUF bytes of the weights. No overflow: they were counted when the case was made.
+    pub fn bytes(self) -> usize {
+        self.n * (self.k / self.ty.block_size()) * self.ty.block_bytes()
+    }
+
+    /// How many copies of the weights to rotate over.
+    pub fn copies(self, device: &Device) -> usize {
+        let cache = match device {
+            Device::Cpu => None,
+            Device::Cube(device) => device.client().properties().hardware.last_level_cache_size,
+        };
+        let copies = cache.map_or(ROTATED_BYTES, |cache| CACHES * cache) / self.bytes() + 1;
+        match is_host(device) {
+            true => copies.min(MAX_HOST_BYTES / self.bytes()).clamp(1, MAX_HOST_COPIES),
+            false => copies.clamp(2, MAX_COPIES),
+        }
+    }
+
+    /// Random blocks, each of any codes and a scale that makes values of ordinary size.
+    pub fn data(self) -> Vec<u8> {
+        let (row, mut random) = (self.bytes() / self.n, Random::new(42));
+        let pool_rows = self.n.min(POOL_ROWS);
+        let mut pool = vec![0; pool_rows * row];
+        if let Some(format) = format(self.ty) {
+            let mut values = vec![0.0; self.ty.block_size()];
+            pool.chunks_exact_mut(self.ty.block_bytes())
+                .for_each(|b| random_block(format, &mut random, b, &mut values));
+        }
+        let mut data = Vec::with_capacity(self.bytes());
+        (0..self.n).for_each(|i| data.extend_from_slice(&pool[i * 7 % pool_rows * row..][..row]));
+        data
+    }
+}
+
+/// Fills a block with random bytes, again and again until its values are of ordinary size.
+fn random_block(format: &Format, random: &mut Random, block: &mut [u8], values: &mut [f32]) {
+    for _ in 0..1000 {
+        block.chunks_mut(8).for_each(|bytes| bytes.copy_from_slice(&random.bits().to_le_bytes()[..bytes.len()]));
+        (format.dequantize)(block, values);
+        let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        // The largest does not tell of a NaN beside it.
+        if (1e-4..1e4).contains(&largest) && values.iter().all(|value| value.is_finite()) {
+            return;
+        }
+    }
+}
+
+/// Copies of the weights on a device.
+pub enum Copies {
+    Cube { device: CubeDevice, tensors: Vec<DeviceTensor> },
+    Host(Vec<QTensor>),
+}
+
+impl Copies {
+    pub fn new(case: Case, device: &Device) -> Outcome<Self> {
+        let (Case { ty, n, k }, data) = (case, case.data());
+        let copies = 0..case.copies(device);
+        Ok(match device {
+            Device::Cube(device) => {
+                let tensor = |_| DeviceTensor::from_gguf(device, ty, n, k, &data, Endian::Little);
+                let tensors = copies.map(tensor).collect::<cube_gguf::Result<_>>()?;
+                Self::Cube { device: device.clone(), tensors }
+            }
+            Device::Cpu => {
+                let tensor = |_| QTensor::from_gguf(ty, data.as_slice().into(), (n, k), &Device::Cpu);
+                Self::Host(copies.map(tensor).collect::<cube_gguf::Result<_>>()?)
+            }
+        })
+    }
+
+    /// Seconds of a product.
+    pub fn time_matmul(&self, tokens: usize, graph: bool) -> Outcome<f64> {
+        match self {
+            Self::Cube { device, tensors } => {
+                let k = tensors[0].k();
+                let client = device.client();
+                let x = client.create_from_slice(bytemuck::cast_slice(&Random::new(1).normals(tokens * k)));
+                let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k]);
+                // A launch that fails is known by what it did not write.
+                client.read_one(tensors[0].matmul_on_device(&x, Arithmetic::Auto)?).map_err(|e| failed(device, e))?;
+                let queue = if tokens >= 512 { tensors.len().max(4) } else { (4 * tensors.len()).max(20) };
+                let launch = |i: usize| tensors[i % tensors.len()].matmul_on_device(&x, Arithmetic::Auto).map(drop);
+                if graph {
+                    time_graph(device, GRAPH_QUEUE.max(queue), launch)
+                } else {
+                    time(queue, launch, || sync(device))
+                }
+            }
+            Self::Host(tensors) => {
+                let k = tensors[0].shape().dims()[1];
+                let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
+                let launch = |i: usize| tensors[i % tensors.len()].matmul_t(&x, Arithmetic::Auto).map(drop);
+                time(4 * tensors.len(), launch, || Ok(()))
+            }
+        }
+    }
+
+    /// Seconds of dequantizing all weights.
+    pub fn time_dequantize(&self) -> Outcome<f64> {
+        match self {
+            Self::Cube { device, tensors } => {
+                let (n, k) = (tensors[0].n(), tensors[0].k());
+                let launch = |i: usize| {
+                    let tensor = &tensors[i % tensors.len()];
+                    stripes(n, k, STRIPE_BYTES).try_for_each(|(first, rows)| {
+                        tensor.dequantize_rows_on_device(first, rows, FloatType::F32).map(drop)
+                    })
+                };
+                let row = tensors[0].dequantize_rows_on_device(0, 1, FloatType::F32)?;
+                device.client().read_one(row).map_err(|error| failed(device, error))?;
+                time((4 * tensors.len()).max(20), launch, || sync(device))
+            }
+            Self::Host(tensors) => {
+                let launch = |i: usize| tensors[i % tensors.len()].dequantize(&Host::Cpu).map(drop);
+                time(4 * tensors.len(), launch, || Ok(()))
+            }
+        }
+    }
+
+    /// Gives the memory back to the device, which would keep it for tensors of the same size.
+    pub fn free(self) {
+        if let Self::Cube { device, tensors } = self {
+            drop(tensors);
+            // What stays is memory that the next case does not get: its upload reports that.
+            let _ = device.client().memory_cleanup();
+        }
+    }
+}
+
+/// The median seconds of a launch among `queue`, which are recorded once and replayed together.
+pub fn time_graph(device: &CubeDevice, queue: usize, launch: impl Fn(usize) -> cube_gguf::Result<()>) -> Outcome<f64> {
+    let client = device.client();
+    let all = || (0..queue).try_for_each(&launch);
+    // The first time it compiles, and takes from the device the memory that recording may not.
+    client.graph_prepare().map_err(|error| failed(device, error))?;
+    all()?;
+    sync(device)?;
+    client.start_capture().map_err(|error| failed(device, error))?;
+    let launched = all();
+    let graph = client.stop_capture().map_err(|error| failed(device, error))?;
+    launched?;
+    // SAFETY: the weights and activations outlive the graph. The memory of results and of int8 codes goes back to the
+    // device's pool when a launch is recorded, and until the graph is gone nothing else asks that pool for any.
+    let replay = |_| unsafe { graph.replay() }.map_err(|error| failed(device, error));
+    Ok(time(1, replay, || sync(device))? / queue as f64)
+}
+
+/// The median seconds of a launch: of queues of at most `queue` launches, each followed by a wait for all.
+pub fn time(
+    queue: usize,
+    launch: impl Fn(usize) -> cube_gguf::Result<()>,
+    sync: impl Fn() -> cube_gguf::Result<()>,
+) -> Outcome<f64> {
+    let mut next = 0;
+    let mut repeat = |queue: usize| -> cube_gguf::Result<f64> {
+        let start = Instant::now();
+        for _ in 0..queue {
+            launch(next)?;
+            next += 1;
+        }
+        sync()?;
+        Ok(start.elapsed().as_secs_f64() / queue as f64)
+    };
+    // The first launch may compile; the second tells whether so long a queue is worth the wait.
+    repeat(1)?;
+    let queue = ((QUEUE_SECONDS / repeat(1)?.max(1e-9)) as usize).clamp(1, queue);
+    if queue > 1 {
+        for _ in 0..3 {
+            repeat(queue)?;
+        }
+    }
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < REPEATS.start || start.elapsed().as_secs_f64() < BUDGET && times.len() < REPEATS.end {
+        times.push(repeat(queue)?);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use cube_gguf::kernels::formats::FORMATS;
+
+    use super::*;
+
+    #[test]
+    fn random_blocks_are_ordinary() {
+        for format in FORMATS {
+            let case = Case { ty: format.ty, n: 2, k: 1024 };
+            let data = case.data();
+            assert_eq!(data.len(), case.bytes());
+            let mut values = vec![0.0; 2 * 1024];
+            format.dequantize_blocks(&data, &mut values);
+            assert!(values.iter().all(|value| value.abs() < 1e4), "{}", format.ty);
+            assert!(values.iter().any(|value| value.abs() > 1e-4), "{}", format.ty);
+        }
+    }
+}

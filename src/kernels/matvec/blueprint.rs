@@ -1,0 +1,179 @@
+//! What a matrix-vector kernel is compiled for.
+
+use cubecl::client::Client;
+use cubecl::server::ServerError;
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_TOKENS, matvec_with};
+use crate::gguf::GgmlType;
+use crate::kernels::activations::Activations;
+use crate::kernels::floats::FloatType;
+use crate::kernels::formats::{Format, UNIT, format, traits};
+use crate::kernels::int8::Staging;
+use crate::kernels::launch::has_planes;
+use crate::kernels::tune::{Key, Table, Tunables, rule};
+use crate::kernels::weights::Weights;
+
+/// What the activations of a product are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operand {
+    /// int8 codes in units of 32.
+    Int8,
+    /// f32 values.
+    Float,
+}
+
+/// How the lanes that share a row add up their sums: what the device can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reduction {
+    /// Lanes of a plane, by plane operations.
+    Plane,
+    /// Units of a cube, through shared memory.
+    Shared,
+    /// One unit a row.
+    None,
+}
+
+/// Everything about the kernel that is fixed when it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Blueprint {
+    pub ty: GgmlType,
+    pub operand: Operand,
+    pub reduction: Reduction,
+    /// Units that a lane decodes together: the format's span, or 1 where that does not divide the row's.
+    pub span: usize,
+    /// Lanes that share a row, a power of two.
+    pub lanes: u32,
+    /// Groups of lanes in a cube.
+    pub groups: u32,
+    /// Rows of weights a group of lanes multiplies.
+    pub rows: usize,
+    /// Rows of activations that the kernel has sums for; more take more launches.
+    pub tokens: usize,
+    /// Spans whose loads a lane has under way together.
+    pub unroll: usize,
+    /// Cubes of a launch, each of which takes rows until there are none; `None` for as many as there are rows for.
+    pub cubes: Option<u32>,
+    /// Room for int8 codes that each cube makes for itself; `None` where they come from memory.
+    pub staging: Option<Staging>,
+    /// Words of the codebook that each cube copies to its shared memory; 0 where it stays.
+    pub codebook: usize,
+    /// Whether a row is whole turns of `unroll` spans of all lanes.
+    pub whole: bool,
+}
+
+impl Blueprint {
+    /// All that [`pick`](Self::pick) gives for weights of a type on a device.
+    pub fn all(client: &Client, ty: GgmlType) -> Vec<Self> {
+        let operands: &[_] = if traits(ty).dense { &[Operand::Float] } else { &[Operand::Int8, Operand::Float] };
+        // Rows with and without enough spans for a plane of lanes, of whole spans and not.
+        let block = (ty.block_size() / UNIT).max(1);
+        let span = format(ty).map_or(1, Format::span);
+        let rows = [1024 * block, 1001 * block, span.max(block), block];
+        let mut all = Vec::new();
+        for &operand in operands {
+            for tokens in 1..=MAX_TOKENS {
+                for units in rows {
+                    let blueprint = Self::for_row(client, ty, units, operand, tokens);
+                    if !all.contains(&blueprint) {
+                        all.push(blueprint);
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// What the device's table says, or else the rule that goes by its properties. An entry of the table whose kernel fails is
+    /// left out from then on, with a warning.
+    pub fn pick(client: &Client, weights: &Weights, operand: Operand, tokens: usize) -> Self {
+        let (n, ty) = (weights.n(), weights.ty());
+        let key = Key { ty, operand, tokens, n, units: weights.units() };
+        let table = Table::of(client);
+        while let Some(tunables) = table.get(key) {
+            let blueprint = Self::of(client, key, tunables);
+            match table.proves(blueprint, || blueprint.launches(client, weights)) {
+                Ok(()) => return blueprint,
+                Err(error) => {
+                    log::warn!(
+                        "the tuned entry for {ty} of {n} x {}, {tokens} tokens, is left out: {error}",
+                        weights.k()
+                    );
+                    table.reject(tunables);
+                }
+            }
+        }
+        Self::of(client, key, rule(client, key))
+    }
+
+    /// Whether the device compiles the kernel and launches it.
+    fn launches(self, client: &Client, weights: &Weights) -> Result<(), ServerError> {
+        let x = client.create_from_slice(&vec![0; 4 * self.tokens * weights.k()]);
+        let x = Activations::contiguous(x, FloatType::F32, vec![self.tokens, weights.k()]);
+        let out = matvec_with(client, weights, &x, self.operand, |_| self);
+        client.check([&out]).map(drop)
+    }
+
+    /// The rule, for rows of so many units of 32 values.
+    pub fn for_row(client: &Client, ty: GgmlType, units: usize, operand: Operand, tokens: usize) -> Self {
+        // Many rows: what a launch does with few is decided when there are weights.
+        let key = Key { ty, operand, tokens, n: 1 << 16, units };
+        Self::of(client, key, rule(client, key))
+    }
+
+    /// The blueprint of a product by its tunables.
+    pub fn of(client: &Client, key: Key, tunables: Tunables) -> Self {
+        let hardware = &client.properties().hardware;
+        let Tunables { span, lanes, groups, rows, unroll, .. } = tunables;
+        let span = if key.units.is_multiple_of(span) { span } else { 1 };
+        let reduction = match () {
+            () if lanes == 1 => Reduction::None,
+            () if has_planes(client) => Reduction::Plane,
+            () => Reduction::Shared,
+        };
+        let cores = hardware.num_streaming_multiprocessors.filter(|_| tunables.cubes_per_core > 0);
+        let tokens = tunables.tokens.max(1);
+        let staging = Staging { tokens, units: room(key.units, span), span };
+        // Cubes for all rows would each quantize for a few.
+        let staged = tunables.stage && cores.is_some() && key.operand == Operand::Int8 && reduction == Reduction::Plane;
+        let codebook = format(key.ty).and_then(|format| format.codebook).filter(|_| tunables.stage_codebook);
+        let codebook = codebook.map_or(0, |codebook| codebook().len());
+        let fits = |bytes: usize| bytes <= hardware.max_shared_memory_size;
+        let codebook = if fits(4 * codebook) { codebook } else { 0 };
+        Self {
+            ty: key.ty,
+            operand: key.operand,
+            reduction,
+            span,
+            lanes,
+            groups,
+            rows,
+            tokens,
+            unroll,
+            cubes: cores.map(|cores| cores * tunables.cubes_per_core),
+            staging: (staged && fits(staging.bytes() + 4 * codebook)).then_some(staging),
+            codebook,
+            whole: (key.units / span).is_multiple_of(lanes as usize * unroll),
+        }
+    }
+
+    /// The same for these weights and activations: what would not fit them is replaced by what does.
+    pub fn fitted(self, weights: &Weights, x: &Activations, operand: Operand) -> Self {
+        let units = weights.units();
+        let span = if units.is_multiple_of(self.span) { self.span } else { 1 };
+        // The cubes read their activations in vectors of four.
+        let stride = x.token_stride().filter(|stride| stride.is_multiple_of(4) && x.len >= 4);
+        let staging = self.staging.filter(|staging| {
+            let fits = staging.span == span && staging.units >= units && staging.tokens == self.tokens;
+            fits && stride.is_some() && operand == Operand::Int8
+        });
+        let whole = (units / span).is_multiple_of(self.lanes as usize * self.unroll);
+        Self { ty: weights.ty(), operand, span, tokens: self.tokens.max(1), staging, whole, ..self }
+    }
+}
+
+/// Units that shared memory has room for, so that rows of similar length share a kernel.
+fn room(units: usize, span: usize) -> usize {
+    (units / span).next_power_of_two() * span
+}

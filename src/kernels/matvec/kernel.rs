@@ -1,0 +1,521 @@
+//! The kernel: load, decode, multiply, reduce, store.
+
+use cubecl::frontend::comptime;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use super::blueprint::{Blueprint, Operand, Reduction};
+use crate::gguf::GgmlType;
+use crate::kernels::dot::{Bytes, Instruction, dot16};
+use crate::kernels::floats::{FloatType, rounded};
+use crate::kernels::formats::{
+    At, Codes, Planes, Traits, Unit, Words, dense_vector, traits, unit, values, vectors_per_unit,
+};
+use crate::kernels::int8::{Staging, stage, staged};
+use crate::kernels::launch::Grid;
+use crate::kernels::target::{schedule_barrier, scheduled};
+
+/// The product with activations from memory: `x` holds their values ([`Operand::Float`]), or their codes' scales and sums
+/// ([`Operand::Int8`]).
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub fn multiply_rows<O: Float>(
+    planes: &Planes,
+    codes: &[Words],
+    x: &[Vector<f32, Const<4>>],
+    out: &mut [O],
+    grid: Grid,
+    cubes: usize,
+    turns: usize,
+    spans: usize,
+    first_token: usize,
+    all_tokens: usize,
+    #[comptime] blueprint: Blueprint,
+    #[comptime] ty: FloatType,
+    #[define(O)] _dtype: ElemType,
+) {
+    let rows = Rows { n: grid.len, cube: grid.cube(), cubes, turns, spans, first_token, all_tokens };
+    with_codebook(planes, codes, x, out, rows, blueprint, ty);
+}
+
+/// The product with activations that each cube quantizes for itself. Token `t` starts at vector `t * stride` of `x`.
+#[cube(launch_unchecked)]
+#[allow(clippy::too_many_arguments)]
+pub fn multiply_staged<X: Float, O: Float>(
+    planes: &Planes,
+    x: &[Vector<X, Const<4>>],
+    out: &mut [O],
+    grid: Grid,
+    cubes: usize,
+    turns: usize,
+    spans: usize,
+    stride: usize,
+    first_token: usize,
+    all_tokens: usize,
+    #[comptime] blueprint: Blueprint,
+    #[comptime] ty: FloatType,
+    #[define(X, O)] _dtypes: [ElemType; 2],
+) {
+    let staging = comptime!(room(blueprint));
+    let mut codes = Shared::<[Words]>::new_slice(comptime!(2 * staging.tokens * staging.units));
+    let mut sums = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(staging.tokens * staging.units));
+    stage(
+        x,
+        stride,
+        first_token,
+        all_tokens,
+        spans * blueprint.span,
+        &mut codes,
+        &mut sums,
+        staging,
+        comptime!((blueprint.lanes * blueprint.groups) as usize),
+    );
+    sync_cube();
+    let rows = Rows { n: grid.len, cube: grid.cube(), cubes, turns, spans, first_token, all_tokens };
+    with_codebook(planes, &codes, &sums, out, rows, blueprint, ty);
+}
+
+/// The staging of a blueprint that has one.
+fn room(blueprint: Blueprint) -> Staging {
+    blueprint.staging.unwrap_or(Staging { tokens: 1, units: blueprint.span, span: blueprint.span })
+}
+
+/// The rows of weights and of activations of a launch, and this cube's share.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Rows {
+    /// Rows of weights.
+    n: usize,
+    cube: usize,
+    cubes: usize,
+    /// How often all cubes take rows.
+    turns: usize,
+    /// Spans of a row.
+    spans: usize,
+    first_token: usize,
+    all_tokens: usize,
+}
+
+/// The product, with the codebook where the blueprint has it.
+#[cube]
+fn with_codebook<O: Float>(
+    planes: &Planes,
+    codes: &[Words],
+    x: &[Vector<f32, Const<4>>],
+    out: &mut [O],
+    rows: Rows,
+    #[comptime] blueprint: Blueprint,
+    #[comptime] ty: FloatType,
+) {
+    if comptime!(blueprint.codebook > 0) {
+        let mut codebook = Shared::<[u32]>::new_slice(blueprint.codebook);
+        let lanes = comptime!((blueprint.lanes * blueprint.groups) as usize);
+        for i in range_stepped(UNIT_POS as usize, blueprint.codebook, lanes) {
+            codebook[i] = planes.codebook[i];
+        }
+        sync_cube();
+        multiply(planes, &codebook, codes, x, out, rows, blueprint, ty);
+    } else {
+        multiply(planes, &planes.codebook, codes, x, out, rows, blueprint, ty);
+    }
+}
+
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn multiply<O: Float>(
+    planes: &Planes,
+    codebook: &[u32],
+    codes: &[Words],
+    x: &[Vector<f32, Const<4>>],
+    out: &mut [O],
+    rows: Rows,
+    #[comptime] blueprint: Blueprint,
+    #[comptime] ty: FloatType,
+) {
+    // Groups of the same number in neighbouring cubes are neighbours, so that the last turn is shared by all cubes.
+    let group = UNIT_POS_Y as usize * rows.cubes + rows.cube;
+    if comptime!(blueprint.cubes.is_none()) {
+        let first_row = group * blueprint.rows;
+        multiply_from(planes, codebook, codes, x, out, rows, first_row, blueprint, ty);
+    } else {
+        let groups = rows.cubes * comptime!(blueprint.groups as usize);
+        let properties = comptime::device_properties();
+        let whole_planes = comptime!(blueprint.lanes == properties.hardware.plane_size_max);
+        for turn in 0..rows.turns {
+            let first_row = (turn * groups + group) * blueprint.rows;
+            // All lanes of a plane go on together, as they talk to each other.
+            if !whole_planes || first_row < rows.n {
+                multiply_from(planes, codebook, codes, x, out, rows, first_row, blueprint, ty);
+            }
+        }
+    }
+}
+
+/// The rows of a group from `first_row` on. What is past the last row or token multiplies that again and stores nothing.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn multiply_from<O: Float>(
+    planes: &Planes,
+    codebook: &[u32],
+    codes: &[Words],
+    x: &[Vector<f32, Const<4>>],
+    out: &mut [O],
+    rows: Rows,
+    first_row: usize,
+    #[comptime] blueprint: Blueprint,
+    #[comptime] ty: FloatType,
+) {
+    let mut sums = Array::<f32>::new(comptime!(blueprint.rows * blueprint.tokens));
+    #[unroll]
+    for i in 0..comptime!(blueprint.rows * blueprint.tokens) {
+        sums[i] = 0.0f32;
+    }
+    if comptime!(traits(blueprint.ty).dense) {
+        multiply_dense(planes, x, rows, first_row, &mut sums, blueprint);
+    } else {
+        multiply_blocks(planes, codebook, codes, x, rows, first_row, &mut sums, blueprint);
+    }
+    reduce(&mut sums, blueprint);
+    if UNIT_POS_X == 0 {
+        #[unroll]
+        for r in 0..blueprint.rows {
+            if first_row + r < rows.n {
+                #[unroll]
+                for t in 0..blueprint.tokens {
+                    let token = rows.first_token + t;
+                    if token < rows.all_tokens {
+                        out[token * rows.n + first_row + r] =
+                            rounded::<O>(sums[comptime!(r * blueprint.tokens + t)], ty);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products with weights in blocks.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn multiply_blocks(
+    planes: &Planes,
+    codebook: &[u32],
+    codes: &[Words],
+    x: &[Vector<f32, Const<4>>],
+    rows: Rows,
+    first_row: usize,
+    sums: &mut Array<f32>,
+    #[comptime] blueprint: Blueprint,
+) {
+    let lanes = comptime!(blueprint.lanes as usize);
+    for first in range_stepped(UNIT_POS_X as usize, rows.spans, comptime!(lanes * blueprint.unroll)) {
+        #[unroll]
+        for turn in 0..blueprint.unroll {
+            let span = first + comptime!(turn * lanes);
+            // Of the last turns some lanes may have none: they multiply what is there, and leave it out.
+            let inside = span < rows.spans;
+            let span = if comptime!(blueprint.whole || turn == 0) { span } else { clamped(span, rows.spans) };
+            #[unroll]
+            for place in 0..blueprint.span {
+                let mut u = span * blueprint.span + place;
+                if comptime!(place > 0) {
+                    if comptime!(blueprint.tokens >= 4) {
+                        u = scheduled(u);
+                    } else {
+                        schedule_barrier();
+                    }
+                }
+                if comptime!(blueprint.whole || turn == 0) {
+                    add_unit(planes, codebook, codes, x, rows, first_row, span, u, place, sums, blueprint);
+                } else {
+                    let mut added = Array::<f32>::new(comptime!(blueprint.rows * blueprint.tokens));
+                    #[unroll]
+                    for i in 0..comptime!(blueprint.rows * blueprint.tokens) {
+                        added[i] = sums[i];
+                    }
+                    add_unit(planes, codebook, codes, x, rows, first_row, span, u, place, &mut added, blueprint);
+                    #[unroll]
+                    for i in 0..comptime!(blueprint.rows * blueprint.tokens) {
+                        sums[i] = select(inside, added[i], sums[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of unit `u`, which is `place` of `span`, of all rows and tokens.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn add_unit(
+    planes: &Planes,
+    codebook: &[u32],
+    codes: &[Words],
+    x: &[Vector<f32, Const<4>>],
+    rows: Rows,
+    first_row: usize,
+    span: usize,
+    u: usize,
+    #[comptime] place: usize,
+    sums: &mut Array<f32>,
+    #[comptime] blueprint: Blueprint,
+) {
+    let tokens = blueprint.tokens;
+    // Rows of activations of which a unit each takes as many registers as a wave should wait for.
+    let at_once = comptime!(match blueprint.operand {
+        Operand::Int8 if blueprint.span <= 4 => 4,
+        Operand::Int8 => 2,
+        Operand::Float => 1,
+    });
+    let mut u = u;
+    if comptime!(blueprint.operand == Operand::Int8) {
+        let mut units = Sequence::<Unit>::new();
+        #[unroll]
+        for r in 0..blueprint.rows {
+            let at = At::in_span(clamped(first_row + r, rows.n), span, blueprint.span, place);
+            units.push(unit(planes, codebook, at, blueprint.ty));
+        }
+        #[unroll]
+        for t in 0..tokens {
+            if comptime!(tokens >= 4 && t > 0 && t % at_once == 0) {
+                u = scheduled(u);
+            }
+            let x = x_unit(codes, x, rows, span, u, place, t, blueprint);
+            #[unroll]
+            for r in 0..blueprint.rows {
+                let i = comptime!(r * tokens + t);
+                sums[i] = add_int8(sums[i], units.index(r), x, blueprint.ty);
+            }
+        }
+    } else {
+        #[unroll]
+        for r in 0..blueprint.rows {
+            let at = At::in_span(clamped(first_row + r, rows.n), span, blueprint.span, place);
+            let values = values(planes, codebook, at, blueprint.ty);
+            #[unroll]
+            for t in 0..tokens {
+                if comptime!(tokens >= 4 && t > 0 && t % at_once == 0) {
+                    u = scheduled(u);
+                }
+                let token = clamped(rows.first_token + t, rows.all_tokens);
+                let first = (token * (rows.spans * blueprint.span) + u) * 8;
+                sums[comptime!(r * tokens + t)] += dot_float(&values, x, first);
+            }
+        }
+    }
+}
+
+/// A unit of activations: its codes, and its scale and sums.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Activation {
+    low: Words,
+    high: Words,
+    sums: Vector<f32, Const<4>>,
+}
+
+/// Unit `u`, which is `place` of `span`, of token `t` of the launch.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn x_unit(
+    codes: &[Words],
+    sums: &[Vector<f32, Const<4>>],
+    rows: Rows,
+    span: usize,
+    u: usize,
+    #[comptime] place: usize,
+    #[comptime] t: usize,
+    #[comptime] blueprint: Blueprint,
+) -> Activation {
+    if comptime!(blueprint.staging.is_some()) {
+        let staging = comptime!(room(blueprint));
+        let at = staged(t, span, place, staging);
+        let high = at + comptime!(staging.tokens * staging.units);
+        Activation { low: codes[at], high: codes[high], sums: sums[at] }
+    } else {
+        let at = clamped(rows.first_token + t, rows.all_tokens) * (rows.spans * blueprint.span) + u;
+        Activation { low: codes[2 * at], high: codes[2 * at + 1], sums: sums[at] }
+    }
+}
+
+/// Products with weights that are floats: neighbouring lanes read neighbouring vectors of 16 bytes.
+#[cube]
+fn multiply_dense(
+    planes: &Planes,
+    x: &[Vector<f32, Const<4>>],
+    rows: Rows,
+    first_row: usize,
+    sums: &mut Array<f32>,
+    #[comptime] blueprint: Blueprint,
+) {
+    let (lanes, tokens) = comptime!((blueprint.lanes as usize, blueprint.tokens));
+    let fours = comptime!(8 / vectors_per_unit(blueprint.ty));
+    let vectors = rows.spans * comptime!(blueprint.span * vectors_per_unit(blueprint.ty));
+    for first in range_stepped(UNIT_POS_X as usize, vectors, comptime!(lanes * blueprint.unroll)) {
+        #[unroll]
+        for turn in 0..blueprint.unroll {
+            let vector = first + comptime!(turn * lanes);
+            let inside = vector < vectors;
+            let vector = if comptime!(turn == 0) { vector } else { clamped(vector, vectors) };
+            let mut weights = Sequence::<Vector<f32, Const<4>>>::new();
+            #[unroll]
+            for r in 0..blueprint.rows {
+                dense_vector(planes, clamped(first_row + r, rows.n), vector, &mut weights, blueprint.ty);
+            }
+            #[unroll]
+            for t in 0..tokens {
+                let token = clamped(rows.first_token + t, rows.all_tokens);
+                let at = token * (rows.spans * comptime!(8 * blueprint.span)) + vector * fours;
+                #[unroll]
+                for r in 0..blueprint.rows {
+                    let i = comptime!(r * tokens + t);
+                    let mut sum = sums[i];
+                    #[unroll]
+                    for four in 0..fours {
+                        sum = dot_four(*weights.index(comptime!(r * fours + four)), x[at + four], sum);
+                    }
+                    sums[i] = if comptime!(turn == 0) { sum } else { select(inside, sum, sums[i]) };
+                }
+            }
+        }
+    }
+}
+
+/// `sum` plus the product of four values.
+#[cube]
+fn dot_four(a: Vector<f32, Const<4>>, b: Vector<f32, Const<4>>, sum: f32) -> f32 {
+    let mut sum = sum;
+    #[unroll]
+    for i in 0..4usize {
+        sum = fma(a.extract(i), b.extract(i), sum);
+    }
+    sum
+}
+
+#[cube]
+fn clamped(index: usize, len: usize) -> usize {
+    select(index < len, index, len - 1)
+}
+
+/// `sum` plus the product of a unit of weights with one of activations.
+#[cube]
+fn add_int8(sum: f32, unit: &Unit, x: Activation, #[comptime] ty: GgmlType) -> f32 {
+    let traits = comptime!(traits(ty));
+    let (scale, sum_low, sum_high) = (x.sums.extract(0usize), x.sums.extract(2usize), x.sums.extract(3usize));
+    if comptime!(traits.scales == 1) {
+        let dot = dot_sixteen(unit.high, x.high, dot_sixteen(unit.low, x.low, 0i32, traits), traits);
+        let product = unit.scale_low * (scale * unbiased(dot, sum_low + sum_high, traits));
+        if comptime!(traits.min) { sum + product + unit.min_low * x.sums.extract(1usize) } else { sum + product }
+    } else {
+        let dot_low = unbiased(dot_sixteen(unit.low, x.low, 0i32, traits), sum_low, traits);
+        let dot_high = unbiased(dot_sixteen(unit.high, x.high, 0i32, traits), sum_high, traits);
+        let mut product = unit.scale_low * dot_low + unit.scale_high * dot_high;
+        if comptime!(traits.min) {
+            product += unit.min_low * sum_low + unit.min_high * sum_high;
+        }
+        sum + scale * product
+    }
+}
+/// `start` plus the product of 16 codes of weights with 16 of activations.
+#[cube]
+fn dot_sixteen(weights: Words, x: Words, start: i32, #[comptime] traits: Traits) -> i32 {
+    let properties = comptime::device_properties();
+    match comptime!(reading(traits.codes, Instruction::of(&properties))) {
+        Reading::AsTheyAre { bytes, .. } => dot16(weights, x, start, bytes),
+        Reading::Centered => dot16(weights ^ Words::new(0x8080_8080u32), x, start, Bytes::Signed),
+    }
+}
+
+/// A product of codes less what their bias added to it, from the sum of the activations' codes. Exact: all of these are
+/// integers of less than 24 bits.
+#[cube]
+fn unbiased(dot: i32, sum: f32, #[comptime] traits: Traits) -> f32 {
+    let properties = comptime::device_properties();
+    match comptime!(reading(traits.codes, Instruction::of(&properties))) {
+        Reading::AsTheyAre { bias: 0, .. } | Reading::Centered => f32::cast_from(dot),
+        Reading::AsTheyAre { bias, .. } => f32::cast_from(dot) - comptime!(bias as f32) * sum,
+    }
+}
+
+/// How a dot product takes the codes of weights.
+#[derive(Clone, Copy)]
+enum Reading {
+    /// As bytes that are `bias` over their values.
+    AsTheyAre { bytes: Bytes, bias: u32 },
+    /// Codes biased by 128, less that: where the device has no product with unsigned bytes.
+    Centered,
+}
+
+fn reading(codes: Codes, instruction: Instruction) -> Reading {
+    match codes {
+        Codes::Signed => Reading::AsTheyAre { bytes: Bytes::Signed, bias: 0 },
+        Codes::Biased(128) if !instruction.takes_unsigned() => Reading::Centered,
+        Codes::Biased(128) => Reading::AsTheyAre { bytes: Bytes::Unsigned, bias: 128 },
+        // These codes are less than 128, so that either sign reads them rightly.
+        Codes::Biased(bias) => Reading::AsTheyAre { bytes: Bytes::Signed, bias },
+    }
+}
+
+/// The product of 32 values with those from vector `first` of the activations on.
+#[cube]
+fn dot_float(values: &Sequence<Vector<f32, Const<4>>>, x: &[Vector<f32, Const<4>>], first: usize) -> f32 {
+    let mut sums = Vector::<f32, Const<4>>::new(0.0f32);
+    #[unroll]
+    for i in 0..8usize {
+        sums += *values.index(i) * x[first + i];
+    }
+    (sums.extract(0usize) + sums.extract(1usize)) + (sums.extract(2usize) + sums.extract(3usize))
+}
+
+/// Each sum over the lanes of a group, in lane 0.
+#[cube]
+fn reduce(sums: &mut Array<f32>, #[comptime] blueprint: Blueprint) {
+    let count = comptime!(blueprint.rows * blueprint.tokens);
+    match blueprint.reduction {
+        Reduction::Plane => {
+            let properties = comptime::device_properties();
+            let whole_plane = comptime!(blueprint.lanes == properties.hardware.plane_size_max);
+            #[unroll]
+            for i in 0..count {
+                sums[i] = if whole_plane { plane_sum(sums[i]) } else { sum_of_lanes(sums[i], blueprint.lanes) };
+            }
+        }
+        Reduction::Shared => {
+            // Half as many lanes hold sums after each step; `lanes` is a power of two, and the cube has one group.
+            let mut shared = Shared::<[f32]>::new_slice(comptime!(count * blueprint.lanes as usize));
+            let lane = UNIT_POS_X as usize;
+            #[unroll]
+            for i in 0..count {
+                shared[lane * count + i] = sums[i];
+            }
+            sync_cube();
+            #[unroll]
+            for step in 0..comptime!(blueprint.lanes.ilog2()) {
+                let half = comptime!((blueprint.lanes >> (step + 1)) as usize);
+                if lane < half {
+                    #[unroll]
+                    for i in 0..count {
+                        let sum = shared[lane * count + i] + shared[(lane + half) * count + i];
+                        shared[lane * count + i] = sum;
+                    }
+                }
+                sync_cube();
+            }
+            #[unroll]
+            for i in 0..count {
+                sums[i] = shared[i];
+            }
+        }
+        Reduction::None => {}
+    }
+}
+
+/// The sum over each run of `lanes` lanes of a plane, in all of them.
+#[cube]
+fn sum_of_lanes(value: f32, #[comptime] lanes: u32) -> f32 {
+    let mut sum = value;
+    #[unroll]
+    for step in 0..comptime!(lanes.ilog2()) {
+        sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
+    }
+    sum
+}

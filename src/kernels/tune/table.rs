@@ -1,0 +1,233 @@
+//! The table of what was measured: what the repository ships for an architecture, and over it what `cube-gguf tune` found on
+//! this machine.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::{fs, io};
+
+use cubecl::client::Client;
+use serde::{Deserialize, Serialize};
+
+use super::{Key, Tunables};
+use crate::kernels::formats::UNIT;
+use crate::kernels::matvec::{Blueprint, Operand};
+
+/// The tables that the repository ships, by the name that the device's compiler generates code for.
+const SHIPPED: &[(&str, &str)] = &[];
+
+/// The environment variable that names the folder of this machine's tables; empty, they are left out.
+pub const FOLDER: &str = "CUBE_GGUF_TUNE";
+
+/// What was found best for a product on a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The GGUF type, as `Q4_K`.
+    #[serde(rename = "type")]
+    pub ty: String,
+    pub operand: Operand,
+    /// Rows of activations.
+    pub tokens: usize,
+    /// Rows of weights.
+    pub n: usize,
+    /// Columns of weights.
+    pub k: usize,
+    pub tunables: Tunables,
+    /// Microseconds with these.
+    pub us: f64,
+    /// Microseconds by the rule.
+    pub rule_us: f64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct File {
+    entries: Vec<Entry>,
+}
+
+/// A device's entries.
+#[derive(Default)]
+pub struct Table {
+    entries: Vec<Entry>,
+    /// Blueprints of entries whose kernels work on this device.
+    proven: RwLock<HashSet<Blueprint>>,
+    /// Entries whose kernels failed on this device.
+    rejected: RwLock<Vec<Tunables>>,
+}
+
+impl Table {
+    /// The table of a device, which is read once.
+    pub fn of(client: &Client) -> Arc<Self> {
+        static TABLES: Mutex<Option<HashMap<String, Arc<Table>>>> = Mutex::new(None);
+        let name = &client.properties().identity.fingerprint;
+        let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = tables.get_or_insert_default();
+        match tables.get(name) {
+            Some(table) => table.clone(),
+            None => tables.entry(name.clone()).or_insert(Arc::new(Self::read(name))).clone(),
+        }
+    }
+
+    fn read(name: &str) -> Self {
+        let shipped = SHIPPED.iter().find(|(arch, _)| *arch == name).map(|(_, text)| parse(text));
+        let mut entries = Vec::new();
+        let path = Self::path(name);
+        let own = path.as_ref().and_then(|path| match Self::load(path) {
+            Ok(entries) => Some(entries),
+            Err(error) => {
+                log::warn!("{}: {error}; its entries are left out", path.display());
+                None
+            }
+        });
+        entries.extend(own.unwrap_or_default());
+        entries.extend(shipped.and_then(Result::ok).unwrap_or_default());
+        Self { entries, ..Self::default() }
+    }
+
+    /// The file of this machine's table for a device of that name.
+    pub fn path(name: &str) -> Option<PathBuf> {
+        let folder = match std::env::var_os(FOLDER) {
+            Some(folder) if folder.is_empty() => return None,
+            Some(folder) => PathBuf::from(folder),
+            None => dirs::cache_dir()?.join("cube-gguf").join("tune"),
+        };
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
+        Some(folder.join(name.chars().map(plain).collect::<String>()).with_extension("json"))
+    }
+
+    /// The entries of a file; none where there is no file.
+    ///
+    /// # Errors
+    ///
+    /// Where the file cannot be read, or is no table.
+    pub fn load(path: &Path) -> io::Result<Vec<Entry>> {
+        match fs::read_to_string(path) {
+            Ok(text) => parse(&text).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces a file by these entries, all at once.
+    ///
+    /// # Errors
+    ///
+    /// Where the file or its folder cannot be written.
+    pub fn save(path: &Path, entries: Vec<Entry>) -> io::Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let new = path.with_extension("new");
+        fs::write(&new, serde_json::to_string_pretty(&File { entries })? + "\n")?;
+        fs::rename(new, path)
+    }
+
+    /// What was found for the product, or for the most like it of the same type and number of tokens.
+    pub fn get(&self, key: Key) -> Option<Tunables> {
+        let rejected = self.rejected.read().unwrap_or_else(PoisonError::into_inner);
+        let fits = |entry: &&Entry| {
+            entry.ty == key.ty.name()
+                && entry.operand == key.operand
+                && entry.tokens == key.tokens.next_power_of_two()
+                && key.units.is_multiple_of(entry.tunables.span)
+                && entry.tunables.are_sound()
+                && !rejected.contains(&entry.tunables)
+        };
+        let distance = |entry: &&Entry| {
+            let times = |a: usize, b: usize| (a.max(1) as f64 / b.max(1) as f64).log2().abs();
+            times(entry.n, key.n) + times(entry.k, key.units * UNIT)
+        };
+        let nearest = self.entries.iter().filter(fits).min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
+        Some(nearest.tunables)
+    }
+
+    /// Whether a blueprint works, which `launch` tells once.
+    ///
+    /// # Errors
+    ///
+    /// As `launch`.
+    pub fn proves<E>(&self, blueprint: Blueprint, launch: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let proven = self.proven.read().unwrap_or_else(PoisonError::into_inner).contains(&blueprint);
+        if !proven {
+            launch()?;
+            self.proven.write().unwrap_or_else(PoisonError::into_inner).insert(blueprint);
+        }
+        Ok(())
+    }
+
+    /// Leaves an entry out from here on.
+    pub fn reject(&self, tunables: Tunables) {
+        self.rejected.write().unwrap_or_else(PoisonError::into_inner).push(tunables);
+    }
+}
+
+fn parse(text: &str) -> serde_json::Result<Vec<Entry>> {
+    Ok(serde_json::from_str::<File>(text)?.entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::GgmlType;
+
+    fn entry(n: usize, k: usize, rows: usize) -> Entry {
+        let tunables = Tunables {
+            span: 1,
+            lanes: 32,
+            groups: 4,
+            rows,
+            tokens: 1,
+            unroll: 1,
+            cubes_per_core: 0,
+            stage: false,
+            stage_codebook: false,
+        };
+        Entry { ty: "Q4_0".to_owned(), operand: Operand::Int8, tokens: 1, n, k, tunables, us: 1.0, rule_us: 2.0 }
+    }
+
+    fn key(n: usize, k: usize) -> Key {
+        Key { ty: GgmlType::Q4_0, operand: Operand::Int8, tokens: 1, n, units: k / UNIT }
+    }
+
+    #[test]
+    fn the_nearest_shape_of_the_type_is_taken() {
+        let table = Table { entries: vec![entry(4096, 4096, 2), entry(14336, 4096, 4)], ..Table::default() };
+        assert_eq!(table.get(key(4096, 4096)).unwrap().rows, 2);
+        assert_eq!(table.get(key(1024, 4096)).unwrap().rows, 2);
+        assert_eq!(table.get(key(32000, 4096)).unwrap().rows, 4);
+        assert_eq!(table.get(Key { tokens: 2, ..key(4096, 4096) }), None);
+        assert_eq!(table.get(Key { ty: GgmlType::Q4_1, ..key(4096, 4096) }), None);
+        table.reject(entry(0, 0, 4).tunables);
+        assert_eq!(table.get(key(32000, 4096)).unwrap().rows, 2);
+    }
+
+    #[test]
+    fn entries_that_no_kernel_can_have_are_left_out() {
+        let mut none = entry(4096, 4096, 0);
+        assert_eq!(Table { entries: vec![none.clone()], ..Table::default() }.get(key(4096, 4096)), None);
+        none.tunables = Tunables { rows: 1, lanes: 12, ..none.tunables };
+        assert_eq!(Table { entries: vec![none], ..Table::default() }.get(key(4096, 4096)), None);
+        let long = Entry { tunables: Tunables { span: 8, ..entry(1, 1, 1).tunables }, ..entry(4096, 4096, 1) };
+        assert_eq!(Table { entries: vec![long], ..Table::default() }.get(key(4096, 32 * 12)), None);
+    }
+
+    #[test]
+    fn a_file_gives_its_entries_back() {
+        let folder = std::env::temp_dir().join(format!("cube-gguf-table-{}", std::process::id()));
+        let path = folder.join("table.json");
+        let entries = vec![entry(4096, 4096, 2), entry(14336, 4096, 4)];
+        assert!(Table::load(&path).unwrap().is_empty());
+        Table::save(&path, entries.clone()).unwrap();
+        assert_eq!(Table::load(&path).unwrap(), entries);
+        fs::write(&path, "{").unwrap();
+        assert!(Table::load(&path).is_err());
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn shipped_tables_are_tables() {
+        for (name, text) in SHIPPED {
+            let entries = parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(entries.iter().all(|entry| entry.tunables.are_sound()), "{name}");
+        }
+    }
+}
