@@ -1,5 +1,6 @@
 //! The project's own tasks, each a subcommand in a file of its own: `cargo xtask --help`.
 
+mod bench;
 mod ci;
 mod demo;
 mod hip_report;
@@ -25,6 +26,8 @@ enum Task {
     Test(test::Args),
     /// Set up, then verify a real model on the best device here.
     Demo(demo::Args),
+    /// Time products beside other programs, by turns, and write the ratios into BENCHMARKS.md.
+    Bench(bench::Args),
     /// Compile every kernel for every AMD architecture, and tell what the machine code is like.
     HipReport(hip_report::Args),
     /// Run a program on HIP as an AMD GPU of any architecture, without one.
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::HipReport(args) => hip_report::run(&args),
         Task::HipStandIn(args) => match hip_stand_in::run(&args) {
             Ok(status) => return status,

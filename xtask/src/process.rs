@@ -1,9 +1,15 @@
 //! Running other programs.
 
-use std::path::Path;
-use std::process::Command;
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// How many of its last lines a program that failed is quoted with.
+const LAST_LINES: usize = 5;
 
 /// The workspace.
 pub fn root() -> &'static Path {
@@ -12,7 +18,7 @@ pub fn root() -> &'static Path {
 }
 
 /// The cargo that runs this task, in the workspace.
-pub fn cargo<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(args).current_dir(root());
     cargo
@@ -25,4 +31,62 @@ pub fn run(command: &mut Command, what: &str) -> Result<()> {
         bail!("{what} failed ({status})");
     }
     Ok(())
+}
+
+/// The program `name` that `cargo`, a build, makes.
+pub fn built(cargo: &mut Command, name: &str) -> Result<PathBuf> {
+    cargo.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let output = cargo.output().context("cargo could not start")?;
+    let artifacts = output.stdout.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    let program = artifacts
+        .filter(|artifact: &Value| artifact["target"]["name"] == name)
+        .find_map(|artifact| artifact["executable"].as_str().map(PathBuf::from));
+    program.with_context(|| format!("cargo built no `{name}`"))
+}
+
+/// What `command` prints; where it fails, the error has its last lines on stderr.
+pub fn output(command: &mut Command) -> Result<String> {
+    let line = line(std::iter::once(command.get_program()).chain(command.get_args()));
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("`{line}` could not start"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = stderr.lines().collect();
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+        let said = if last.is_empty() { "it said nothing".to_owned() } else { format!("it said:\n{last}") };
+        bail!("`{line}` failed ({}); {said}", output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{line}` printed no text"))
+}
+
+/// Words as a shell takes them.
+pub fn line<'a>(words: impl Iterator<Item = &'a OsStr>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:@%".contains(c);
+    let quoted = |word: &'a OsStr| match word.to_string_lossy() {
+        word if !word.is_empty() && word.chars().all(plain) => word,
+        word => Cow::from(format!("'{}'", word.replace('\'', r"'\''"))),
+    };
+    words.map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn a_shell_reads_back_the_words_of_a_line() {
+        let words = ["plain", "", "two words", "it's", "$HOME", "a\nb"];
+        let line = line(words.iter().map(OsStr::new));
+        let printed = output(Command::new("sh").args(["-c", &format!("printf '%s|' {line}")])).unwrap();
+        assert_eq!(printed, "plain||two words|it's|$HOME|a\nb|");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_failure_is_told_with_its_command_and_last_words() {
+        let script = "for i in 1 2 3 4 5 6; do echo word$i >&2; done; exit 3";
+        let error = output(Command::new("sh").args(["-c", script])).unwrap_err().to_string();
+        assert!(error.contains("`sh -c") && error.contains("exit status: 3"), "{error}");
+        assert!(error.ends_with("word2\nword3\nword4\nword5\nword6"), "{error}");
+    }
 }

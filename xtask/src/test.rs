@@ -89,13 +89,7 @@ fn amd() -> Result<()> {
 /// be others, and build CubeCL again.
 pub fn built(selection: &[&str], name: &str) -> Result<PathBuf> {
     let mut cargo = process::cargo(["build", "--workspace", "--features", CI_FEATURES]);
-    cargo.args(selection).args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let output = cargo.output().context("cargo could not start")?;
-    let artifacts = output.stdout.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-    let program = artifacts
-        .filter(|artifact: &Value| artifact["target"]["name"] == name)
-        .find_map(|artifact| artifact["executable"].as_str().map(PathBuf::from));
-    program.with_context(|| format!("cargo built no `{name}`"))
+    process::built(cargo.args(selection), name)
 }
 
 /// Runs the table as one architecture. What went well is the summary, in the error is what did not.
