@@ -27,6 +27,9 @@ pub enum Error {
     /// Strides that reach past the buffer.
     #[error("activations of shape {shape:?} and strides {strides:?} reach past their {len} values")]
     Strides { shape: Vec<usize>, strides: Vec<usize>, len: usize },
+    /// Weights of several devices for one call.
+    #[error("weights on {first} and on {other}: one call multiplies those of one device")]
+    Devices { first: String, other: String },
     /// A float type that the device cannot hold.
     #[error("the {device} device has no {ty} buffers")]
     NoFloat { device: String, ty: &'static str },

@@ -16,7 +16,7 @@ use super::activations::{Activations, pack};
 use super::dequantize::dequantize;
 use super::floats::FloatType;
 use super::formats::traits;
-use super::matvec::{MAX_TOKENS, Operand, matvec};
+use super::matvec::{MAX_TOKENS, Operand, matvec, matvec_many};
 use super::product::Product;
 use super::weights::Weights;
 use crate::gguf::GgmlType;
@@ -64,6 +64,21 @@ pub fn matmul(client: &Client, weights: &Weights, x: &Activations, arithmetic: A
             // A blueprint that does not fit the device is refused before anything is launched.
             striped(client, weights, x).unwrap_or_else(|_| matvec(client, weights, x, Operand::Float))
         }
+    }
+}
+
+/// The [`matmul`] of each of some matrices, bit for bit: few tokens share the quantization of the activations, and launches
+/// where the formats are the same.
+pub fn matmul_many(client: &Client, weights: &[&Weights], x: &Activations, arithmetic: Arithmetic) -> Vec<Handle> {
+    let products = weights.iter().map(|weights| resolve(client, weights.ty(), x.tokens(), arithmetic));
+    let (mut int8, mut few) = (false, true);
+    for product in products {
+        int8 |= matches!(product, Product::Int8 { .. });
+        few &= product != Product::MatrixUnits;
+    }
+    match few {
+        true => matvec_many(client, weights, x, if int8 { Operand::Int8 } else { Operand::Float }),
+        false => weights.iter().map(|weights| matmul(client, weights, x, arithmetic)).collect(),
     }
 }
 

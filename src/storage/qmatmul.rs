@@ -88,6 +88,25 @@ impl QMatMul {
         }
     }
 
+    /// The products of several layers with one input, such as q, k and v, or gate and up: bit for bit those of
+    /// [`forward`](Module::forward), in the order of the layers.
+    ///
+    /// On a device of CubeCL the input goes there and is quantized once, and layers of one format share a launch.
+    ///
+    /// # Errors
+    ///
+    /// Where `xs` does not fit one of the layers, or the device failed.
+    pub fn forward_many(layers: &[&Self], xs: &Tensor) -> Result<Vec<Tensor>> {
+        let tensors = layers.iter().map(|&layer| match layer {
+            Self::QTensor(tensor) => Some(tensor.as_ref()),
+            Self::Tensor(_) | Self::TensorF16(_) => None,
+        });
+        match tensors.collect::<Option<Vec<&QTensor>>>() {
+            Some(tensors) => QTensor::matmul_t_many(&tensors, xs, Arithmetic::Auto),
+            None => layers.iter().map(|layer| layer.forward_as(xs, Arithmetic::Auto)).collect(),
+        }
+    }
+
     /// The rows that `ids` name.
     ///
     /// # Errors

@@ -323,39 +323,74 @@ impl QTensor {
                 product.forward(&rows)?.reshape(shape)?
             }
             Inner::Host(blocks) => Tensor::from_vec(blocks.matmul(&values(xs)?, n, k), shape, xs.device())?,
-            Inner::Cube(tensor) if xs.dtype() == DType::F16 && has_f16(tensor) => {
-                let halves = xs.flatten_all()?.to_vec1::<half::f16>()?;
-                return Ok(Tensor::from_vec(matmul_f16(tensor, &halves, xs.dims(), arithmetic)?, shape, xs.device())?);
-            }
-            Inner::Cube(tensor) => {
-                Tensor::from_vec(tensor.matmul(&values(xs)?, xs.dims(), arithmetic)?, shape, xs.device())?
-            }
+            Inner::Cube(tensor) => return Ok(on_device(&[tensor], xs, arithmetic)?.remove(0)),
         };
         Ok(out.to_dtype(xs.dtype())?)
     }
-}
 
-fn has_f16(tensor: &DeviceTensor) -> bool {
-    has_buffers(tensor.device().client().features(), FloatType::F16)
-}
-
-/// A product whose activations and results cross as halves.
-fn matmul_f16(
-    tensor: &DeviceTensor,
-    xs: &[half::f16],
-    shape: &[usize],
-    arithmetic: Arithmetic,
-) -> Result<Vec<half::f16>> {
-    if xs.is_empty() {
-        return Ok(Vec::new());
+    /// The [`matmul_t`](Self::matmul_t) of each of some matrices, bit for bit. On one device of CubeCL it costs less: the
+    /// activations go there and are quantized once, and matrices of one format share a launch.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_t`](Self::matmul_t) for any of the matrices.
+    pub fn matmul_t_many(tensors: &[&Self], xs: &Tensor, arithmetic: Arithmetic) -> Result<Vec<Tensor>> {
+        let cubes = tensors.iter().map(|&tensor| match &tensor.inner {
+            Inner::Cube(matrix) if tensor.rank() == 2 => Some(matrix),
+            _ => None,
+        });
+        let together = cubes.collect::<Option<Vec<&DeviceTensor>>>();
+        let together = together.filter(|all| all.windows(2).all(|pair| pair[0].device() == pair[1].device()));
+        match together {
+            Some(matrices) => on_device(&matrices, xs, arithmetic),
+            None => tensors.iter().map(|tensor| tensor.matmul_t(xs, arithmetic)).collect(),
+        }
     }
-    let client = tensor.device().client();
-    let x = client.create_from_slice(bytemuck::cast_slice(xs));
-    let x = Activations::contiguous(x, FloatType::F16, shape.to_vec());
-    let out = tensor.matmul_on_device(&x, arithmetic)?;
-    let bytes = client.read_one(out).map_err(|error| tensor.device().failed(error))?;
-    let half = |b: &[u8]| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]));
-    Ok(bytes.chunks_exact(2).take(x.tokens() * tensor.n()).map(half).collect())
+}
+
+/// The products of matrices on one device with `xs`, `[.., k]` on Candle's CPU device: one upload, one download. Halves
+/// cross as halves where the device has them, what else as f32.
+fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) -> Result<Vec<Tensor>> {
+    let Some(first) = matrices.first() else { return Ok(Vec::new()) };
+    let client = first.device().client();
+    let shape = xs.dims();
+    if let Some(other) = matrices.iter().find(|matrix| shape.last() != Some(&matrix.k())) {
+        return Err(Error::Activations { shape: shape.to_vec(), k: other.k() });
+    }
+    let ty = match xs.dtype() {
+        DType::F16 if has_buffers(client.features(), FloatType::F16) => FloatType::F16,
+        _ => FloatType::F32,
+    };
+    let values = xs.flatten_all()?;
+    let handles = match ty {
+        _ if xs.elem_count() == 0 => Vec::new(),
+        _ => {
+            let handle = match ty {
+                FloatType::F16 => client.create_from_slice(bytemuck::cast_slice(&values.to_vec1::<half::f16>()?)),
+                _ => client.create_from_slice(bytemuck::cast_slice(&values.to_dtype(DType::F32)?.to_vec1::<f32>()?)),
+            };
+            let x = Activations::contiguous(handle, ty, shape.to_vec());
+            DeviceTensor::matmul_many_on_device(matrices, &x, arithmetic)?
+        }
+    };
+    let results = client.read(handles).map_err(|error| first.device().failed(error))?;
+    let mut tensors = Vec::with_capacity(matrices.len());
+    for (i, matrix) in matrices.iter().enumerate() {
+        let batch = &shape[..shape.len() - 1];
+        let shape: Vec<usize> = batch.iter().copied().chain([matrix.n()]).collect();
+        let len = shape.iter().product();
+        let bytes = results.get(i).map_or(&[][..], |bytes| bytes);
+        let tensor = match ty {
+            FloatType::F16 => {
+                let half = |b: &[u8]| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]));
+                let halves: Vec<half::f16> = bytes.chunks_exact(2).take(len).map(half).collect();
+                Tensor::from_vec(halves, shape, xs.device())?
+            }
+            _ => Tensor::from_vec(ty.to_f32(bytes, len), shape, xs.device())?.to_dtype(xs.dtype())?,
+        };
+        tensors.push(tensor);
+    }
+    Ok(tensors)
 }
 
 fn checked_ids(ids: &[i64], rows: usize) -> Result<Vec<u32>> {

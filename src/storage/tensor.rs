@@ -10,7 +10,7 @@ use crate::kernels::activations::Activations;
 use crate::kernels::dequantize;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
-use crate::kernels::matmul::{Arithmetic, matmul, resolve};
+use crate::kernels::matmul::{Arithmetic, matmul, matmul_many, resolve};
 use crate::kernels::product::Product;
 use crate::kernels::weights::Weights;
 use crate::{Error, Result};
@@ -180,17 +180,41 @@ impl DeviceTensor {
     /// [`Error::Activations`] where the last extent of `x` is not `k`, [`Error::Strides`] where its strides reach past
     /// its values, [`Error::NoFloat`] where the device has no such floats.
     pub fn matmul_on_device(&self, x: &Activations, arithmetic: Arithmetic) -> Result<Handle> {
+        self.check(x)?;
+        Ok(matmul(&self.0.device.client(), &self.0.weights, x, arithmetic))
+    }
+
+    /// The [`matmul_on_device`](Self::matmul_on_device) of each of some matrices, bit for bit, for less: activations are
+    /// quantized once, and matrices of one format share a launch. The results are in the order of the matrices, each a
+    /// part of one buffer.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_on_device`](Self::matmul_on_device) for any of the matrices, and [`Error::Devices`] where they are not
+    /// all on one device.
+    pub fn matmul_many_on_device(matrices: &[&Self], x: &Activations, arithmetic: Arithmetic) -> Result<Vec<Handle>> {
+        let Some((first, others)) = matrices.split_first() else { return Ok(Vec::new()) };
+        let device = &first.0.device;
+        if let Some(other) = others.iter().find(|other| other.0.device != *device) {
+            return Err(Error::Devices { first: device.to_string(), other: other.0.device.to_string() });
+        }
+        matrices.iter().try_for_each(|matrix| matrix.check(x))?;
+        let weights: Vec<&Weights> = matrices.iter().map(|matrix| &matrix.0.weights).collect();
+        Ok(matmul_many(&device.client(), &weights, x, arithmetic))
+    }
+
+    /// Whether the activations fit the matrix, their buffer and the device.
+    fn check(&self, x: &Activations) -> Result<()> {
         if x.shape.is_empty() || x.k() != self.k() {
             return Err(Error::Activations { shape: x.shape.clone(), k: self.k() });
         }
         if !x.in_bounds() {
             return Err(Error::Strides { shape: x.shape.clone(), strides: x.strides.clone(), len: x.len });
         }
-        let client = self.0.device.client();
-        if !has_buffers(client.features(), x.ty) {
+        if !has_buffers(self.0.device.client().features(), x.ty) {
             return Err(Error::NoFloat { device: self.0.device.to_string(), ty: x.ty.name() });
         }
-        Ok(matmul(&client, &self.0.weights, x, arithmetic))
+        Ok(())
     }
 
     /// [`matmul_on_device`](Self::matmul_on_device) of host values: one upload, the product, one download.

@@ -3,9 +3,9 @@
 use cube_gguf::gguf::Endian;
 use cube_gguf::kernels::activations::Activations;
 use cube_gguf::kernels::floats::has_buffers;
-use cube_gguf::kernels::matvec::{Blueprint, Operand, Reduction, matvec_with};
+use cube_gguf::kernels::matvec::{Blueprint, Operand, Reduction, matvec_many_with, matvec_with};
 use cube_gguf::kernels::tune::{Key, Tunables, rule};
-use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, Product};
+use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType, Product};
 use half::{bf16, f16};
 
 use crate::Check;
@@ -23,6 +23,7 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("multiplies_odd_shapes", multiplies_odd_shapes),
     ("multiplies_through_shared_memory", multiplies_through_shared_memory),
     ("multiplies_by_any_tunables", multiplies_by_any_tunables),
+    ("multiplies_several_matrices_at_once", multiplies_several_matrices_at_once),
     ("multiplies_non_finite_activations", multiplies_non_finite_activations),
 ];
 
@@ -261,6 +262,8 @@ fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
     let case = fixture.case("quantized");
     let tensor = upload(device, fixture, case);
     let client = device.client();
+    let few = rows(device, fixture, 3);
+    let few = few.weights();
     let dense = tensor.product(1, Arithmetic::Int8) == Product::Float;
     let (operand, product) = if dense { (Operand::Float, Product::Float) } else { (Operand::Int8, Product::INT8) };
     for tokens in [1, 3] {
@@ -279,8 +282,54 @@ fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
         for (rows, unroll, cubes_per_core) in [(1, 2, 0), (4, 3, 1)] {
             let tunables = Tunables { rows, unroll, cubes_per_core, ..base };
             let expected = multiply(tunables);
-            let staged = multiply(Tunables { stage: true, stage_codebook: true, ..tunables });
-            assert_same(&staged, &expected, "codes of a cube's own, or from memory");
+            let staged = Tunables { stage: true, stage_codebook: true, ..tunables };
+            assert_same(&multiply(staged), &expected, "codes of a cube's own, or from memory");
+            let blueprint = Blueprint::of(&client, key, staged);
+            let several = matvec_many_with(&client, &[few, tensor.weights(), few], &x, operand, |_, _, _| blueprint);
+            for (y, n) in client.read(several).unwrap().iter().zip([few.n(), case.n, few.n()]) {
+                for (y, expected) in FloatType::F32.to_f32(y, tokens * n).chunks(n).zip(expected.chunks(case.n)) {
+                    assert_same(y, &expected[..n], "of several matrices, or alone");
+                }
+            }
+        }
+    }
+}
+
+/// Matrices of a format, and one of another among them, give the bits of calls of their own.
+fn multiplies_several_matrices_at_once(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("quantized");
+    let floats: Vec<u8> = noise(29, 2 * case.k).iter().flat_map(|x| x.to_le_bytes()).collect();
+    let other = DeviceTensor::from_gguf(device, GgmlType::F32, 2, case.k, &floats, Endian::Little).unwrap();
+    let (one, all) = (rows(device, fixture, 1), rows(device, fixture, case.n));
+    assert_same_together(&[&one, &other, &all], FloatType::F32, 2);
+}
+
+/// The first rows of a matrix.
+pub fn rows(device: &CubeDevice, fixture: &Fixture, n: usize) -> DeviceTensor {
+    let case = fixture.case("quantized");
+    let data = &case.data[..n * case.data.len() / case.n];
+    DeviceTensor::from_gguf(device, fixture.ty, n, case.k, data, case.endian).unwrap()
+}
+
+/// Asserts that one call gives the bits of calls of their own.
+pub fn assert_same_together(matrices: &[&DeviceTensor], ty: FloatType, tokens: usize) {
+    let (client, k) = (matrices[0].device().client(), matrices[0].k());
+    let values = noise(23, tokens * k);
+    let bytes: Vec<u8> = match ty {
+        FloatType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        FloatType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        FloatType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    let x = Activations::contiguous(client.create_from_slice(&bytes), ty, vec![tokens, k]);
+    for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
+        let together = DeviceTensor::matmul_many_on_device(matrices, &x, arithmetic).unwrap();
+        let together = client.read(together).unwrap();
+        assert_eq!(together.len(), matrices.len());
+        for (matrix, together) in matrices.iter().zip(together) {
+            let alone = client.read_one(matrix.matmul_on_device(&x, arithmetic).unwrap()).unwrap();
+            let bytes = tokens * matrix.n() * ty.bytes();
+            let what = format!("{tokens} tokens, {} rows of {}, {arithmetic:?}", matrix.n(), matrix.ty());
+            assert_bytes(&together[..bytes], &alone[..bytes], &what);
         }
     }
 }

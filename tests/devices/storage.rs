@@ -1,10 +1,12 @@
 //! The storage layer on a device: Candle's surface, threads, errors.
 
 use cube_gguf::gguf::{Endian, GgmlType};
+use cube_gguf::kernels::floats::has_buffers;
 use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
 use libtest_mimic::Trial;
 
 use crate::fixtures::{Fixture, assert_same, noise};
+use crate::operations::{assert_same_together, rows};
 use crate::summary;
 
 /// A test of a device alone.
@@ -15,8 +17,11 @@ pub fn trials(device: &CubeDevice) -> Vec<Trial> {
         let on = device.clone();
         summary::trial(format!("{device}/storage/{name}"), move || check(&on))
     };
-    let mut trials =
-        vec![trial("refuses_what_does_not_fit", refuses_what_does_not_fit), trial("serves_threads", serves_threads)];
+    let mut trials = vec![
+        trial("refuses_what_does_not_fit", refuses_what_does_not_fit),
+        trial("serves_threads", serves_threads),
+        trial("multiplies_more_matrices_than_a_launch_takes", multiplies_more_matrices_than_a_launch_takes),
+    ];
     #[cfg(feature = "candle")]
     trials.extend(candle::CHECKS.iter().map(|&(name, check)| trial(name, check)));
     trials
@@ -55,11 +60,22 @@ fn serves_threads(device: &CubeDevice) {
     });
 }
 
+/// Of more tokens than a launch takes, too, and of halves.
+fn multiplies_more_matrices_than_a_launch_takes(device: &CubeDevice) {
+    let fixture = Fixture::load(GgmlType::Q4_0);
+    let matrices = [5, 1, 2, 5, 3, 4].map(|n| rows(device, &fixture, n));
+    let matrices: Vec<&DeviceTensor> = matrices.iter().collect();
+    assert_same_together(&matrices, FloatType::F32, 9);
+    if has_buffers(device.client().features(), FloatType::F16) {
+        assert_same_together(&matrices, FloatType::F16, 1);
+    }
+}
+
 #[cfg(feature = "candle")]
 mod candle {
     use std::borrow::Cow;
 
-    use candle_core::{Device as CandleDevice, Module, Tensor};
+    use candle_core::{DType, Device as CandleDevice, Module, Tensor};
     use cube_gguf::gguf::GgmlType;
     use cube_gguf::{CubeDevice, Device, GgmlDType, QMatMul, QStorage, QTensor, load_quantized, qtensor_from_ggml};
 
@@ -69,6 +85,7 @@ mod candle {
         ("loads_a_model", loads_a_model),
         ("multiplies_quantized_ones", multiplies_quantized_ones),
         ("agrees_with_candle", agrees_with_candle),
+        ("multiplies_several_layers", multiplies_several_layers),
         ("quantizes_as_candle", quantizes_as_candle),
         ("keeps_blocks_without_a_shape", keeps_blocks_without_a_shape),
         ("embeds", embeds),
@@ -89,7 +106,7 @@ mod candle {
     ];
 
     fn values(tensor: &Tensor) -> Vec<f32> {
-        tensor.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
     /// The specification's first test: a model's tensors onto a device, without a panic.
@@ -109,10 +126,10 @@ mod candle {
 
     /// The specification's second test.
     fn multiplies_quantized_ones(device: &CubeDevice) {
-        let ones = Tensor::ones((32, 32), candle_core::DType::F32, &CandleDevice::Cpu).unwrap();
+        let ones = Tensor::ones((32, 32), DType::F32, &CandleDevice::Cpu).unwrap();
         let weights = QTensor::quantize_onto(&ones, GgmlDType::Q4_0, &Device::Cube(device.clone())).unwrap();
         let layer = QMatMul::from_qtensor(weights).unwrap();
-        let x = Tensor::ones((1, 32), candle_core::DType::F32, &CandleDevice::Cpu).unwrap();
+        let x = Tensor::ones((1, 32), DType::F32, &CandleDevice::Cpu).unwrap();
         let y = layer.forward(&x).unwrap();
         assert_eq!(y.dims(), [1, 32]);
         // Q4_0 holds 1 as -8 times a scale of -1/8: exactly. So is the int8 code of a 1: 127 of 127 steps.
@@ -143,6 +160,38 @@ mod candle {
                 assert!(!compares() || off <= bound, "{ty}: {a} and {b}, bound {bound}");
             }
         }
+    }
+
+    /// Layers of one input, on the device and on the host, give the bits of calls of their own.
+    fn multiplies_several_layers(device: &CubeDevice) {
+        let fixtures = [GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q4K].map(Fixture::load);
+        let layer = |fixture: &Fixture, device: &Device| {
+            let case = fixture.case("quantized");
+            let data = Cow::Borrowed(case.data.as_slice());
+            QMatMul::from_qtensor(QTensor::from_gguf(fixture.ty, data, (case.n, case.k), device).unwrap()).unwrap()
+        };
+        let k = fixtures[0].case("quantized").k;
+        let cube = Device::Cube(device.clone());
+        for homes in [[&cube, &cube, &cube], [&Device::Cpu, &Device::Cpu, &Device::Cpu], [&cube, &Device::Cpu, &cube]] {
+            let layers: Vec<QMatMul> = fixtures.iter().zip(homes).map(|(fixture, home)| layer(fixture, home)).collect();
+            let layers: Vec<&QMatMul> = layers.iter().collect();
+            for dtype in [DType::F32, DType::F16] {
+                let xs = Tensor::from_vec(noise(6, 2 * k), (1, 2, k), &CandleDevice::Cpu).unwrap();
+                let xs = xs.to_dtype(dtype).unwrap();
+                let together = QMatMul::forward_many(&layers, &xs).unwrap();
+                assert_eq!(together.len(), layers.len());
+                for (layer, together) in layers.iter().zip(&together) {
+                    let alone = layer.forward(&xs).unwrap();
+                    assert_eq!((alone.dims(), alone.dtype()), (together.dims(), together.dtype()));
+                    assert_same(&values(together), &values(&alone), "together or alone");
+                }
+            }
+            let short = Tensor::zeros((1, k - 32), DType::F32, &CandleDevice::Cpu).unwrap();
+            assert!(QMatMul::forward_many(&layers, &short).is_err());
+        }
+        assert!(
+            QMatMul::forward_many(&[], &Tensor::zeros(1, DType::F32, &CandleDevice::Cpu).unwrap()).unwrap().is_empty()
+        );
     }
 
     fn quantizes_as_candle(device: &CubeDevice) {

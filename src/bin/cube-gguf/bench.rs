@@ -7,7 +7,7 @@ use cube_gguf::kernels::formats::{FORMATS, format};
 use cube_gguf::{Device, Error, GgmlType};
 
 use crate::output::print;
-use crate::timing::{Case, Copies, cases_of, is_host};
+use crate::timing::{Case, Copies, cases_of, is_host, time_copy};
 use crate::{DeviceArgument, Outcome};
 
 /// The most rows of activations.
@@ -17,12 +17,15 @@ const MAX_TOKENS: usize = 1 << 20;
 #[command(after_help = "\
 The columns: us is the median time of one operation, gbps_weights the GGUF bytes of the weights over it, tflops the
 floating-point operations of a product. Activations are f32 and resident; quantizing them is part of the product.
-With --graph a queue of products is recorded once and replayed, which CUDA, HIP and wgpu can. Dequantization is to
-f32. Weights rotate over copies that together exceed four last-level caches, 256 copies at most.
+With --graph a queue of products is recorded once and replayed, which CUDA, HIP and wgpu can. With --chain each of 200
+products takes the result of the one before. Dequantization is to f32. Weights rotate over copies that together exceed
+four last-level caches, 256 copies at most. A copy's bytes are those read and those written.
 
 Examples:
   cube-gguf bench --types q4_0,q4_k,q6_k --tokens 1,8,512
   cube-gguf bench --op dequantize --n 4096 --k 4096 --csv > dequantize.csv
+  cube-gguf bench --n 4096 --k 4096 --types q4_0 --chain --graph
+  cube-gguf bench --op launch --n 64 --types q4_0
   cube-gguf bench model.gguf --device rocm")]
 pub struct Arguments {
     /// Take the types and shapes of a model's matrices; the weights are random all the same.
@@ -46,6 +49,9 @@ pub struct Arguments {
     /// Time replays of a recorded graph, as frameworks decode: the device without what launches cost the host.
     #[arg(long)]
     graph: bool,
+    /// Time products each of which takes the result of the one before; the weights must be square.
+    #[arg(long)]
+    chain: bool,
     /// Print CSV.
     #[arg(long)]
     csv: bool,
@@ -57,8 +63,12 @@ pub struct Arguments {
 enum Operation {
     /// Activations times the transpose of the weights
     Matmul,
+    /// What a product costs the thread that queues it, on a device that computes meanwhile
+    Launch,
     /// All weights to f32; `tokens` is 0
     Dequantize,
+    /// Memory to memory, whatever the types and shapes: what bounds every other rate
+    Copy,
 }
 
 pub fn run(arguments: &Arguments) -> Outcome {
@@ -66,38 +76,61 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if arguments.tokens.iter().any(|tokens| !(1..=MAX_TOKENS).contains(tokens)) {
         return Err(format!("--tokens must be 1 or more, and {MAX_TOKENS} at most").into());
     }
-    if arguments.graph && arguments.op != Operation::Matmul {
-        return Err("--graph is for products".into());
+    if (arguments.graph || arguments.chain) && arguments.op != Operation::Matmul {
+        return Err("--graph and --chain are for products".into());
     }
     let device = arguments.device.open()?;
     if arguments.graph && matches!(device, Device::Cpu) {
         return Err("--graph is for devices that replay launches, which the host does not".into());
     }
+    if arguments.op == Operation::Launch && matches!(device, Device::Cpu) {
+        return Err("--op launch is for devices with a queue, which the host has not".into());
+    }
+    print(&header(arguments, &device))?;
+    if arguments.op == Operation::Copy {
+        return Ok(print(&copy_row(arguments, time_copy(&device)?))?);
+    }
     let cases = match &arguments.file {
         Some(file) => cases_of(file, &types)?,
         None => cases(arguments, &types, &device)?,
     };
-    match arguments.csv {
-        true => print("engine,type,n,k,tokens,us,gbps_weights,tflops\n")?,
-        false => print(&format!(
-            "{:<8} {:>8} {:>8} {:>7} {:>12} {:>12} {:>9}   {device}\n",
-            "type", "n", "k", "tokens", "us", "gbps_weights", "tflops"
-        ))?,
-    }
     for case in cases {
         let at = |error: Box<dyn std::error::Error>| format!("{} of {} x {}: {error}", case.ty, case.n, case.k);
         let copies = Copies::new(case, &device).map_err(at)?;
-        let tokens: &[usize] = if arguments.op == Operation::Matmul { &arguments.tokens } else { &[0] };
+        if arguments.chain && case.n != case.k {
+            return Err(at("--chain is for weights with as many rows as columns".into()).into());
+        }
+        let tokens: &[usize] = if arguments.op == Operation::Dequantize { &[0] } else { &arguments.tokens };
         for &tokens in tokens {
             let seconds = match arguments.op {
-                Operation::Matmul => copies.time_matmul(tokens, arguments.graph),
+                Operation::Launch => copies.time_launch(tokens),
                 Operation::Dequantize => copies.time_dequantize(),
+                _ => copies.time_matmul(tokens, arguments.graph, arguments.chain),
             };
             print(&row(arguments, case, tokens, seconds.map_err(at)?))?;
         }
         copies.free();
     }
     Ok(())
+}
+
+fn header(arguments: &Arguments, device: &Device) -> String {
+    match arguments.csv {
+        true => "engine,type,n,k,tokens,us,gbps_weights,tflops\n".to_owned(),
+        false => format!(
+            "{:<8} {:>8} {:>8} {:>7} {:>12} {:>12} {:>9}   {device}\n",
+            "type", "n", "k", "tokens", "us", "gbps_weights", "tflops"
+        ),
+    }
+}
+
+/// A copy of so many bytes, read and written, in so many seconds.
+fn copy_row(arguments: &Arguments, (bytes, seconds): (f64, f64)) -> String {
+    let (us, gbps) = (seconds * 1e6, figures(bytes / seconds / 1e9));
+    match arguments.csv {
+        true => format!("cube-gguf,copy,0,0,0,{us:.2},{gbps},0.0\n"),
+        false => format!("{:<8} {:>8} {:>8} {:>7} {us:>12.2} {gbps:>12} {:>9}\n", "copy", "", "", "", ""),
+    }
 }
 
 fn row(arguments: &Arguments, case: Case, tokens: usize, seconds: f64) -> String {

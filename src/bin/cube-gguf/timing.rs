@@ -1,5 +1,6 @@
 //! Weights that no cache holds, and the median time of what is done with them.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use candle_core::{Device as Host, Tensor};
@@ -7,6 +8,10 @@ use cube_gguf::gguf::{Endian, Files};
 use cube_gguf::kernels::activations::Activations;
 use cube_gguf::kernels::formats::{Format, format};
 use cube_gguf::{Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QTensor};
+use cubecl::std::throughput::measure_peak_throughput;
+use cubecl::throughput::{MemoryAccess, ThroughputKey, ThroughputMode};
+
+use rayon::prelude::*;
 
 use crate::Outcome;
 use crate::weights::{Random, failed, stripes, sync};
@@ -31,6 +36,12 @@ const REPEATS: std::ops::Range<usize> = 5..50;
 const QUEUE_SECONDS: f64 = 0.05;
 /// Products that a recorded graph has.
 const GRAPH_QUEUE: usize = 200;
+/// Products that a chain has.
+const CHAIN: usize = 200;
+/// Products that are queued at a time, few enough that no queue is full.
+const LAUNCHES: usize = 20;
+/// Bytes of a copy on the host.
+const HOST_COPY_BYTES: usize = 256 << 20;
 
 /// Weights to time.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -142,18 +153,24 @@ impl Copies {
         })
     }
 
-    /// Seconds of a product.
-    pub fn time_matmul(&self, tokens: usize, graph: bool) -> Outcome<f64> {
+    /// Seconds of a product; in a chain each takes the result of the one before, which need not stay finite.
+    pub fn time_matmul(&self, tokens: usize, graph: bool, chain: bool) -> Outcome<f64> {
         match self {
             Self::Cube { device, tensors } => {
-                let k = tensors[0].k();
-                let client = device.client();
-                let x = client.create_from_slice(bytemuck::cast_slice(&Random::new(1).normals(tokens * k)));
-                let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k]);
-                // A launch that fails is known by what it did not write.
-                client.read_one(tensors[0].matmul_on_device(&x, Arithmetic::Auto)?).map_err(|e| failed(device, e))?;
-                let queue = if tokens >= 512 { tensors.len().max(4) } else { (4 * tensors.len()).max(20) };
-                let launch = |i: usize| tensors[i % tensors.len()].matmul_on_device(&x, Arithmetic::Auto).map(drop);
+                let x = self.activations(device, tokens)?;
+                let queue = match tokens {
+                    _ if chain => CHAIN,
+                    512.. => tensors.len().max(4),
+                    _ => (4 * tensors.len()).max(20),
+                };
+                let next = RefCell::new(x.clone());
+                let launch = |i: usize| {
+                    let y = tensors[i % tensors.len()].matmul_on_device(&next.borrow(), Arithmetic::Auto)?;
+                    if chain {
+                        next.replace(Activations::contiguous(y, FloatType::F32, x.shape.clone()));
+                    }
+                    Ok(())
+                };
                 if graph {
                     time_graph(device, GRAPH_QUEUE.max(queue), launch)
                 } else {
@@ -163,10 +180,45 @@ impl Copies {
             Self::Host(tensors) => {
                 let k = tensors[0].shape().dims()[1];
                 let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
-                let launch = |i: usize| tensors[i % tensors.len()].matmul_t(&x, Arithmetic::Auto).map(drop);
-                time(4 * tensors.len(), launch, || Ok(()))
+                let next = RefCell::new(x);
+                let launch = |i: usize| {
+                    let y = tensors[i % tensors.len()].matmul_t(&next.borrow(), Arithmetic::Auto)?;
+                    if chain {
+                        next.replace(y);
+                    }
+                    Ok(())
+                };
+                time(if chain { CHAIN } else { 4 * tensors.len() }, launch, || Ok(()))
             }
         }
+    }
+
+    /// Seconds that queueing a product takes; none on the host, which has no queue.
+    pub fn time_launch(&self, tokens: usize) -> Outcome<f64> {
+        let Self::Cube { device, tensors } = self else { return Ok(0.0) };
+        let x = self.activations(device, tokens)?;
+        let mut times = Vec::new();
+        for _ in 0..REPEATS.end {
+            let start = Instant::now();
+            for i in 0..LAUNCHES {
+                tensors[i % tensors.len()].matmul_on_device(&x, Arithmetic::Auto)?;
+            }
+            times.push(start.elapsed().as_secs_f64() / LAUNCHES as f64);
+            sync(device)?;
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[times.len() / 2])
+    }
+
+    /// Activations for a product that is known to work: a launch that fails is known by what it did not write.
+    fn activations(&self, device: &CubeDevice, tokens: usize) -> Outcome<Activations> {
+        let Self::Cube { tensors, .. } = self else { return Err("the host has no launches".into()) };
+        let k = tensors[0].k();
+        let client = device.client();
+        let x = client.create_from_slice(bytemuck::cast_slice(&Random::new(1).normals(tokens * k)));
+        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k]);
+        client.read_one(tensors[0].matmul_on_device(&x, Arithmetic::Auto)?).map_err(|e| failed(device, e))?;
+        Ok(x)
     }
 
     /// Seconds of dequantizing all weights.
@@ -197,6 +249,30 @@ impl Copies {
             drop(tensors);
             // What stays is memory that the next case does not get: its upload reports that.
             let _ = device.client().memory_cleanup();
+        }
+    }
+}
+
+/// Bytes that a copy reads and writes, and the seconds it takes.
+pub fn time_copy(device: &Device) -> Outcome<(f64, f64)> {
+    match device {
+        Device::Cube(device) => {
+            let key = ThroughputKey { mode: ThroughputMode::memory(MemoryAccess::Copy) };
+            let peak = measure_peak_throughput(&device.client(), key).map_err(|error| format!("{device}: {error}"))?;
+            let seconds = peak.duration.as_secs_f64();
+            Ok((peak.bytes_per_s(&key) * seconds, seconds))
+        }
+        Device::Cpu => {
+            let from = vec![1u8; HOST_COPY_BYTES];
+            let mut to = vec![0u8; HOST_COPY_BYTES];
+            let piece = HOST_COPY_BYTES / rayon::current_num_threads();
+            let to = RefCell::new(&mut to);
+            let copy = |_| {
+                let mut to = to.borrow_mut();
+                to.par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, from)| to.copy_from_slice(from));
+                Ok(())
+            };
+            Ok((2.0 * HOST_COPY_BYTES as f64, time(1, copy, || Ok(()))?))
         }
     }
 }

@@ -158,6 +158,12 @@ impl Blueprint {
         }
     }
 
+    /// Whether the sums of both are made of the same terms in the same order.
+    pub(super) fn sums_as(&self, other: &Self) -> bool {
+        let order = |b: &Self| (b.ty, b.operand, b.reduction, b.span, b.lanes);
+        order(self) == order(other)
+    }
+
     /// The same for these weights and activations: what would not fit them is replaced by what does.
     pub fn fitted(self, weights: &Weights, x: &Activations, operand: Operand) -> Self {
         let units = weights.units();

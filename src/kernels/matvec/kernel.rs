@@ -15,18 +15,35 @@ use crate::kernels::int8::{Staging, stage, staged};
 use crate::kernels::launch::Grid;
 use crate::kernels::target::{schedule_barrier, scheduled};
 
+/// Buffers that a [`Matrix`] binds: its planes as vectors and as words, and its codebook.
+pub const MATRIX_BUFFERS: usize = 3;
+
+/// A matrix of a launch.
+#[derive(CubeType, CubeLaunch)]
+pub struct Matrix {
+    planes: Planes,
+    /// Rows.
+    n: usize,
+    /// Where its results begin.
+    start: usize,
+    /// Cubes that take its rows.
+    cubes: usize,
+    /// What the matrices before it took: cubes, or groups of the last turn where all cubes take rows of all matrices.
+    before: usize,
+    /// How often all groups take rows.
+    turns: usize,
+}
+
 /// The product with activations from memory: `x` holds their values ([`Operand::Float`]), or their codes' scales and sums
 /// ([`Operand::Int8`]).
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn multiply_rows<O: Float>(
-    planes: &Planes,
+    matrices: &Sequence<Matrix>,
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
     grid: Grid,
-    cubes: usize,
-    turns: usize,
     spans: usize,
     first_token: usize,
     all_tokens: usize,
@@ -34,20 +51,18 @@ pub fn multiply_rows<O: Float>(
     #[comptime] ty: FloatType,
     #[define(O)] _dtype: ElemType,
 ) {
-    let rows = Rows { n: grid.len, cube: grid.cube(), cubes, turns, spans, first_token, all_tokens };
-    with_codebook(planes, codes, x, out, rows, blueprint, ty);
+    let share = Share { cube: grid.cube(), spans, first_token, all_tokens };
+    with_codebook(matrices, codes, x, out, share, blueprint, ty);
 }
 
 /// The product with activations that each cube quantizes for itself. Token `t` starts at vector `t * stride` of `x`.
 #[cube(launch_unchecked)]
 #[allow(clippy::too_many_arguments)]
 pub fn multiply_staged<X: Float, O: Float>(
-    planes: &Planes,
+    matrices: &Sequence<Matrix>,
     x: &[Vector<X, Const<4>>],
     out: &mut [O],
     grid: Grid,
-    cubes: usize,
-    turns: usize,
     spans: usize,
     stride: usize,
     first_token: usize,
@@ -71,8 +86,8 @@ pub fn multiply_staged<X: Float, O: Float>(
         comptime!((blueprint.lanes * blueprint.groups) as usize),
     );
     sync_cube();
-    let rows = Rows { n: grid.len, cube: grid.cube(), cubes, turns, spans, first_token, all_tokens };
-    with_codebook(planes, &codes, &sums, out, rows, blueprint, ty);
+    let share = Share { cube: grid.cube(), spans, first_token, all_tokens };
+    with_codebook(matrices, &codes, &sums, out, share, blueprint, ty);
 }
 
 /// The staging of a blueprint that has one.
@@ -80,16 +95,11 @@ fn room(blueprint: Blueprint) -> Staging {
     blueprint.staging.unwrap_or(Staging { tokens: 1, units: blueprint.span, span: blueprint.span })
 }
 
-/// The rows of weights and of activations of a launch, and this cube's share.
+/// This cube of a launch, and its activations.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
-struct Rows {
-    /// Rows of weights.
-    n: usize,
+struct Share {
     cube: usize,
-    cubes: usize,
-    /// How often all cubes take rows.
-    turns: usize,
     /// Spans of a row.
     spans: usize,
     first_token: usize,
@@ -99,54 +109,91 @@ struct Rows {
 /// The product, with the codebook where the blueprint has it.
 #[cube]
 fn with_codebook<O: Float>(
-    planes: &Planes,
+    matrices: &Sequence<Matrix>,
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
-    rows: Rows,
+    share: Share,
     #[comptime] blueprint: Blueprint,
     #[comptime] ty: FloatType,
 ) {
+    let of_format = &matrices.index(0usize).planes.codebook;
     if comptime!(blueprint.codebook > 0) {
         let mut codebook = Shared::<[u32]>::new_slice(blueprint.codebook);
         let lanes = comptime!((blueprint.lanes * blueprint.groups) as usize);
         for i in range_stepped(UNIT_POS as usize, blueprint.codebook, lanes) {
-            codebook[i] = planes.codebook[i];
+            codebook[i] = of_format[i];
         }
         sync_cube();
-        multiply(planes, &codebook, codes, x, out, rows, blueprint, ty);
+        multiply_all(matrices, &codebook, codes, x, out, share, blueprint, ty);
     } else {
-        multiply(planes, &planes.codebook, codes, x, out, rows, blueprint, ty);
+        multiply_all(matrices, of_format, codes, x, out, share, blueprint, ty);
     }
 }
 
+/// This cube's rows of all matrices.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn multiply<O: Float>(
-    planes: &Planes,
+fn multiply_all<O: Float>(
+    matrices: &Sequence<Matrix>,
     codebook: &[u32],
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
-    rows: Rows,
+    share: Share,
     #[comptime] blueprint: Blueprint,
     #[comptime] ty: FloatType,
 ) {
-    // Groups of the same number in neighbouring cubes are neighbours, so that the last turn is shared by all cubes.
-    let group = UNIT_POS_Y as usize * rows.cubes + rows.cube;
-    if comptime!(blueprint.cubes.is_none()) {
-        let first_row = group * blueprint.rows;
-        multiply_from(planes, codebook, codes, x, out, rows, first_row, blueprint, ty);
-    } else {
-        let groups = rows.cubes * comptime!(blueprint.groups as usize);
-        let properties = comptime::device_properties();
-        let whole_planes = comptime!(blueprint.lanes == properties.hardware.plane_size_max);
-        for turn in 0..rows.turns {
-            let first_row = (turn * groups + group) * blueprint.rows;
-            // All lanes of a plane go on together, as they talk to each other.
-            if !whole_planes || first_row < rows.n {
-                multiply_from(planes, codebook, codes, x, out, rows, first_row, blueprint, ty);
-            }
+    let count = matrices.len();
+    #[unroll]
+    for m in 0..count {
+        let matrix = matrices.index(m);
+        if comptime!(blueprint.cubes.is_some()) {
+            multiply_turns(matrix, codebook, codes, x, out, share, comptime!(m > 0), blueprint, ty);
+        } else if comptime!(count == 1) {
+            let first_row = group(share.cube, matrix.cubes) * blueprint.rows;
+            multiply_from(matrix, codebook, codes, x, out, share, first_row, blueprint, ty);
+        } else if share.cube >= matrix.before && share.cube - matrix.before < matrix.cubes {
+            let first_row = group(share.cube - matrix.before, matrix.cubes) * blueprint.rows;
+            multiply_from(matrix, codebook, codes, x, out, share, first_row, blueprint, ty);
+        }
+    }
+}
+
+/// This unit's group of lanes. Groups of the same number in neighbouring cubes are neighbours, so that all cubes share what
+/// is too little for all groups.
+#[cube]
+fn group(cube: usize, cubes: usize) -> usize {
+    UNIT_POS_Y as usize * cubes + cube
+}
+
+/// Rows of a matrix again and again, until there are none. Where there are matrices before it, its first rows are for the
+/// groups that those left without.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn multiply_turns<O: Float>(
+    matrix: &Matrix,
+    codebook: &[u32],
+    codes: &[Words],
+    x: &[Vector<f32, Const<4>>],
+    out: &mut [O],
+    share: Share,
+    #[comptime] has_before: bool,
+    #[comptime] blueprint: Blueprint,
+    #[comptime] ty: FloatType,
+) {
+    let groups = matrix.cubes * comptime!(blueprint.groups as usize);
+    let mut group = group(share.cube, matrix.cubes);
+    if comptime!(has_before) {
+        group = select(group < matrix.before, group + groups, group) - matrix.before;
+    }
+    let properties = comptime::device_properties();
+    let whole_planes = comptime!(blueprint.lanes == properties.hardware.plane_size_max);
+    for turn in 0..matrix.turns {
+        let first_row = (turn * groups + group) * blueprint.rows;
+        // All lanes of a plane go on together, as they talk to each other.
+        if !whole_planes || first_row < matrix.n {
+            multiply_from(matrix, codebook, codes, x, out, share, first_row, blueprint, ty);
         }
     }
 }
@@ -155,12 +202,12 @@ fn multiply<O: Float>(
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply_from<O: Float>(
-    planes: &Planes,
+    matrix: &Matrix,
     codebook: &[u32],
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
-    rows: Rows,
+    share: Share,
     first_row: usize,
     #[comptime] blueprint: Blueprint,
     #[comptime] ty: FloatType,
@@ -171,20 +218,20 @@ fn multiply_from<O: Float>(
         sums[i] = 0.0f32;
     }
     if comptime!(traits(blueprint.ty).dense) {
-        multiply_dense(planes, x, rows, first_row, &mut sums, blueprint);
+        multiply_dense(matrix, x, share, first_row, &mut sums, blueprint);
     } else {
-        multiply_blocks(planes, codebook, codes, x, rows, first_row, &mut sums, blueprint);
+        multiply_blocks(matrix, codebook, codes, x, share, first_row, &mut sums, blueprint);
     }
     reduce(&mut sums, blueprint);
     if UNIT_POS_X == 0 {
         #[unroll]
         for r in 0..blueprint.rows {
-            if first_row + r < rows.n {
+            if first_row + r < matrix.n {
                 #[unroll]
                 for t in 0..blueprint.tokens {
-                    let token = rows.first_token + t;
-                    if token < rows.all_tokens {
-                        out[token * rows.n + first_row + r] =
+                    let token = share.first_token + t;
+                    if token < share.all_tokens {
+                        out[matrix.start + token * matrix.n + first_row + r] =
                             rounded::<O>(sums[comptime!(r * blueprint.tokens + t)], ty);
                     }
                 }
@@ -197,23 +244,23 @@ fn multiply_from<O: Float>(
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply_blocks(
-    planes: &Planes,
+    matrix: &Matrix,
     codebook: &[u32],
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
-    rows: Rows,
+    share: Share,
     first_row: usize,
     sums: &mut Array<f32>,
     #[comptime] blueprint: Blueprint,
 ) {
     let lanes = comptime!(blueprint.lanes as usize);
-    for first in range_stepped(UNIT_POS_X as usize, rows.spans, comptime!(lanes * blueprint.unroll)) {
+    for first in range_stepped(UNIT_POS_X as usize, share.spans, comptime!(lanes * blueprint.unroll)) {
         #[unroll]
         for turn in 0..blueprint.unroll {
             let span = first + comptime!(turn * lanes);
             // Of the last turns some lanes may have none: they multiply what is there, and leave it out.
-            let inside = span < rows.spans;
-            let span = if comptime!(blueprint.whole || turn == 0) { span } else { clamped(span, rows.spans) };
+            let inside = span < share.spans;
+            let span = if comptime!(blueprint.whole || turn == 0) { span } else { clamped(span, share.spans) };
             #[unroll]
             for place in 0..blueprint.span {
                 let mut u = span * blueprint.span + place;
@@ -225,14 +272,14 @@ fn multiply_blocks(
                     }
                 }
                 if comptime!(blueprint.whole || turn == 0) {
-                    add_unit(planes, codebook, codes, x, rows, first_row, span, u, place, sums, blueprint);
+                    add_unit(matrix, codebook, codes, x, share, first_row, span, u, place, sums, blueprint);
                 } else {
                     let mut added = Array::<f32>::new(comptime!(blueprint.rows * blueprint.tokens));
                     #[unroll]
                     for i in 0..comptime!(blueprint.rows * blueprint.tokens) {
                         added[i] = sums[i];
                     }
-                    add_unit(planes, codebook, codes, x, rows, first_row, span, u, place, &mut added, blueprint);
+                    add_unit(matrix, codebook, codes, x, share, first_row, span, u, place, &mut added, blueprint);
                     #[unroll]
                     for i in 0..comptime!(blueprint.rows * blueprint.tokens) {
                         sums[i] = select(inside, added[i], sums[i]);
@@ -247,11 +294,11 @@ fn multiply_blocks(
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn add_unit(
-    planes: &Planes,
+    matrix: &Matrix,
     codebook: &[u32],
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
-    rows: Rows,
+    share: Share,
     first_row: usize,
     span: usize,
     u: usize,
@@ -271,15 +318,15 @@ fn add_unit(
         let mut units = Sequence::<Unit>::new();
         #[unroll]
         for r in 0..blueprint.rows {
-            let at = At::in_span(clamped(first_row + r, rows.n), span, blueprint.span, place);
-            units.push(unit(planes, codebook, at, blueprint.ty));
+            let at = At::in_span(clamped(first_row + r, matrix.n), span, blueprint.span, place);
+            units.push(unit(&matrix.planes, codebook, at, blueprint.ty));
         }
         #[unroll]
         for t in 0..tokens {
             if comptime!(tokens >= 4 && t > 0 && t % at_once == 0) {
                 u = scheduled(u);
             }
-            let x = x_unit(codes, x, rows, span, u, place, t, blueprint);
+            let x = x_unit(codes, x, share, span, u, place, t, blueprint);
             #[unroll]
             for r in 0..blueprint.rows {
                 let i = comptime!(r * tokens + t);
@@ -289,15 +336,15 @@ fn add_unit(
     } else {
         #[unroll]
         for r in 0..blueprint.rows {
-            let at = At::in_span(clamped(first_row + r, rows.n), span, blueprint.span, place);
-            let values = values(planes, codebook, at, blueprint.ty);
+            let at = At::in_span(clamped(first_row + r, matrix.n), span, blueprint.span, place);
+            let values = values(&matrix.planes, codebook, at, blueprint.ty);
             #[unroll]
             for t in 0..tokens {
                 if comptime!(tokens >= 4 && t > 0 && t % at_once == 0) {
                     u = scheduled(u);
                 }
-                let token = clamped(rows.first_token + t, rows.all_tokens);
-                let first = (token * (rows.spans * blueprint.span) + u) * 8;
+                let token = clamped(share.first_token + t, share.all_tokens);
+                let first = (token * (share.spans * blueprint.span) + u) * 8;
                 sums[comptime!(r * tokens + t)] += dot_float(&values, x, first);
             }
         }
@@ -319,7 +366,7 @@ struct Activation {
 fn x_unit(
     codes: &[Words],
     sums: &[Vector<f32, Const<4>>],
-    rows: Rows,
+    share: Share,
     span: usize,
     u: usize,
     #[comptime] place: usize,
@@ -332,7 +379,7 @@ fn x_unit(
         let high = at + comptime!(staging.tokens * staging.units);
         Activation { low: codes[at], high: codes[high], sums: sums[at] }
     } else {
-        let at = clamped(rows.first_token + t, rows.all_tokens) * (rows.spans * blueprint.span) + u;
+        let at = clamped(share.first_token + t, share.all_tokens) * (share.spans * blueprint.span) + u;
         Activation { low: codes[2 * at], high: codes[2 * at + 1], sums: sums[at] }
     }
 }
@@ -340,16 +387,16 @@ fn x_unit(
 /// Products with weights that are floats: neighbouring lanes read neighbouring vectors of 16 bytes.
 #[cube]
 fn multiply_dense(
-    planes: &Planes,
+    matrix: &Matrix,
     x: &[Vector<f32, Const<4>>],
-    rows: Rows,
+    share: Share,
     first_row: usize,
     sums: &mut Array<f32>,
     #[comptime] blueprint: Blueprint,
 ) {
     let (lanes, tokens) = comptime!((blueprint.lanes as usize, blueprint.tokens));
     let fours = comptime!(8 / vectors_per_unit(blueprint.ty));
-    let vectors = rows.spans * comptime!(blueprint.span * vectors_per_unit(blueprint.ty));
+    let vectors = share.spans * comptime!(blueprint.span * vectors_per_unit(blueprint.ty));
     for first in range_stepped(UNIT_POS_X as usize, vectors, comptime!(lanes * blueprint.unroll)) {
         #[unroll]
         for turn in 0..blueprint.unroll {
@@ -359,12 +406,12 @@ fn multiply_dense(
             let mut weights = Sequence::<Vector<f32, Const<4>>>::new();
             #[unroll]
             for r in 0..blueprint.rows {
-                dense_vector(planes, clamped(first_row + r, rows.n), vector, &mut weights, blueprint.ty);
+                dense_vector(&matrix.planes, clamped(first_row + r, matrix.n), vector, &mut weights, blueprint.ty);
             }
             #[unroll]
             for t in 0..tokens {
-                let token = clamped(rows.first_token + t, rows.all_tokens);
-                let at = token * (rows.spans * comptime!(8 * blueprint.span)) + vector * fours;
+                let token = clamped(share.first_token + t, share.all_tokens);
+                let at = token * (share.spans * comptime!(8 * blueprint.span)) + vector * fours;
                 #[unroll]
                 for r in 0..blueprint.rows {
                     let i = comptime!(r * tokens + t);

@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 pub use blueprint::{Blueprint, Operand, Reduction};
-use kernel::{multiply_rows, multiply_staged};
+use kernel::{MATRIX_BUFFERS, Matrix, MatrixLaunch, multiply_rows, multiply_staged};
 
 use super::activations::{Activations, pack};
 use super::floats::FloatType;
@@ -26,11 +26,14 @@ use super::weights::Weights;
 /// The most rows of activations that one launch multiplies.
 pub const MAX_TOKENS: usize = 8;
 
+/// The most matrices that one launch multiplies.
+const MAX_MATRICES: usize = 4;
+
 /// `x` times the transpose of `weights`, as contiguous `[tokens, n]` values of `x`'s type.
 ///
 /// Any number of tokens is right; past [`MAX_TOKENS`] the weights are read again for each such group.
 pub fn matvec(client: &Client, weights: &Weights, x: &Activations, operand: Operand) -> Handle {
-    let operand = if traits(weights.ty()).dense { Operand::Float } else { operand };
+    let operand = operand_of(weights, operand);
     matvec_with(client, weights, x, operand, |tokens| weights.blueprint(client, operand, tokens))
 }
 
@@ -43,21 +46,142 @@ pub fn matvec_with(
     operand: Operand,
     pick: impl Fn(usize) -> Blueprint,
 ) -> Handle {
-    let tokens = x.tokens();
-    let out = client.empty((tokens * weights.n() * x.ty.bytes()).next_multiple_of(16).max(16));
-    let mut ready = None;
-    let mut first = 0;
-    while first < tokens {
-        let blueprint = pick(MAX_TOKENS.min(tokens - first)).fitted(weights, x, operand);
-        let launch = Launch { client, weights, x, out: &out, first, tokens };
-        if blueprint.staging.is_some() {
-            launch.staged(blueprint);
-        } else {
-            launch.of(blueprint, ready.get_or_insert_with(|| Ready::new(client, weights, x, operand)));
-        }
-        first += blueprint.tokens;
+    let out = Results::new(client, &[weights], x);
+    let plan = Plan::new(weights, x, operand, pick);
+    plan.launch(client, &[weights], x, &mut None, &out, &[0]);
+    out.handle
+}
+
+/// The [`matvec`] of each of some matrices with as many columns, bit for bit: activations are quantized once, and matrices
+/// of one format share launches.
+pub fn matvec_many(client: &Client, weights: &[&Weights], x: &Activations, operand: Operand) -> Vec<Handle> {
+    let pick = |weights: &Weights, operand, tokens| weights.blueprint(client, operand, tokens);
+    matvec_many_with(client, weights, x, operand, pick)
+}
+
+/// [`matvec_many`] by the blueprints that `pick` gives for a matrix, an operand that it takes and so many tokens.
+pub fn matvec_many_with(
+    client: &Client,
+    weights: &[&Weights],
+    x: &Activations,
+    operand: Operand,
+    pick: impl Fn(&Weights, Operand, usize) -> Blueprint,
+) -> Vec<Handle> {
+    let out = Results::new(client, weights, x);
+    let plan = |weights: &&Weights| {
+        let operand = operand_of(weights, operand);
+        Plan::new(weights, x, operand, |tokens| pick(weights, operand, tokens))
+    };
+    let plans: Vec<Plan> = weights.iter().map(plan).collect();
+    let mut left: Vec<usize> = (0..weights.len()).collect();
+    let mut ready = [None, None];
+    while let Some(&first) = left.first() {
+        let joins = |i: &usize| weights[*i].ty() == weights[first].ty() && plans[*i].sums_as(&plans[first]);
+        let members: Vec<usize> = left.iter().copied().filter(joins).take(most_matrices(client)).collect();
+        left.retain(|i| !members.contains(i));
+        // What suits the most rows.
+        let largest = members.iter().copied().max_by_key(|&i| weights[i].n()).unwrap_or(first);
+        let plan = &plans[largest];
+        let together: Vec<&Weights> = members.iter().map(|&i| weights[i]).collect();
+        plan.launch(client, &together, x, &mut ready[plan.operand as usize], &out, &members);
     }
-    out
+    out.handles()
+}
+
+fn operand_of(weights: &Weights, operand: Operand) -> Operand {
+    if traits(weights.ty()).dense { Operand::Float } else { operand }
+}
+
+/// Matrices whose buffers a kernel has bindings for, beside those of the activations, the results and the arguments.
+fn most_matrices(client: &Client) -> usize {
+    let bindings = client.properties().hardware.max_bindings as usize;
+    (bindings.saturating_sub(4) / MATRIX_BUFFERS).clamp(1, MAX_MATRICES)
+}
+
+/// One buffer for the results of several matrices.
+struct Results {
+    handle: Handle,
+    /// Where those of each begin and how many they are, in values.
+    places: Vec<(usize, usize)>,
+    /// Values of all, with the gaps between.
+    len: usize,
+    value_bytes: usize,
+}
+
+impl Results {
+    fn new(client: &Client, weights: &[&Weights], x: &Activations) -> Self {
+        let value_bytes = x.ty.bytes();
+        // So that each may be bound to a kernel as a buffer of its own.
+        let alignment = client.properties().memory.alignment as usize / value_bytes;
+        let mut places = Vec::with_capacity(weights.len());
+        let mut len = 0usize;
+        for weights in weights {
+            let first = len.next_multiple_of(alignment.max(1));
+            let values = x.tokens() * weights.n();
+            places.push((first, values));
+            len = first + values;
+        }
+        let handle = client.empty((len * value_bytes).next_multiple_of(16).max(16));
+        Self { handle, places, len, value_bytes }
+    }
+
+    /// The results of each matrix.
+    fn handles(&self) -> Vec<Handle> {
+        let place = |&(first, values): &(usize, usize)| {
+            let end = ((first + values) * self.value_bytes).next_multiple_of(16).max(16);
+            let size = self.handle.size_in_used() as usize;
+            let begin = (first * self.value_bytes).min(size);
+            self.handle.clone().offset_start(begin as u64).offset_end(size.saturating_sub(end) as u64)
+        };
+        self.places.iter().map(place).collect()
+    }
+}
+
+/// The launches of a product: the first token of each, and its blueprint.
+struct Plan {
+    operand: Operand,
+    launches: Vec<(usize, Blueprint)>,
+}
+
+impl Plan {
+    fn new(weights: &Weights, x: &Activations, operand: Operand, pick: impl Fn(usize) -> Blueprint) -> Self {
+        let (tokens, mut first, mut launches) = (x.tokens(), 0, Vec::new());
+        while first < tokens {
+            let blueprint = pick(MAX_TOKENS.min(tokens - first)).fitted(weights, x, operand);
+            launches.push((first, blueprint));
+            first += blueprint.tokens;
+        }
+        Self { operand, launches }
+    }
+
+    /// Whether both add up in the same order.
+    fn sums_as(&self, other: &Self) -> bool {
+        let mut pairs = self.launches.iter().zip(&other.launches);
+        self.operand == other.operand
+            && self.launches.len() == other.launches.len()
+            && pairs.all(|((first, a), (other_first, b))| first == other_first && a.sums_as(b))
+    }
+
+    /// Multiplies matrices of one format, whose results lie at these `places`.
+    fn launch(
+        &self,
+        client: &Client,
+        weights: &[&Weights],
+        x: &Activations,
+        ready: &mut Option<Ready>,
+        out: &Results,
+        places: &[usize],
+    ) {
+        for &(first, blueprint) in &self.launches {
+            let launch = Launch { client, weights, x, out, places, first };
+            match blueprint.staging {
+                Some(_) => launch.staged(blueprint),
+                None => {
+                    launch.of(blueprint, ready.get_or_insert_with(|| Ready::new(client, weights[0], x, self.operand)))
+                }
+            }
+        }
+    }
 }
 
 /// Activations as a kernel multiplies them.
@@ -92,45 +216,65 @@ impl Ready {
 /// One launch, of rows of activations from `first` on.
 struct Launch<'a> {
     client: &'a Client,
-    weights: &'a Weights,
+    /// Of one format, with as many columns.
+    weights: &'a [&'a Weights],
     x: &'a Activations,
-    out: &'a Handle,
+    out: &'a Results,
+    places: &'a [usize],
     first: usize,
-    tokens: usize,
 }
 
 impl Launch<'_> {
-    /// The cubes, how many there are, and how many turns at the rows each takes.
-    fn grid(&self, blueprint: &Blueprint) -> (CubeCount, GridLaunch, usize, usize) {
-        let n = self.weights.n();
-        let rows_per_cube = blueprint.rows * blueprint.groups as usize;
-        let wanted = n.div_ceil(rows_per_cube);
-        let count = blueprint.cubes.map_or(wanted, |cubes| wanted.min(cubes as usize));
-        let (cubes, grid) = cubes(self.client, count, n);
-        (cubes, grid, count, n.div_ceil(rows_per_cube * count.max(1)))
+    fn units(&self) -> usize {
+        self.weights[0].units()
+    }
+
+    /// The cubes, and each matrix with those that take its rows.
+    fn grid(&self, blueprint: &Blueprint) -> (CubeCount, GridLaunch, SequenceArg<Matrix>) {
+        let groups = blueprint.groups as usize;
+        let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows);
+        let wanted: usize = self.weights.iter().map(|weights| tasks(weights).div_ceil(groups)).sum();
+        let most = blueprint.cubes.map(|cubes| cubes as usize);
+        let count = most.map_or(wanted, |most| wanted.min(most));
+        let all_groups = (count * groups).max(1);
+        let (mut before, mut matrices) = (0, SequenceArg::new());
+        for (&weights, &place) in self.weights.iter().zip(self.places) {
+            let tasks = tasks(weights);
+            let (start, _) = self.out.places[place];
+            let own = if most.is_some() { count } else { tasks.div_ceil(groups) };
+            matrices.push(MatrixLaunch::new(
+                weights.planes(),
+                weights.n(),
+                start,
+                own,
+                before,
+                tasks.div_ceil(all_groups),
+            ));
+            before = if most.is_some() { (before + tasks) % all_groups } else { before + own };
+        }
+        let (cubes, grid) = cubes(self.client, count, count);
+        (cubes, grid, matrices)
     }
 
     fn of(&self, blueprint: Blueprint, ready: &Ready) {
-        let (count, grid, cubes, turns) = self.grid(&blueprint);
+        let (count, grid, matrices) = self.grid(&blueprint);
         // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and units below the row's, so that
-        // what it reads of the weights lies in the planes that were placed for `n` rows, what it reads of the activations
-        // in `tokens` rows of `units`, and what it writes in `tokens` rows of `n`. Codebooks have an entry for every index
-        // that bits can form.
+        // what it reads of a matrix lies in the planes that were placed for its `n` rows, what it reads of the activations
+        // in `tokens` rows of `units`, and what it writes in `tokens` rows of `n` from the matrix's place on. Codebooks
+        // have an entry for every index that bits can form.
         unsafe {
             multiply_rows::launch_unchecked(
                 self.client,
                 count,
                 CubeDim::new_2d(blueprint.lanes, blueprint.groups),
-                self.weights.planes(),
+                matrices,
                 buffer(&ready.codes, ready.code_vectors),
                 buffer(&ready.values, ready.value_vectors),
-                buffer(self.out, self.tokens * self.weights.n()),
+                buffer(&self.out.handle, self.out.len),
                 grid,
-                cubes,
-                turns,
-                self.weights.units() / blueprint.span,
+                self.units() / blueprint.span,
                 self.first,
-                self.tokens,
+                self.x.tokens(),
                 blueprint,
                 self.x.ty,
                 self.x.ty.elem(),
@@ -139,7 +283,7 @@ impl Launch<'_> {
     }
 
     fn staged(&self, blueprint: Blueprint) {
-        let (count, grid, cubes, turns) = self.grid(&blueprint);
+        let (count, grid, matrices) = self.grid(&blueprint);
         let stride = self.x.token_stride().unwrap_or_default();
         // SAFETY: as in `of`; a staged blueprint is of activations whose tokens are `stride` values apart, and has room in
         // shared memory for the units of a row.
@@ -148,16 +292,14 @@ impl Launch<'_> {
                 self.client,
                 count,
                 CubeDim::new_2d(blueprint.lanes, blueprint.groups),
-                self.weights.planes(),
+                matrices,
                 buffer(&self.x.handle, self.x.len / 4),
-                buffer(self.out, self.tokens * self.weights.n()),
+                buffer(&self.out.handle, self.out.len),
                 grid,
-                cubes,
-                turns,
-                self.weights.units() / blueprint.span,
+                self.units() / blueprint.span,
                 stride / 4,
                 self.first,
-                self.tokens,
+                self.x.tokens(),
                 blueprint,
                 self.x.ty,
                 [self.x.ty.elem(), self.x.ty.elem()],
