@@ -46,6 +46,13 @@ fn error(arguments: &[&str]) -> String {
     stderr.lines().last().unwrap().strip_prefix("cube-gguf: ").unwrap().to_owned()
 }
 
+/// The sentence of an error that comes after the first lines of a table.
+fn error_of(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap().lines().last().unwrap().to_owned()
+}
+
 fn fixture(name: &str) -> String {
     format!("{}/tests/fixtures/{name}.gguf", env!("CARGO_MANIFEST_DIR"))
 }
@@ -128,7 +135,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 #[test]
 fn help_and_usage_errors() {
     assert!(stdout(&["--help"]).contains("Examples:"));
-    for name in ["devices", "inspect", "verify", "dequantize", "matmul", "bench"] {
+    for name in ["devices", "inspect", "verify", "dequantize", "matmul", "bench", "tune"] {
         assert!(stdout(&[name, "--help"]).contains("Usage: cube-gguf"), "{name}");
     }
     for arguments in [&[][..], &["verify"], &["frobnicate"], &["bench", "--tokens", "x"], &["bench", "f", "--n", "1"]] {
@@ -351,6 +358,56 @@ fn bench() {
     assert!(
         stdout(&["bench", "--device", "cpu", "--types", "q4_0", "--n", "8", "--k", "256"]).contains("gbps_weights")
     );
+}
+
+#[test]
+fn bench_copies_and_chains() {
+    for device in DEVICES {
+        let copy = stdout(&["bench", "--csv", "--device", device, "--op", "copy"]);
+        let row: Vec<&str> = copy.lines().nth(1).unwrap().split(',').collect();
+        assert_eq!((row[0], row[1], row.len()), ("cube-gguf", "copy", 8), "{copy}");
+        assert!(row[6].parse::<f64>().unwrap() > 0.0, "{copy}");
+        let square = ["bench", "--csv", "--device", device, "--types", "q8_0", "--k", "32", "--chain", "--n"];
+        assert!(stdout(&[&square[..], &["32"]].concat()).contains("cube-gguf,q8_0,32,32,1,"));
+        assert!(error_of(&[&square[..], &["64"]].concat()).contains("as many rows as columns"));
+    }
+    let launch = stdout(&["bench", "--csv", "--device", "cube-cpu", "--op", "launch", "--types", "f32", "--n", "4"]);
+    assert!(launch.contains("cube-gguf,f32,4,4096,1,"), "{launch}");
+    assert!(error(&["bench", "--device", "cpu", "--op", "launch"]).contains("the host has not"));
+    assert!(error(&["bench", "--device", "cpu", "--op", "copy", "--chain"]).contains("for products"));
+}
+
+/// What was tuned is kept and found; what is wrong with it is a warning.
+#[test]
+fn tune() {
+    let folder = Folder::new("tune");
+    let with_table = |arguments: &[&str]| {
+        let output = command(arguments).env("CUBE_GGUF_TUNE", &folder.0).output().unwrap();
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        (stdout, stderr)
+    };
+    let tune = ["tune", "--device", "cube-cpu", "--types", "q4_0", "--shapes", "8x256", "--tokens", "1"];
+    let (found, _) = with_table(&tune);
+    let path = found.lines().last().unwrap().to_owned();
+    let table = fs::read_to_string(&path).unwrap();
+    assert!(found.lines().any(|line| line.starts_with("q4_0 ") && line.contains("lanes")), "{found}");
+    assert_eq!(with_table(&tune).0, found, "searched again");
+
+    let bench = ["bench", "--device", "cube-cpu", "--types", "q4_0", "--n", "8", "--k", "256"];
+    let warned = |table: &str| {
+        fs::write(&path, table).unwrap();
+        let (_, stderr) = with_table(&bench);
+        stderr.lines().any(|line| line.starts_with("cube-gguf: ") && line.contains("left out"))
+    };
+    assert!(!warned(&table));
+    let groups = format!("\"groups\":{}", table.split_once("\"groups\":").unwrap().1.split(',').next().unwrap());
+    assert!(warned(&table.replace(&groups, "\"groups\":1000")));
+    assert!(warned("{"));
+
+    assert!(error(&["tune", "--device", "cpu"]).contains("nothing to tune"));
+    assert!(error(&["tune", "--device", "cube-cpu", "--tokens", "9"]).contains("1 to 8"));
+    assert!(error(&["tune", "--device", "cube-cpu", "--shapes", "8"]).contains("no shape"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod process;
 mod progress;
 mod setup;
 mod test;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,8 @@ enum Task {
     Demo(demo::Args),
     /// Time products beside other programs, by turns, and write the ratios into BENCHMARKS.md.
     Bench(bench::Args),
+    /// Find the fastest tunables for the device here, for the library's next start or for the repository.
+    Tune(tune::Args),
     /// Compile every kernel for every AMD architecture, and tell what the machine code is like.
     HipReport(hip_report::Args),
     /// Run a program on HIP as an AMD GPU of any architecture, without one.
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Tune(args) => tune::run(&args),
         Task::HipReport(args) => hip_report::run(&args),
         Task::HipStandIn(args) => match hip_stand_in::run(&args) {
             Ok(status) => return status,

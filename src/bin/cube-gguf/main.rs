@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use cube_gguf::Device;
+use log::{LevelFilter, Log, Metadata, Record};
 
 /// What a command returns; its error is one sentence for stderr.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -41,7 +42,8 @@ Examples:
   cube-gguf inspect model.gguf
   cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
   cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16
-  cube-gguf bench --types q4_0,q4_k --tokens 1,8,512 --csv"
+  cube-gguf bench --types q4_0,q4_k --tokens 1,8,512 --csv
+  cube-gguf tune model.gguf --device rocm"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -103,8 +105,28 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
+/// Prints the library's own warnings: those of the libraries below it are for their developers.
+struct Warnings;
+
+impl Log for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("cube_gguf")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let _ = writeln!(io::stderr(), "cube-gguf: {}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // It fails where there is a logger, and there is none.
+    let _ = log::set_logger(&Warnings);
+    log::set_max_level(LevelFilter::Warn);
     let main = std::thread::current().id();
     let print_panic = panic::take_hook();
     // Panics of a runtime's own threads are printed as usual; here they are an error like any other.

@@ -102,7 +102,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
             entries.retain(|entry| !is_this(entry));
             entries.push(entry.clone());
             report.push(entry);
-            Table::save(&path, entries.clone())?;
+            Table::save(&path, &entries)?;
         }
         bar.inc(1);
     }
@@ -230,6 +230,7 @@ impl Bench {
                 break;
             }
         }
+        let [us, rule_us] = [us, rule_us].map(|us| (us * 100.0).round() / 100.0);
         Ok(Entry { ty: ty.name().to_owned(), operand, tokens, n, k, tunables: best, us, rule_us })
     }
 

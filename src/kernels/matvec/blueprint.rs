@@ -93,16 +93,16 @@ impl Blueprint {
         let table = Table::of(client);
         while let Some(tunables) = table.get(key) {
             let blueprint = Self::of(client, key, tunables);
-            match table.proves(blueprint, || blueprint.launches(client, weights)) {
-                Ok(()) => return blueprint,
-                Err(error) => {
-                    log::warn!(
-                        "the tuned entry for {ty} of {n} x {}, {tokens} tokens, is left out: {error}",
-                        weights.k()
-                    );
-                    table.reject(tunables);
+            let works = match tunables.suit(client, key) {
+                true => {
+                    table.proves(blueprint, || blueprint.launches(client, weights)).map_err(|error| error.to_string())
                 }
-            }
+                false => Err("the device has no such kernel".to_owned()),
+            };
+            let Err(error) = works else { return blueprint };
+            let k = weights.k();
+            log::warn!("the tuned entry for {ty} of {n} x {k}, {tokens} tokens, is left out: {error}");
+            table.reject(tunables);
         }
         Self::of(client, key, rule(client, key))
     }

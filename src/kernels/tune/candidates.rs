@@ -14,7 +14,7 @@ pub fn neighbours(client: &Client, key: Key, from: Tunables) -> Vec<Tunables> {
     let int8 = key.operand == Operand::Int8;
     let mut found = Vec::new();
     let mut add = |tunables: Tunables| {
-        if tunables != from && tunables.are_sound() && !found.contains(&tunables) {
+        if tunables != from && tunables.suit(client, key) && !found.contains(&tunables) {
             found.push(tunables);
         }
     };

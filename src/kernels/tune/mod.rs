@@ -3,14 +3,18 @@
 
 mod candidates;
 mod rule;
+mod shipped;
 mod table;
 
+use cubecl::client::Client;
 use serde::{Deserialize, Serialize};
 
 pub use candidates::neighbours;
 pub use rule::rule;
 pub use table::{Entry, Table};
 
+use super::formats::format;
+use super::launch::has_planes;
 use super::matvec::Operand;
 use crate::gguf::GgmlType;
 
@@ -62,6 +66,22 @@ impl Tunables {
             && sums.saturating_mul(unroll).saturating_mul(span) <= MOST
             && units as usize <= MOST
             && self.cubes_per_core as usize <= MOST
+    }
+}
+
+impl Tunables {
+    /// Whether the kernel that these ask for is right for the product on the device.
+    pub fn suit(&self, client: &Client, key: Key) -> bool {
+        let hardware = &client.properties().hardware;
+        let Self { span, lanes, groups, .. } = *self;
+        // Lanes add up by the operations of a plane, or else by shared memory that one group has for itself.
+        let reduces = match has_planes(client) {
+            true => lanes <= hardware.plane_size_max,
+            false => lanes == 1 || groups == 1,
+        };
+        let spans = format(key.ty).map_or([1, 1], |format| [format.narrow_span(), format.span()]);
+        let decodes = span == 1 || spans.contains(&span) && key.units.is_multiple_of(span);
+        self.are_sound() && reduces && decodes && lanes * groups <= hardware.max_units_per_cube
     }
 }
 

@@ -9,12 +9,10 @@ use std::{fs, io};
 use cubecl::client::Client;
 use serde::{Deserialize, Serialize};
 
+use super::shipped::SHIPPED;
 use super::{Key, Tunables};
 use crate::kernels::formats::UNIT;
 use crate::kernels::matvec::{Blueprint, Operand};
-
-/// The tables that the repository ships, by the name that the device's compiler generates code for.
-const SHIPPED: &[(&str, &str)] = &[];
 
 /// The environment variable that names the folder of this machine's tables; empty, they are left out.
 pub const FOLDER: &str = "CUBE_GGUF_TUNE";
@@ -39,7 +37,7 @@ pub struct Entry {
     pub rule_us: f64,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct File {
     entries: Vec<Entry>,
 }
@@ -68,7 +66,8 @@ impl Table {
     }
 
     fn read(name: &str) -> Self {
-        let shipped = SHIPPED.iter().find(|(arch, _)| *arch == name).map(|(_, text)| parse(text));
+        let stem = stem(name);
+        let shipped = SHIPPED.iter().find(|(arch, _)| *arch == stem).map(|(_, text)| parse(text));
         let mut entries = Vec::new();
         let path = Self::path(name);
         let own = path.as_ref().and_then(|path| match Self::load(path) {
@@ -90,8 +89,7 @@ impl Table {
             Some(folder) => PathBuf::from(folder),
             None => dirs::cache_dir()?.join("cube-gguf").join("tune"),
         };
-        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
-        Some(folder.join(name.chars().map(plain).collect::<String>()).with_extension("json"))
+        Some(folder.join(stem(name)).with_extension("json"))
     }
 
     /// The entries of a file; none where there is no file.
@@ -112,12 +110,14 @@ impl Table {
     /// # Errors
     ///
     /// Where the file or its folder cannot be written.
-    pub fn save(path: &Path, entries: Vec<Entry>) -> io::Result<()> {
+    pub fn save(path: &Path, entries: &[Entry]) -> io::Result<()> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
         let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_string_pretty(&File { entries })? + "\n")?;
+        // A line an entry, for those who compare two tables.
+        let lines = entries.iter().map(serde_json::to_string).collect::<serde_json::Result<Vec<_>>>()?;
+        fs::write(&new, format!("{{\"entries\": [\n{}\n]}}\n", lines.join(",\n")))?;
         fs::rename(new, path)
     }
 
@@ -160,6 +160,12 @@ impl Table {
     }
 }
 
+/// What the table of a device is called, without what no file name should have.
+fn stem(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
+    name.chars().map(plain).collect()
+}
+
 fn parse(text: &str) -> serde_json::Result<Vec<Entry>> {
     Ok(serde_json::from_str::<File>(text)?.entries)
 }
@@ -168,6 +174,7 @@ fn parse(text: &str) -> serde_json::Result<Vec<Entry>> {
 mod tests {
     use super::*;
     use crate::gguf::GgmlType;
+    use crate::kernels::matvec::Reduction;
 
     fn entry(n: usize, k: usize, rows: usize) -> Entry {
         let tunables = Tunables {
@@ -216,11 +223,35 @@ mod tests {
         let path = folder.join("table.json");
         let entries = vec![entry(4096, 4096, 2), entry(14336, 4096, 4)];
         assert!(Table::load(&path).unwrap().is_empty());
-        Table::save(&path, entries.clone()).unwrap();
+        Table::save(&path, &entries).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2 + entries.len());
         assert_eq!(Table::load(&path).unwrap(), entries);
         fs::write(&path, "{").unwrap();
         assert!(Table::load(&path).is_err());
         fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_works_is_asked_once_and_what_fails_again() {
+        let table = Table::default();
+        let blueprint = Blueprint {
+            ty: GgmlType::Q4_0,
+            operand: Operand::Int8,
+            reduction: Reduction::None,
+            span: 1,
+            lanes: 1,
+            groups: 1,
+            rows: 1,
+            tokens: 1,
+            unroll: 1,
+            cubes: None,
+            staging: None,
+            codebook: 0,
+            whole: true,
+        };
+        assert_eq!(table.proves(blueprint, || Err("fails")), Err("fails"));
+        assert_eq!(table.proves(blueprint, || Ok::<(), &str>(())), Ok(()));
+        assert_eq!(table.proves(blueprint, || Err("is not asked")), Ok(()));
     }
 
     #[test]
