@@ -10,7 +10,7 @@ use super::floats::{FloatType, has_buffers};
 use super::formats::{FORMATS, Format, UNIT};
 use super::int8;
 use super::matmul::{self, Arithmetic};
-use super::matvec::{Blueprint, MAX_TOKENS, Operand, matvec_with};
+use super::matvec::{Blueprint, MAX_TOKENS, Operand, matvec_many, matvec_with};
 use super::tune::{Key, Tunables, rule};
 use super::weights::Weights;
 use crate::gguf::{Endian, GgmlType};
@@ -64,6 +64,7 @@ pub fn entries(client: &Client) -> Vec<Entry> {
         entries.extend(of_weights(format));
         entries.extend(of_products(client, format, &floats));
         entries.extend(of_staged_products(client, format));
+        entries.push(of_several_matrices(format));
     }
     entries.extend(of_matrix_units(client));
     entries
@@ -142,6 +143,17 @@ fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry>
         Some(matvec_with(client, &weights, &x, Operand::Int8, |_| blueprint))
     };
     Some(Entry { arithmetic: Some("int8"), ..Entry::new("staged matvec", Some(format.ty), "f32, 1 token", launch) })
+}
+
+/// Products of matrices that share a launch: each repeats the code of one, so that one token of two stands for all.
+fn of_several_matrices(format: &'static Format) -> Entry {
+    let launch = move |client: &Client| {
+        let weights = weights(client, format, false)?;
+        let x = zeros(client, FloatType::F32, 1, weights.k());
+        matvec_many(client, &[&weights, &weights], &x, Operand::Int8).pop()
+    };
+    let arithmetic = Some(if format.traits.dense { "float" } else { "int8" });
+    Entry { arithmetic, ..Entry::new("matvec of several", Some(format.ty), "f32, 1 token, 2 matrices", launch) }
 }
 
 /// Numbers of tokens on both sides of the sizes at which a blueprint of the matrix units is inferred anew.

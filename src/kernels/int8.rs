@@ -8,7 +8,7 @@ use cubecl::server::Handle;
 use super::activations::{Activations, Strides, strides};
 use super::dot::{Bytes, dot16};
 use super::formats::{UNIT, Words};
-use super::launch::{Grid, buffer, elementwise, has_planes};
+use super::launch::{Grid, Parts, buffer, elementwise, has_planes};
 
 /// int8 codes of activations, in units of 32 with a scale each.
 pub struct Quantized {
@@ -25,8 +25,8 @@ pub struct Quantized {
 pub fn quantize(client: &Client, x: &Activations) -> Quantized {
     let (tokens, k) = (x.tokens(), x.k());
     let units = k.div_ceil(UNIT);
-    let codes = client.empty((tokens * units * UNIT).max(16));
-    let sums = client.empty((tokens * units * 16).max(16));
+    let parts = Parts::new(client, [tokens * units * UNIT, tokens * units * 16]);
+    let (codes, sums) = (parts.handle(0), parts.handle(1));
     let pairs = has_planes(client);
     x.for_each_run(|first, run, base, batch| {
         let (count, dim, grid) = elementwise(client, run * units * if pairs { 2 } else { 1 });

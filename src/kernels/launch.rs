@@ -17,6 +17,44 @@ pub fn buffer(handle: &Handle, len: usize) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
 }
 
+/// One allocation for several buffers: each is a task for the runtime's own thread.
+pub struct Parts {
+    /// The buffer of all.
+    pub whole: Handle,
+    /// Where each part begins and how long it is, in bytes.
+    places: Vec<(usize, usize)>,
+    /// Bytes up to the end of the last part.
+    pub bytes: usize,
+}
+
+impl Parts {
+    /// Parts of so many bytes, each of which may be bound to a kernel as a buffer of its own.
+    pub fn new(client: &Client, sizes: impl IntoIterator<Item = usize>) -> Self {
+        let alignment = (client.properties().memory.alignment as usize).max(16);
+        let (mut places, mut bytes) = (Vec::new(), 0usize);
+        for size in sizes {
+            // An empty buffer is none to a kernel.
+            let size = size.next_multiple_of(16).max(16);
+            let begin = bytes.next_multiple_of(alignment);
+            places.push((begin, size));
+            bytes = begin + size;
+        }
+        Self { whole: client.empty(bytes.max(16)), places, bytes }
+    }
+
+    /// Where a part begins, in bytes.
+    pub fn begin(&self, part: usize) -> usize {
+        self.places[part].0
+    }
+
+    /// A part.
+    pub fn handle(&self, part: usize) -> Handle {
+        let (begin, bytes) = self.places[part];
+        let rest = self.whole.size_in_used().saturating_sub((begin + bytes) as u64);
+        self.whole.clone().offset_start(begin as u64).offset_end(rest)
+    }
+}
+
 /// A grid of cubes in two dimensions, as one is too short on some devices, and how many of its units have work.
 ///
 /// The width comes as an argument: asking the device for it costs a load of the dispatch packet on AMD.

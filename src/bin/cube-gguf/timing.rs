@@ -1,13 +1,14 @@
 //! Weights that no cache holds, and the median time of what is done with them.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{Device as Host, Tensor};
+use candle_core::{Device as Host, Module, Tensor};
 use cube_gguf::gguf::{Endian, Files};
 use cube_gguf::kernels::activations::Activations;
 use cube_gguf::kernels::formats::{Format, format};
-use cube_gguf::{Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QTensor};
+use cube_gguf::{Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QMatMul, QTensor};
 use cubecl::std::throughput::measure_peak_throughput;
 use cubecl::throughput::{MemoryAccess, ThroughputKey, ThroughputMode};
 
@@ -133,7 +134,7 @@ fn random_block(format: &Format, random: &mut Random, block: &mut [u8], values: 
 /// Copies of the weights on a device.
 pub enum Copies {
     Cube { device: CubeDevice, tensors: Vec<DeviceTensor> },
-    Host(Vec<QTensor>),
+    Host(Vec<Arc<QTensor>>),
 }
 
 impl Copies {
@@ -147,7 +148,7 @@ impl Copies {
                 Self::Cube { device: device.clone(), tensors }
             }
             Device::Cpu => {
-                let tensor = |_| QTensor::from_gguf(ty, data.as_slice().into(), (n, k), &Device::Cpu);
+                let tensor = |_| QTensor::from_gguf(ty, data.as_slice().into(), (n, k), &Device::Cpu).map(Arc::new);
                 Self::Host(copies.map(tensor).collect::<cube_gguf::Result<_>>()?)
             }
         })
@@ -180,15 +181,19 @@ impl Copies {
             Self::Host(tensors) => {
                 let k = tensors[0].shape().dims()[1];
                 let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
+                let layers = tensors.iter().map(|tensor| QMatMul::from_arc(tensor.clone()));
+                let layers = layers.collect::<cube_gguf::Result<Vec<_>>>()?;
+                // Candle arranges the weights of some formats anew for the first product.
+                layers.iter().try_for_each(|layer| layer.forward(&x).map(drop))?;
                 let next = RefCell::new(x);
                 let launch = |i: usize| {
-                    let y = tensors[i % tensors.len()].matmul_t(&next.borrow(), Arithmetic::Auto)?;
+                    let y = layers[i % layers.len()].forward(&next.borrow())?;
                     if chain {
                         next.replace(y);
                     }
                     Ok(())
                 };
-                time(if chain { CHAIN } else { 4 * tensors.len() }, launch, || Ok(()))
+                time(if chain { CHAIN } else { 4 * layers.len() }, launch, || Ok(()))
             }
         }
     }

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use super::bits;
 use super::host::{f16_at, u16_at, u32_at};
 use super::layout::{Layout, Plane};
-use super::planes::Planes;
+use super::planes::{Planes, Words};
 use super::{Field, Format, Traits};
 use crate::gguf::GgmlType;
 
@@ -45,18 +45,7 @@ pub mod float16 {
     /// Eight values of a row.
     #[cube]
     pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        let words = planes.wide(0usize, row, index);
-        #[unroll]
-        for half in 0..2usize {
-            let mut four = Vector::<f32, Const<4>>::empty();
-            #[unroll]
-            for i in 0..2usize {
-                let word = words.extract(comptime!(2 * half + i));
-                four.insert(comptime!(2 * i), bits::f16(word & 0xffff));
-                four.insert(comptime!(2 * i + 1), bits::f16(word >> 16));
-            }
-            out.push(four);
-        }
+        eight(planes.wide(0usize, row, index), out, false);
     }
 }
 
@@ -75,17 +64,22 @@ pub mod bfloat16 {
     /// Eight values of a row.
     #[cube]
     pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        let words = planes.wide(0usize, row, index);
+        eight(planes.wide(0usize, row, index), out, true);
+    }
+}
+
+/// The eight halves of a vector, four by four: bf16, or else f16.
+#[cube]
+fn eight(words: Words, out: &mut Sequence<Vector<f32, Const<4>>>, #[comptime] is_bf16: bool) {
+    #[unroll]
+    for half in 0..2usize {
+        let mut four = Vector::<f32, Const<4>>::empty();
         #[unroll]
-        for half in 0..2usize {
-            let mut four = Vector::<f32, Const<4>>::empty();
-            #[unroll]
-            for i in 0..2usize {
-                let word = words.extract(comptime!(2 * half + i));
-                four.insert(comptime!(2 * i), bits::bf16(word & 0xffff));
-                four.insert(comptime!(2 * i + 1), bits::bf16(word >> 16));
-            }
-            out.push(four);
+        for i in 0..4usize {
+            let word = words.extract(comptime!(2 * half + i / 2));
+            let bits = if comptime!(i % 2 == 0) { word & 0xffff } else { word >> 16 };
+            four.insert(i, if comptime!(is_bf16) { bits::bf16(bits) } else { bits::f16(bits) });
         }
+        out.push(four);
     }
 }

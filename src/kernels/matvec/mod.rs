@@ -20,7 +20,7 @@ use super::activations::{Activations, pack};
 use super::floats::FloatType;
 use super::formats::{UNIT, traits};
 use super::int8::{Quantized, quantize};
-use super::launch::{GridLaunch, buffer, cubes};
+use super::launch::{GridLaunch, Parts, buffer, cubes};
 use super::weights::Weights;
 
 /// The most rows of activations that one launch multiplies.
@@ -46,10 +46,10 @@ pub fn matvec_with(
     operand: Operand,
     pick: impl Fn(usize) -> Blueprint,
 ) -> Handle {
-    let out = Results::new(client, &[weights], x);
+    let out = results(client, &[weights], x);
     let plan = Plan::new(weights, x, operand, pick);
     plan.launch(client, &[weights], x, &mut None, &out, &[0]);
-    out.handle
+    out.whole
 }
 
 /// The [`matvec`] of each of some matrices with as many columns, bit for bit: activations are quantized once, and matrices
@@ -67,7 +67,7 @@ pub fn matvec_many_with(
     operand: Operand,
     pick: impl Fn(&Weights, Operand, usize) -> Blueprint,
 ) -> Vec<Handle> {
-    let out = Results::new(client, weights, x);
+    let out = results(client, weights, x);
     let plan = |weights: &&Weights| {
         let operand = operand_of(weights, operand);
         Plan::new(weights, x, operand, |tokens| pick(weights, operand, tokens))
@@ -85,7 +85,7 @@ pub fn matvec_many_with(
         let together: Vec<&Weights> = members.iter().map(|&i| weights[i]).collect();
         plan.launch(client, &together, x, &mut ready[plan.operand as usize], &out, &members);
     }
-    out.handles()
+    (0..weights.len()).map(|part| out.handle(part)).collect()
 }
 
 fn operand_of(weights: &Weights, operand: Operand) -> Operand {
@@ -99,42 +99,8 @@ fn most_matrices(client: &Client) -> usize {
 }
 
 /// One buffer for the results of several matrices.
-struct Results {
-    handle: Handle,
-    /// Where those of each begin and how many they are, in values.
-    places: Vec<(usize, usize)>,
-    /// Values of all, with the gaps between.
-    len: usize,
-    value_bytes: usize,
-}
-
-impl Results {
-    fn new(client: &Client, weights: &[&Weights], x: &Activations) -> Self {
-        let value_bytes = x.ty.bytes();
-        // So that each may be bound to a kernel as a buffer of its own.
-        let alignment = client.properties().memory.alignment as usize / value_bytes;
-        let mut places = Vec::with_capacity(weights.len());
-        let mut len = 0usize;
-        for weights in weights {
-            let first = len.next_multiple_of(alignment.max(1));
-            let values = x.tokens() * weights.n();
-            places.push((first, values));
-            len = first + values;
-        }
-        let handle = client.empty((len * value_bytes).next_multiple_of(16).max(16));
-        Self { handle, places, len, value_bytes }
-    }
-
-    /// The results of each matrix.
-    fn handles(&self) -> Vec<Handle> {
-        let place = |&(first, values): &(usize, usize)| {
-            let end = ((first + values) * self.value_bytes).next_multiple_of(16).max(16);
-            let size = self.handle.size_in_used() as usize;
-            let begin = (first * self.value_bytes).min(size);
-            self.handle.clone().offset_start(begin as u64).offset_end(size.saturating_sub(end) as u64)
-        };
-        self.places.iter().map(place).collect()
-    }
+fn results(client: &Client, weights: &[&Weights], x: &Activations) -> Parts {
+    Parts::new(client, weights.iter().map(|weights| x.tokens() * weights.n() * x.ty.bytes()))
 }
 
 /// The launches of a product: the first token of each, and its blueprint.
@@ -169,7 +135,7 @@ impl Plan {
         weights: &[&Weights],
         x: &Activations,
         ready: &mut Option<Ready>,
-        out: &Results,
+        out: &Parts,
         places: &[usize],
     ) {
         for &(first, blueprint) in &self.launches {
@@ -219,7 +185,7 @@ struct Launch<'a> {
     /// Of one format, with as many columns.
     weights: &'a [&'a Weights],
     x: &'a Activations,
-    out: &'a Results,
+    out: &'a Parts,
     places: &'a [usize],
     first: usize,
 }
@@ -240,7 +206,7 @@ impl Launch<'_> {
         let (mut before, mut matrices) = (0, SequenceArg::new());
         for (&weights, &place) in self.weights.iter().zip(self.places) {
             let tasks = tasks(weights);
-            let (start, _) = self.out.places[place];
+            let start = self.out.begin(place) / self.x.ty.bytes();
             let own = if most.is_some() { count } else { tasks.div_ceil(groups) };
             matrices.push(MatrixLaunch::new(
                 weights.planes(),
@@ -270,7 +236,7 @@ impl Launch<'_> {
                 matrices,
                 buffer(&ready.codes, ready.code_vectors),
                 buffer(&ready.values, ready.value_vectors),
-                buffer(&self.out.handle, self.out.len),
+                buffer(&self.out.whole, self.out.bytes / self.x.ty.bytes()),
                 grid,
                 self.units() / blueprint.span,
                 self.first,
@@ -294,7 +260,7 @@ impl Launch<'_> {
                 CubeDim::new_2d(blueprint.lanes, blueprint.groups),
                 matrices,
                 buffer(&self.x.handle, self.x.len / 4),
-                buffer(&self.out.handle, self.out.len),
+                buffer(&self.out.whole, self.out.bytes / self.x.ty.bytes()),
                 grid,
                 self.units() / blueprint.span,
                 stride / 4,
