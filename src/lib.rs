@@ -3,12 +3,15 @@
 //! - [`gguf`]: the file format: read, check, write. No GPU code.
 //! - [`kernels`]: the formats, and the operations that are generic in them, in Rust with `#[cube]`.
 //! - [`Device`], [`DeviceTensor`]: tensors on devices, for any framework.
-//! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the surface of `candle_core::quantized`.
+//! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the surface of `candle_core::quantized`; [`candle`] is the
+//!   import that takes its place in models written for Candle.
 
 #[cfg(all(doctest, feature = "candle"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+#[cfg(feature = "candle")]
+pub mod candle;
 mod error;
 pub mod gguf;
 pub mod kernels;

@@ -128,7 +128,7 @@ fn encode_read_array(array: Array<'_>, endian: Endian, out: &mut Vec<u8>) {
     }
 }
 
-fn encode_array_head(element_type: ValueType, len: usize, endian: Endian, out: &mut Vec<u8>) {
+pub(crate) fn encode_array_head(element_type: ValueType, len: usize, endian: Endian, out: &mut Vec<u8>) {
     element_type.number().put(endian, out);
     (len as u64).put(endian, out);
 }

@@ -52,6 +52,11 @@ macro_rules! ggml_types {
                 }
             }
 
+            /// Bytes in a block, by Candle's name.
+            pub const fn type_size(self) -> usize {
+                self.block_bytes()
+            }
+
             /// Bytes in a block.
             pub const fn block_bytes(self) -> usize {
                 match self {

@@ -30,6 +30,8 @@ mod endian;
 mod error;
 mod files;
 mod ggml_type;
+#[cfg(feature = "candle")]
+mod header;
 mod metadata;
 mod reader;
 mod split;
@@ -38,10 +40,14 @@ mod value;
 mod writer;
 
 pub use encode::Encode;
+#[cfg(feature = "candle")]
+pub(crate) use encode::encode_array_head;
 pub use endian::Endian;
 pub use error::Error;
 pub use files::Files;
 pub use ggml_type::{GgmlType, ParseGgmlTypeError};
+#[cfg(feature = "candle")]
+pub(crate) use header::Header;
 pub use metadata::{FromValue, Metadata};
 pub use reader::Gguf;
 pub use tensor::TensorInfo;

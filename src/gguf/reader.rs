@@ -10,7 +10,7 @@ use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, is_supported};
 
 /// The header of one file.
 #[derive(Clone, Debug)]
-pub(super) struct Shard<'a> {
+pub(crate) struct Shard<'a> {
     bytes: &'a [u8],
     pub version: u32,
     pub endian: Endian,
@@ -18,12 +18,17 @@ pub(super) struct Shard<'a> {
     pub metadata: Metadata<'a>,
     /// Where each tensor's entry starts, in the order of the file.
     entries: Vec<usize>,
-    /// The data section.
-    data: &'a [u8],
+    /// Where the data section starts.
+    data: usize,
 }
 
 impl<'a> Shard<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+        Self::parse_start(bytes, bytes.len() as u64)
+    }
+
+    /// Parses a file of `total` bytes by its first ones, which hold the header.
+    pub fn parse_start(bytes: &'a [u8], total: u64) -> Result<Self, Error> {
         let mut cursor = Cursor::new(bytes, Endian::Little);
         let version = read_version(&mut cursor)?;
         let tensor_count = cursor.number()?;
@@ -46,16 +51,9 @@ impl<'a> Shard<'a> {
         if count > 0 {
             cursor.take(padding)?;
         }
-        let shard = Shard {
-            bytes,
-            version,
-            endian: cursor.endian(),
-            alignment,
-            metadata,
-            entries,
-            data: bytes.get(cursor.position()..).unwrap_or_default(),
-        };
-        shard.check_places()?;
+        let shard =
+            Shard { bytes, version, endian: cursor.endian(), alignment, metadata, entries, data: cursor.position() };
+        shard.check_places(total.saturating_sub(shard.data as u64))?;
         Ok(shard)
     }
 
@@ -63,13 +61,19 @@ impl<'a> Shard<'a> {
         self.entries.len()
     }
 
-    fn tensors(&self) -> impl Iterator<Item = TensorInfo<'a>> + '_ {
+    /// Where the data section starts, in bytes from the start of the file.
+    pub fn data_offset(&self) -> usize {
+        self.data
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = TensorInfo<'a>> + '_ {
         (0..self.entries.len()).filter_map(|index| self.tensor(index))
     }
 
     /// The tensor of an index; `parse` checked that there is one.
     fn tensor(&self, index: usize) -> Option<TensorInfo<'a>> {
-        TensorInfo::new(self.entry(index)?, self.data, self.endian).ok()
+        let data = self.bytes.get(self.data..).unwrap_or_default();
+        TensorInfo::new(self.entry(index)?, data, self.endian).ok()
     }
 
     fn entry(&self, index: usize) -> Option<Entry<'a>> {
@@ -83,9 +87,9 @@ impl<'a> Shard<'a> {
         string_bytes_at(self.bytes, position, self.endian)
     }
 
-    /// Checks that tensors are aligned, inside the data, and share no bytes.
-    fn check_places(&self) -> Result<(), Error> {
-        let available = self.data.len() as u64;
+    /// Checks that tensors are aligned, inside the `available` bytes of data,
+    /// and share none.
+    fn check_places(&self, available: u64) -> Result<(), Error> {
         let mut starts = Vec::with_capacity(self.entries.len());
         for index in 0..self.entries.len() {
             let Some(entry) = self.entry(index) else {

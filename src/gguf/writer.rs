@@ -183,7 +183,7 @@ impl Writer {
         Ok(TensorWriter { out, alignment: self.alignment, declared: self.tensors, given: 0 })
     }
 
-    fn pair(
+    pub(crate) fn pair(
         &mut self,
         key: &str,
         value_type: ValueType,

@@ -117,7 +117,7 @@ fn load_half<X: Float>(
     values
 }
 
-/// Codes of `tokens` rows of activations in a cube's shared memory, as [`staged`] places them.
+/// Codes of `tokens` rows of activations in a cube's shared memory, as [`staged()`] places them.
 ///
 /// Row `t` starts at vector `t * stride` of `x`; rows past the last repeat it.
 #[cube]

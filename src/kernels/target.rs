@@ -103,7 +103,7 @@ pub fn filled(ones: u32) -> u32 {
     }
 }
 
-/// Whether [`of_sixteen`] is for the device.
+/// Whether [`of_sixteen()`] is for the device.
 pub fn permutes_bytes(properties: &DeviceProperties) -> bool {
     matches!(Target::of(properties), Target::Amd(_) | Target::Nvidia(_))
 }

@@ -4,6 +4,8 @@ mod device;
 #[cfg(feature = "candle")]
 mod host;
 #[cfg(feature = "candle")]
+mod place;
+#[cfg(feature = "candle")]
 mod qmatmul;
 #[cfg(feature = "candle")]
 mod qstorage;
@@ -14,6 +16,8 @@ mod rocm;
 mod tensor;
 
 pub use device::{Backend, CubeDevice, Device};
+#[cfg(feature = "candle")]
+pub use place::{Place, default_device, set_default_device};
 #[cfg(feature = "candle")]
 pub use qmatmul::QMatMul;
 #[cfg(feature = "candle")]

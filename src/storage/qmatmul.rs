@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device as CandleDevice, Module, Tensor};
+use candle_core::{D, DType, Device as CandleDevice, Module, Result, Tensor};
 
 use super::device::Device;
 use super::qtensor::QTensor;
-use crate::Result;
 use crate::gguf::GgmlType;
 use crate::kernels::matmul::Arithmetic;
 
@@ -132,12 +131,12 @@ fn product(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
     if let Some(last) = shape.last_mut() {
         *last = n;
     }
-    Ok(rows.matmul(&w.t()?)?.reshape(shape)?)
+    rows.matmul(&w.t()?)?.reshape(shape)
 }
 
 impl Module for QMatMul {
     /// The product in the arithmetic that suits the number of tokens ([`Arithmetic::Auto`]).
-    fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
-        Ok(self.forward_as(xs, Arithmetic::Auto)?)
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        self.forward_as(xs, Arithmetic::Auto)
     }
 }

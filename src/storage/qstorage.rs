@@ -3,14 +3,15 @@
 use std::borrow::Cow;
 
 use candle_core::quantized::{GgmlType as CandleBlock, QuantizedType};
-use candle_core::{CpuStorage, Storage};
+use candle_core::{CpuStorage, Result, Storage};
 
 use super::device::{Backend, CubeDevice, Device};
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, check_blocks, ggml_type};
+use super::place::Place;
 use super::tensor::DeviceTensor;
+use crate::Error;
 use crate::gguf::GgmlType;
 use crate::kernels::floats::FloatType;
-use crate::{Error, Result};
 
 /// Blocks of one type, in the memory of one device.
 pub enum QStorage {
@@ -76,7 +77,7 @@ impl QCubeStorage {
     fn flat(device: &CubeDevice, ty: GgmlType, data: &[u8]) -> Result<Self> {
         check_blocks(ty, data)?;
         let values = data.len() / ty.block_bytes() * ty.block_size();
-        DeviceTensor::from_gguf(device, ty, 1, values, data, NATIVE).map(Self)
+        Ok(Self(DeviceTensor::from_gguf(device, ty, 1, values, data, NATIVE)?))
     }
 }
 
@@ -99,7 +100,7 @@ impl QStorage {
     /// # Errors
     ///
     /// As [`from_data`](Self::from_data).
-    pub fn zeros(device: &Device, elem_count: usize, dtype: GgmlType) -> Result<Self> {
+    pub fn zeros<P: Place + ?Sized>(device: &P, elem_count: usize, dtype: GgmlType) -> Result<Self> {
         let bytes = dtype.row_bytes(elem_count).ok_or(Error::Size { ty: dtype, n: 1, k: elem_count, bytes: 0 })?;
         Self::from_data(Cow::Owned(vec![0; bytes]), device, dtype)
     }
@@ -110,9 +111,9 @@ impl QStorage {
     ///
     /// [`Error::Size`] where `data` is no whole blocks, [`Error::NotWeights`] for integers and f64, and what
     /// [`DeviceTensor::from_gguf`] reports.
-    pub fn from_data(data: Cow<'_, [u8]>, device: &Device, dtype: GgmlType) -> Result<Self> {
+    pub fn from_data<P: Place + ?Sized>(data: Cow<'_, [u8]>, device: &P, dtype: GgmlType) -> Result<Self> {
         check_blocks(dtype, &data)?;
-        match device {
+        match &device.weights()? {
             Device::Cpu => Ok(Self::Cpu(QCpuStorage(match candle_dtype(dtype) {
                 Some(candle) => CpuBlocks::Candle(candle_blocks(candle, &data)),
                 None => CpuBlocks::Host(HostBlocks::new(dtype, data.into_owned())?),
@@ -224,19 +225,19 @@ impl QStorage {
     fn quantize_with(
         &mut self,
         src: &Storage,
-        quantize: impl FnOnce(&mut dyn QuantizedType, &[f32]) -> candle_core::Result<()>,
+        quantize: impl FnOnce(&mut dyn QuantizedType, &[f32]) -> Result<()>,
     ) -> Result<()> {
         let (ty, device) = (self.dtype(), self.device());
         let Storage::Cpu(src) = src else {
-            return Err(Error::Candle(candle_core::Error::Msg("values to quantize must be in host memory".into())));
+            return Err(candle_core::Error::Msg("values to quantize must be in host memory".into()));
         };
         let values = src.as_slice::<f32>()?;
         let bytes = self.size_in_bytes();
         if ty.row_bytes(values.len()) != Some(bytes) {
-            return Err(Error::Size { ty, n: 1, k: values.len(), bytes });
+            return Err(Error::Size { ty, n: 1, k: values.len(), bytes }.into());
         }
         let Some(dtype) = candle_dtype(ty) else {
-            return Err(Error::Candle(candle_core::Error::Msg(format!("Candle has no quantizer for {ty}"))));
+            return Err(candle_core::Error::Msg(format!("Candle has no quantizer for {ty}")));
         };
         let mut blocks = dtype.cpu_zeros(values.len());
         quantize(blocks.as_mut(), values)?;
@@ -266,7 +267,7 @@ impl QStorage {
             View::Cube(tensor) => tensor.dequantize(FloatType::F32)?,
         };
         if values.len() < elem_count {
-            return Err(Error::Size { ty: self.dtype(), n: 1, k: elem_count, bytes: self.size_in_bytes() });
+            return Err(Error::Size { ty: self.dtype(), n: 1, k: elem_count, bytes: self.size_in_bytes() }.into());
         }
         values.truncate(elem_count);
         Ok(Storage::Cpu(CpuStorage::F32(values)))
@@ -281,7 +282,7 @@ impl QStorage {
         match self.view() {
             View::Candle(blocks) => Ok(Cow::Borrowed(candle_bytes(blocks))),
             View::Host(blocks) => Ok(Cow::Borrowed(blocks.data())),
-            View::Cube(tensor) => tensor.data().map(Cow::Owned),
+            View::Cube(tensor) => Ok(Cow::Owned(tensor.data()?)),
         }
     }
 }
@@ -298,7 +299,10 @@ pub(super) fn candle_bytes(blocks: &dyn QuantizedType) -> &[u8] {
 /// # Errors
 ///
 /// As [`QStorage::from_data`].
-pub fn load_quantized<T: CandleBlock + Send + Sync + 'static>(device: &Device, data: &[T]) -> Result<QStorage> {
+pub fn load_quantized<T: CandleBlock + Send + Sync + 'static, P: Place + ?Sized>(
+    device: &P,
+    data: &[T],
+) -> Result<QStorage> {
     // SAFETY: Candle's block types are `repr(C)` structs of integers and halves without padding, or plain floats.
     let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), size_of_val(data)) };
     QStorage::from_data(Cow::Borrowed(bytes), device, ggml_type(T::DTYPE))

@@ -5,18 +5,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor};
-use candle_core::{CpuStorage, D, DType, Device as CandleDevice, Module, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, D, DType, Module, Result, Shape, Storage, Tensor};
 
 use super::device::Device;
 use super::host::{HostBlocks, NATIVE, candle_dtype, candle_product};
+use super::place::Place;
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
 use super::tensor::DeviceTensor;
+use crate::Error;
 use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::matmul::Arithmetic;
 use crate::kernels::product::Product;
-use crate::{Error, Result};
 
 /// Quantized values of any rank on one device; rows (the last dimension) are whole blocks.
 ///
@@ -38,13 +39,13 @@ enum Inner {
 /// Rows and columns of a tensor taken as a matrix.
 fn matrix(shape: &Shape, ty: GgmlType) -> Result<(usize, usize)> {
     let Some((&k, rows)) = shape.dims().split_last() else {
-        return Err(Error::Size { ty, n: 1, k: 1, bytes: 0 });
+        return Err(Error::Size { ty, n: 1, k: 1, bytes: 0 }.into());
     };
     let n = rows.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
     let n = n.filter(|&n| ty.row_bytes(k).is_some_and(|row| row.checked_mul(n).is_some()));
     match n {
         Some(n) => Ok((n, k)),
-        None => Err(Error::Size { ty, n: usize::MAX, k, bytes: 0 }),
+        None => Err(Error::Size { ty, n: usize::MAX, k, bytes: 0 }.into()),
     }
 }
 
@@ -61,7 +62,7 @@ impl QTensor {
         let (n, k) = matrix(&shape, ty)?;
         let bytes = storage.size_in_bytes();
         if ty.row_bytes(k).and_then(|row| row.checked_mul(n)) != Some(bytes) {
-            return Err(Error::Size { ty, n, k, bytes });
+            return Err(Error::Size { ty, n, k, bytes }.into());
         }
         let inner = match storage {
             QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) if candle_product(ty, k).is_none() => {
@@ -92,10 +93,15 @@ impl QTensor {
     /// # Errors
     ///
     /// As [`new`](Self::new) and [`DeviceTensor::from_gguf`].
-    pub fn from_gguf<S: Into<Shape>>(ty: GgmlType, data: Cow<'_, [u8]>, shape: S, device: &Device) -> Result<Self> {
+    pub fn from_gguf<S: Into<Shape>, P: Place + ?Sized>(
+        ty: GgmlType,
+        data: Cow<'_, [u8]>,
+        shape: S,
+        device: &P,
+    ) -> Result<Self> {
         let shape = shape.into();
-        match device {
-            Device::Cpu => Self::new(QStorage::from_data(data, device, ty)?, shape),
+        match &device.weights()? {
+            device @ Device::Cpu => Self::new(QStorage::from_data(data, device, ty)?, shape),
             Device::Cube(device) => {
                 let (n, k) = matrix(&shape, ty)?;
                 let inner = Inner::Cube(DeviceTensor::from_gguf(device, ty, n, k, &data, NATIVE)?);
@@ -127,12 +133,19 @@ impl QTensor {
     /// # Errors
     ///
     /// As [`quantize_imatrix`](Self::quantize_imatrix), and where the device failed.
-    pub fn quantize_imatrix_onto(src: &Tensor, imatrix_weights: &[f32], dtype: GgmlType, dev: &Device) -> Result<Self> {
+    pub fn quantize_imatrix_onto<P: Place + ?Sized>(
+        src: &Tensor,
+        imatrix_weights: &[f32],
+        dtype: GgmlType,
+        dev: &P,
+    ) -> Result<Self> {
         let n_per_row = src.dim(D::Minus1)?;
         if imatrix_weights.len() != n_per_row {
             return Err(candle_error(format!("{} importances for rows of {n_per_row}", imatrix_weights.len())));
         }
-        Self::quantized(src, dtype, dev, |storage, values| storage.quantize_imatrix(values, imatrix_weights, n_per_row))
+        Self::quantized(src, dtype, &dev.weights()?, |storage, values| {
+            storage.quantize_imatrix(values, imatrix_weights, n_per_row)
+        })
     }
 
     /// [`quantize`](Self::quantize), with the result on `dev`.
@@ -140,8 +153,8 @@ impl QTensor {
     /// # Errors
     ///
     /// As [`quantize`](Self::quantize), and where the device failed.
-    pub fn quantize_onto(src: &Tensor, dtype: GgmlType, dev: &Device) -> Result<Self> {
-        Self::quantized(src, dtype, dev, |storage, values| storage.quantize(values))
+    pub fn quantize_onto<P: Place + ?Sized>(src: &Tensor, dtype: GgmlType, dev: &P) -> Result<Self> {
+        Self::quantized(src, dtype, &dev.weights()?, |storage, values| storage.quantize(values))
     }
 
     fn quantized(
@@ -212,26 +225,28 @@ impl QTensor {
         &self.shape
     }
 
-    /// All values as f32, on a Candle device.
+    /// All values as f32, on the Candle device that goes with `device`.
     ///
     /// # Errors
     ///
     /// Where the device failed.
-    pub fn dequantize(&self, device: &CandleDevice) -> Result<Tensor> {
+    pub fn dequantize<P: Place + ?Sized>(&self, device: &P) -> Result<Tensor> {
+        let device = &device.tensors();
         let values = match &self.inner {
-            Inner::Candle(tensor) => return Ok(tensor.dequantize(device)?),
+            Inner::Candle(tensor) => return tensor.dequantize(device),
             Inner::Host(blocks) => blocks.dequantize(),
             Inner::Cube(tensor) => tensor.dequantize(FloatType::F32)?,
         };
-        Ok(Tensor::from_vec(values, self.shape.clone(), device)?)
+        Tensor::from_vec(values, self.shape.clone(), device)
     }
 
-    /// All values rounded to f16, on a Candle device.
+    /// All values rounded to f16, on the Candle device that goes with `device`.
     ///
     /// # Errors
     ///
     /// Where the device failed.
-    pub fn dequantize_f16(&self, device: &CandleDevice) -> Result<Tensor> {
+    pub fn dequantize_f16<P: Place + ?Sized>(&self, device: &P) -> Result<Tensor> {
+        let device = &device.tensors();
         match &self.inner {
             Inner::Cube(tensor) => {
                 let bytes = tensor.dequantize_bytes(FloatType::F16)?;
@@ -258,10 +273,10 @@ impl QTensor {
             Inner::Host(blocks) => blocks.rows(&checked_ids(&wanted, rows)?, rows, k)?,
             Inner::Candle(tensor) => {
                 checked_ids(&wanted, rows)?;
-                return Ok(tensor.embedding(ids)?);
+                return tensor.embedding(ids);
             }
         };
-        Ok(Tensor::from_vec(values, shape, ids.device())?)
+        Tensor::from_vec(values, shape, ids.device())
     }
 
     /// Bytes of the blocks as GGUF has them.
@@ -276,9 +291,9 @@ impl QTensor {
     /// Where the device failed.
     pub fn data(&self) -> Result<Cow<'_, [u8]>> {
         match &self.inner {
-            Inner::Candle(tensor) => Ok(tensor.data()?),
+            Inner::Candle(tensor) => tensor.data(),
             Inner::Host(blocks) => Ok(Cow::Borrowed(blocks.data())),
-            Inner::Cube(tensor) => tensor.data().map(Cow::Owned),
+            Inner::Cube(tensor) => Ok(Cow::Owned(tensor.data()?)),
         }
     }
 
@@ -311,7 +326,7 @@ impl QTensor {
     pub fn matmul_t(&self, xs: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
         let (n, k) = self.shape.dims2()?;
         let Some((&last, batch)) = xs.dims().split_last().filter(|(last, _)| **last == k) else {
-            return Err(Error::Activations { shape: xs.dims().to_vec(), k });
+            return Err(Error::Activations { shape: xs.dims().to_vec(), k }.into());
         };
         let shape: Vec<usize> = batch.iter().copied().chain([n]).collect();
         let values = |xs: &Tensor| xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
@@ -325,7 +340,7 @@ impl QTensor {
             Inner::Host(blocks) => Tensor::from_vec(blocks.matmul(&values(xs)?, n, k), shape, xs.device())?,
             Inner::Cube(tensor) => return Ok(on_device(&[tensor], xs, arithmetic)?.remove(0)),
         };
-        Ok(out.to_dtype(xs.dtype())?)
+        out.to_dtype(xs.dtype())
     }
 
     /// The [`matmul_t`](Self::matmul_t) of each of some matrices, bit for bit. On one device of CubeCL it costs less: the
@@ -355,7 +370,7 @@ fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) ->
     let client = first.device().client();
     let shape = xs.dims();
     if let Some(other) = matrices.iter().find(|matrix| shape.last() != Some(&matrix.k())) {
-        return Err(Error::Activations { shape: shape.to_vec(), k: other.k() });
+        return Err(Error::Activations { shape: shape.to_vec(), k: other.k() }.into());
     }
     let ty = match xs.dtype() {
         DType::F16 if has_buffers(client.features(), FloatType::F16) => FloatType::F16,
@@ -395,11 +410,11 @@ fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) ->
 
 fn checked_ids(ids: &[i64], rows: usize) -> Result<Vec<u32>> {
     let row = |&id: &i64| u32::try_from(id).ok().filter(|&row| (row as usize) < rows);
-    ids.iter().map(|id| row(id).ok_or(Error::RowOutOfRange { id: *id, rows })).collect()
+    ids.iter().map(|id| Ok(row(id).ok_or(Error::RowOutOfRange { id: *id, rows })?)).collect()
 }
 
-fn candle_error(message: String) -> Error {
-    Error::Candle(candle_core::Error::Msg(message))
+fn candle_error(message: String) -> candle_core::Error {
+    candle_core::Error::Msg(message)
 }
 
 impl fmt::Debug for QTensor {
@@ -413,11 +428,16 @@ impl fmt::Debug for QTensor {
 /// # Errors
 ///
 /// As [`QTensor::from_gguf`]; surplus data is left out, as Candle does.
-pub fn qtensor_from_ggml(ggml_dtype: GgmlType, raw_data: &[u8], dims: Vec<usize>, device: &Device) -> Result<QTensor> {
+pub fn qtensor_from_ggml<P: Place + ?Sized>(
+    ggml_dtype: GgmlType,
+    raw_data: &[u8],
+    dims: Vec<usize>,
+    device: &P,
+) -> Result<QTensor> {
     let (n, k) = matrix(&Shape::from(dims.clone()), ggml_dtype)?;
     let bytes = ggml_dtype.row_bytes(k).and_then(|row| row.checked_mul(n));
     let Some(data) = bytes.and_then(|bytes| raw_data.get(..bytes)) else {
-        return Err(Error::Size { ty: ggml_dtype, n, k, bytes: raw_data.len() });
+        return Err(Error::Size { ty: ggml_dtype, n, k, bytes: raw_data.len() }.into());
     };
     QTensor::from_gguf(ggml_dtype, Cow::Borrowed(data), dims, device)
 }

@@ -46,13 +46,6 @@ fn error(arguments: &[&str]) -> String {
     stderr.lines().last().unwrap().strip_prefix("cube-gguf: ").unwrap().to_owned()
 }
 
-/// The sentence of an error that comes after the first lines of a table.
-fn error_of(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-    String::from_utf8(output.stderr).unwrap().lines().last().unwrap().to_owned()
-}
-
 fn fixture(name: &str) -> String {
     format!("{}/tests/fixtures/{name}.gguf", env!("CARGO_MANIFEST_DIR"))
 }
@@ -369,7 +362,7 @@ fn bench_copies_and_chains() {
         assert!(row[6].parse::<f64>().unwrap() > 0.0, "{copy}");
         let square = ["bench", "--csv", "--device", device, "--types", "q8_0", "--k", "32", "--chain", "--n"];
         assert!(stdout(&[&square[..], &["32"]].concat()).contains("cube-gguf,q8_0,32,32,1,"));
-        assert!(error_of(&[&square[..], &["64"]].concat()).contains("as many rows as columns"));
+        assert!(error(&[&square[..], &["64"]].concat()).contains("as many rows as columns"));
     }
     let launch = stdout(&["bench", "--csv", "--device", "cube-cpu", "--op", "launch", "--types", "f32", "--n", "4"]);
     assert!(launch.contains("cube-gguf,f32,4,4096,1,"), "{launch}");

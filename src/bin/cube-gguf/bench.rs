@@ -86,20 +86,22 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if arguments.op == Operation::Launch && matches!(device, Device::Cpu) {
         return Err("--op launch is for devices with a queue, which the host has not".into());
     }
-    print(&header(arguments, &device))?;
     if arguments.op == Operation::Copy {
-        return Ok(print(&copy_row(arguments, time_copy(&device)?))?);
+        let row = copy_row(arguments, time_copy(&device)?);
+        return Ok(print(&(header(arguments, &device) + &row))?);
     }
     let cases = match &arguments.file {
         Some(file) => cases_of(file, &types)?,
         None => cases(arguments, &types, &device)?,
     };
+    if let Some(case) = cases.iter().find(|case| arguments.chain && case.n != case.k) {
+        let Case { n, k, .. } = case;
+        return Err(format!("--chain is for weights with as many rows as columns, not {n} x {k}").into());
+    }
+    print(&header(arguments, &device))?;
     for case in cases {
         let at = |error: Box<dyn std::error::Error>| format!("{} of {} x {}: {error}", case.ty, case.n, case.k);
         let copies = Copies::new(case, &device).map_err(at)?;
-        if arguments.chain && case.n != case.k {
-            return Err(at("--chain is for weights with as many rows as columns".into()).into());
-        }
         let tokens: &[usize] = if arguments.op == Operation::Dequantize { &[0] } else { &arguments.tokens };
         for &tokens in tokens {
             let seconds = match arguments.op {

@@ -149,7 +149,7 @@ impl Copies {
             }
             Device::Cpu => {
                 let tensor = |_| QTensor::from_gguf(ty, data.as_slice().into(), (n, k), &Device::Cpu).map(Arc::new);
-                Self::Host(copies.map(tensor).collect::<cube_gguf::Result<_>>()?)
+                Self::Host(copies.map(tensor).collect::<candle_core::Result<_>>()?)
             }
         })
     }
@@ -182,7 +182,7 @@ impl Copies {
                 let k = tensors[0].shape().dims()[1];
                 let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
                 let layers = tensors.iter().map(|tensor| QMatMul::from_arc(tensor.clone()));
-                let layers = layers.collect::<cube_gguf::Result<Vec<_>>>()?;
+                let layers = layers.collect::<candle_core::Result<Vec<_>>>()?;
                 // Candle arranges the weights of some formats anew for the first product.
                 layers.iter().try_for_each(|layer| layer.forward(&x).map(drop))?;
                 let next = RefCell::new(x);
@@ -242,7 +242,7 @@ impl Copies {
                 time((4 * tensors.len()).max(20), launch, || sync(device))
             }
             Self::Host(tensors) => {
-                let launch = |i: usize| tensors[i % tensors.len()].dequantize(&Host::Cpu).map(drop);
+                let launch = |i: usize| Ok(tensors[i % tensors.len()].dequantize(&Host::Cpu).map(drop)?);
                 time(4 * tensors.len(), launch, || Ok(()))
             }
         }

@@ -105,7 +105,8 @@ impl<'a> Weights<'a> {
 
     /// Candle dequantizes whole tensors only: one of some rows.
     fn stripe(&self, first: usize, rows: usize) -> cube_gguf::Result<QTensor> {
-        QTensor::from_gguf(self.format.ty, Cow::Borrowed(self.rows(first, rows)), (rows, self.k), &Device::Cpu)
+        let blocks = Cow::Borrowed(self.rows(first, rows));
+        Ok(QTensor::from_gguf(self.format.ty, blocks, (rows, self.k), &Device::Cpu)?)
     }
 
     /// How long the device takes to dequantize the whole tensor to f32, once it is warm.
@@ -171,7 +172,7 @@ impl Loaded {
     pub fn data(&self) -> cube_gguf::Result<Cow<'_, [u8]>> {
         match self {
             Self::Cube(tensor) => tensor.data().map(Cow::Owned),
-            Self::Host(tensor) => tensor.data(),
+            Self::Host(tensor) => Ok(tensor.data()?),
         }
     }
 

@@ -1,0 +1,34 @@
+//! The import to swap: what models written for `candle_core::quantized` name, on any device that CubeCL reaches.
+//!
+//! ```no_run
+//! # fn main() -> candle_core::Result<()> {
+//! // use candle_core::quantized::{QMatMul, gguf_file};
+//! use cube_gguf::candle::{QMatMul, gguf_file};
+//! use candle_core::{DType, Device, Module, Tensor};
+//!
+//! let device = Device::Cpu;
+//! let mut file = std::fs::File::open("model.gguf")?;
+//! let content = gguf_file::Content::read(&mut file)?;
+//! let layer = QMatMul::from_qtensor(content.tensor(&mut file, "blk.0.ffn_up.weight", &device)?)?;
+//! let y = layer.forward(&Tensor::ones((1, 4096), DType::F32, &device)?)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Tensors that go in and come out are Candle's, where the model puts them. Weights go to the device that Candle's stands
+//! for: with `Device::Cpu` that is [`default_device`], which the environment variable `CUBE_GGUF_DEVICE` names.
+
+pub mod gguf_file;
+mod var_builder;
+
+pub use var_builder::VarBuilder;
+
+pub use crate::GgmlDType;
+pub use crate::storage::{
+    Place, QMatMul, QStorage, QTensor, default_device, load_quantized, qtensor_from_ggml, set_default_device,
+};
+
+/// Any error of this crate as Candle's.
+fn candle_error(error: impl Into<crate::Error>) -> candle_core::Error {
+    error.into().into()
+}
