@@ -62,6 +62,7 @@ impl<'a> Shard<'a> {
     }
 
     /// Where the data section starts, in bytes from the start of the file.
+    #[cfg(feature = "candle")]
     pub fn data_offset(&self) -> usize {
         self.data
     }
