@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -46,16 +48,43 @@ pub fn built(cargo: &mut Command, name: &str) -> Result<PathBuf> {
 
 /// What `command` prints; where it fails, the error has its last lines on stderr.
 pub fn output(command: &mut Command) -> Result<String> {
+    watched(command, |_| {})
+}
+
+/// As [`output`], with each line shown as it comes.
+pub fn watched(command: &mut Command, mut show: impl FnMut(&str)) -> Result<String> {
     let line = line(std::iter::once(command.get_program()).chain(command.get_args()));
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("`{line}` could not start"))?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<&str> = stderr.lines().collect();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("`{line}` could not start"))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (printed, said) = thread::scope(|scope| {
+        let said = scope.spawn(|| read(stderr, |_| {}));
+        (read(stdout, &mut show), said.join())
+    });
+    let status = child.wait().with_context(|| format!("`{line}` was lost"))?;
+    if !status.success() {
+        let said = said.ok().and_then(Result::ok).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().collect();
         let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
         let said = if last.is_empty() { "it said nothing".to_owned() } else { format!("it said:\n{last}") };
-        bail!("`{line}` failed ({}); {said}", output.status);
+        bail!("`{line}` failed ({status}); {said}");
     }
-    String::from_utf8(output.stdout).with_context(|| format!("`{line}` printed no text"))
+    printed.with_context(|| format!("`{line}` printed no text"))
+}
+
+/// All text of a pipe, each line shown as it comes.
+fn read(pipe: Option<impl Read>, mut show: impl FnMut(&str)) -> Result<String> {
+    let mut text = String::new();
+    let Some(mut lines) = pipe.map(BufReader::new) else { return Ok(text) };
+    loop {
+        let mut line = Vec::new();
+        if lines.read_until(b'\n', &mut line)? == 0 {
+            return Ok(text);
+        }
+        let line = String::from_utf8_lossy(&line);
+        show(line.trim_end());
+        text += &line;
+    }
 }
 
 /// Words as a shell takes them.
@@ -79,6 +108,16 @@ mod tests {
         let line = line(words.iter().map(OsStr::new));
         let printed = output(Command::new("sh").args(["-c", &format!("printf '%s|' {line}")])).unwrap();
         assert_eq!(printed, "plain||two words|it's|$HOME|a\nb|");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn lines_are_shown_as_they_come() {
+        let mut shown = Vec::new();
+        // More on stderr than a pipe holds.
+        let script = "head -c 200000 /dev/zero >&2; echo one; printf two";
+        let printed = watched(Command::new("sh").args(["-c", script]), |line| shown.push(line.to_owned())).unwrap();
+        assert_eq!((printed.as_str(), shown), ("one\ntwo", vec!["one".to_owned(), "two".to_owned()]));
     }
 
     #[test]

@@ -26,7 +26,7 @@ const FILE: &str = "BENCHMARKS.md";
 #[derive(clap::Args)]
 #[command(after_help = "\
 A peer is any program that, run as `PEER N K`, prints the columns of `cube-gguf bench --csv` for weights of N rows and K
-columns; its name is what its column `engine` says. Such are benches/peers/candle_cuda.cu and examples/candle_cpu.rs.")]
+columns; its name is what its column `engine` says. Such are those of benches/peers and examples/candle_cpu.rs.")]
 pub struct Args {
     /// A program to compare with; may be given more than once.
     #[arg(long = "peer", value_name = "PATH", required = true)]
@@ -180,10 +180,10 @@ fn our_command(args: &Args, program: &Path, shape: Shape) -> Command {
     command
 }
 
-/// Runs a program once more for a shape, and says how long it took.
+/// Runs a program once more for a shape, and says what it prints and how long it took.
 fn time(command: &mut Command, shape: Shape, printed: &mut Printed, step: &str) -> Result<()> {
     let start = Instant::now();
-    let text = process::output(command)?;
+    let text = process::watched(command, |line| eprintln!("{line}"))?;
     let add = |printed: &mut Printed| printed.add(csv::parse(&text)?, shape);
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     add(printed).with_context(|| format!("what `{}` printed is off", process::line(words)))?;

@@ -1,0 +1,127 @@
+// Times ggml's mul_mat on the first GPU for weights of N rows and K columns, as `cube-gguf bench --csv` prints it.
+//
+// Weights rotate over copies that together exceed the last-level cache, and activations are f32, whose quantization is part
+// of the product. A figure is the median over graphs of such products, computed one after the other.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+#include "ggml.h"
+
+namespace {
+
+constexpr int64_t TOKENS[] = {1, 2, 4, 8};
+constexpr size_t CACHE_BYTES = 256u << 20;
+constexpr int RUNS = 50;
+// Rows that are quantized; the others repeat them.
+constexpr int64_t ROWS = 4;
+
+double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::vector<float> normal(size_t count) {
+    std::mt19937 random(42);
+    std::normal_distribution<float> distribution;
+    std::vector<float> values(count);
+    std::generate(values.begin(), values.end(), [&] { return distribution(random); });
+    return values;
+}
+
+// Rows of weights as the type's bytes, `n` of them.
+std::vector<uint8_t> weights(ggml_type type, int64_t n, int64_t k) {
+    const auto values = normal(ROWS * k);
+    const std::vector<float> importance(k, 1.0f);
+    const size_t row = ggml_row_size(type, k);
+    std::vector<uint8_t> rows(ROWS * row), all(n * row);
+    if (type == GGML_TYPE_F16) {
+        ggml_fp32_to_fp16_row(values.data(), reinterpret_cast<ggml_fp16_t *>(rows.data()), values.size());
+    } else if (type == GGML_TYPE_BF16) {
+        ggml_fp32_to_bf16_row(values.data(), reinterpret_cast<ggml_bf16_t *>(rows.data()), values.size());
+    } else {
+        ggml_quantize_chunk(type, values.data(), rows.data(), 0, ROWS, k, importance.data());
+    }
+    for (int64_t i = 0; i < n; i++) {
+        std::copy_n(&rows[i % ROWS * row], row, &all[i * row]);
+    }
+    return all;
+}
+
+void time_products(ggml_backend_t gpu, ggml_type type, int64_t n, int64_t k) {
+    const auto bytes = weights(type, n, k);
+    const int copies = std::max<int>(2, CACHE_BYTES / bytes.size() + 1);
+    const int products = 4 * copies;
+    for (const int64_t tokens : TOKENS) {
+        const size_t room = ggml_tensor_overhead() * (copies + products + 8) + ggml_graph_overhead_custom(2 * products, false);
+        ggml_context *context = ggml_init({room, nullptr, true});
+        std::vector<ggml_tensor *> matrices;
+        for (int i = 0; i < copies; i++) {
+            matrices.push_back(ggml_new_tensor_2d(context, type, k, n));
+        }
+        ggml_tensor *x = ggml_new_tensor_2d(context, GGML_TYPE_F32, k, tokens);
+        ggml_cgraph *graph = ggml_new_graph_custom(context, 2 * products, false);
+        bool supported = true;
+        for (int i = 0; i < products; i++) {
+            ggml_tensor *product = ggml_mul_mat(context, matrices[i % copies], x);
+            supported = supported && ggml_backend_supports_op(gpu, product);
+            ggml_build_forward_expand(graph, product);
+        }
+        if (supported) {
+            ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(context, gpu);
+            for (ggml_tensor *matrix : matrices) {
+                ggml_backend_tensor_set(matrix, bytes.data(), 0, bytes.size());
+            }
+            const auto values = normal(k * tokens);
+            ggml_backend_tensor_set(x, values.data(), 0, values.size() * sizeof(float));
+            std::vector<double> times;
+            for (int run = -3; run < RUNS; run++) {
+                const double begin = seconds();
+                ggml_backend_graph_compute(gpu, graph);
+                ggml_backend_synchronize(gpu);
+                if (run >= 0) {
+                    times.push_back((seconds() - begin) / products);
+                }
+            }
+            std::nth_element(times.begin(), times.begin() + RUNS / 2, times.end());
+            const double time = times[RUNS / 2];
+            std::printf("llama.cpp,%s,%lld,%lld,%lld,%.2f,%.1f,%.2f\n", ggml_type_name(type), (long long)n, (long long)k,
+                        (long long)tokens, time * 1e6, bytes.size() / time / 1e9, 2.0 * n * k * tokens / time / 1e12);
+            std::fflush(stdout);
+            ggml_backend_buffer_free(buffer);
+        }
+        ggml_free(context);
+    }
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    const int64_t n = argc > 2 ? std::atoll(argv[1]) : 0, k = argc > 2 ? std::atoll(argv[2]) : 0;
+    if (n < 1 || k < 256 || k % 256 != 0) {
+        std::fprintf(stderr, "usage: llama_cpp N K, for N x K weights; K is a multiple of 256\n");
+        return 2;
+    }
+    ggml_backend_load_all();
+    ggml_backend_t gpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_GPU, nullptr);
+    if (gpu == nullptr) {
+        std::fprintf(stderr, "llama.cpp finds no GPU\n");
+        return 1;
+    }
+    std::printf("engine,type,n,k,tokens,us,gbps_weights,tflops\n");
+    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
+        const auto type = static_cast<ggml_type>(i);
+        const bool is_float = type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+        // Activations are stored as Q8_1 and Q8_K, weights are not.
+        const bool is_for_activations = type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K;
+        if (is_float || (ggml_is_quantized(type) && !is_for_activations)) {
+            time_products(gpu, type, n, k);
+        }
+    }
+    ggml_backend_free(gpu);
+}
