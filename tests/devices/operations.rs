@@ -249,6 +249,7 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
         unroll: 1,
         cubes: None,
         staging: None,
+        ahead: false,
         codebook: 0,
         whole: false,
     };
@@ -278,12 +279,14 @@ fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
             assert_product_is(product, case, &values, &y, 0.0);
             y
         };
-        let base = Tunables { span: 1, stage: false, stage_codebook: false, ..rule(&client, key) };
-        for (rows, unroll, cubes_per_core) in [(1, 2, 0), (4, 3, 1)] {
-            let tunables = Tunables { rows, unroll, cubes_per_core, ..base };
+        let base = Tunables { stage: false, ahead: false, stage_codebook: false, ..rule(&client, key) };
+        for (span, rows, unroll, cubes_per_core) in [(1, 1, 2, 0), (1, 4, 3, 1), (base.span, 2, 1, 1)] {
+            let tunables = Tunables { span, rows, unroll, cubes_per_core, ..base };
             let expected = multiply(tunables);
             let staged = Tunables { stage: true, stage_codebook: true, ..tunables };
             assert_same(&multiply(staged), &expected, "codes of a cube's own, or from memory");
+            let staged = Tunables { ahead: true, ..staged };
+            assert_same(&multiply(staged), &expected, "loads ahead of all decoding, or on the way");
             let blueprint = Blueprint::of(&client, key, staged);
             let several = matvec_many_with(&client, &[few, tensor.weights(), few], &x, operand, |_, _, _| blueprint);
             for (y, n) in client.read(several).unwrap().iter().zip([few.n(), case.n, few.n()]) {

@@ -17,14 +17,16 @@ pub fn trials(device: &CubeDevice) -> Vec<Trial> {
         let on = device.clone();
         summary::trial(format!("{device}/storage/{name}"), move || check(&on))
     };
-    let mut trials = vec![
-        trial("refuses_what_does_not_fit", refuses_what_does_not_fit),
-        trial("serves_threads", serves_threads),
-        trial("multiplies_more_matrices_than_a_launch_takes", multiplies_more_matrices_than_a_launch_takes),
+    let checks: [(&str, Check); 3] = [
+        ("refuses_what_does_not_fit", refuses_what_does_not_fit),
+        ("serves_threads", serves_threads),
+        ("multiplies_more_matrices_than_a_launch_takes", multiplies_more_matrices_than_a_launch_takes),
     ];
     #[cfg(feature = "candle")]
-    trials.extend(candle::CHECKS.iter().map(|&(name, check)| trial(name, check)));
-    trials
+    let with_candle = candle::CHECKS;
+    #[cfg(not(feature = "candle"))]
+    let with_candle: &[(&str, Check)] = &[];
+    checks.iter().chain(with_candle).map(|&(name, check)| trial(name, check)).collect()
 }
 
 fn refuses_what_does_not_fit(device: &CubeDevice) {

@@ -152,15 +152,16 @@ fn table(entries: &[Entry]) -> String {
 }
 
 fn words(tunables: &Tunables) -> String {
-    let Tunables { span, lanes, groups, rows, tokens, unroll, cubes_per_core, stage, stage_codebook } = tunables;
+    let Tunables { span, lanes, groups, rows, tokens, unroll, cubes_per_core, stage, ahead, stage_codebook } = tunables;
     let staged = match (stage, stage_codebook) {
         (true, true) => ", staged with the codebook",
         (true, false) => ", staged",
         (false, true) => ", the codebook staged",
         (false, false) => "",
     };
+    let ahead = if *ahead { ", loads ahead" } else { "" };
     format!(
-        "span {span}; {lanes} lanes; {groups} groups; {rows} rows; {tokens} tokens; unroll {unroll}; {cubes_per_core} cubes a core{staged}"
+        "span {span}; {lanes} lanes; {groups} groups; {rows} rows; {tokens} tokens; unroll {unroll}; {cubes_per_core} cubes a core{staged}{ahead}"
     )
 }
 

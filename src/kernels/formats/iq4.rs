@@ -65,7 +65,7 @@ pub mod iq4_nl {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ4NL,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.of_sixteen(),
         layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)] },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
@@ -92,7 +92,7 @@ pub mod iq4_xs {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ4XS,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.of_sixteen(),
         layout: || Layout {
             block_bytes: 136,
             planes: vec![
@@ -132,7 +132,7 @@ pub mod mxfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::MXFP4,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.of_sixteen(),
         layout: || Layout { block_bytes: 17, planes: vec![Plane::codes(4, 32, nibble_bit(1)), Plane::raw(8, 0, 1)] },
         dequantize: |block, out| {
             let d = f32::from_bits(half_of_e8m0(block[0] as u32));
@@ -164,7 +164,7 @@ pub mod nvfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::NVFP4,
-        traits: Traits::TWO_SCALES,
+        traits: Traits::TWO_SCALES.of_sixteen(),
         layout: || Layout {
             block_bytes: 36,
             planes: vec![

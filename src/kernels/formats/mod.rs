@@ -14,17 +14,21 @@ mod iq4;
 mod k_quants;
 mod layout;
 mod legacy;
+mod loads;
 mod low_bits;
 mod planes;
 
 use std::borrow::Cow;
 
+use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
 pub use bits::{f16, to_floats};
 pub use layout::{Layout, MAX_PLANES, Placements, Plane};
+pub use loads::Loads;
 pub use planes::{At, Planes, PlanesLaunch, UNIT, Unit, Words};
 
+use super::target::permutes_bytes;
 use crate::gguf::{Endian, GgmlType};
 
 /// What is known of a format before any data.
@@ -51,6 +55,8 @@ pub struct Traits {
     pub min: bool,
     /// Whether values are floats without codes.
     pub dense: bool,
+    /// Whether codes are indices of sixteen values.
+    pub of_sixteen: bool,
     pub codes: Codes,
 }
 
@@ -64,7 +70,7 @@ pub enum Codes {
 }
 
 impl Traits {
-    const ONE_SCALE: Self = Self { scales: 1, min: false, dense: false, codes: Codes::Signed };
+    const ONE_SCALE: Self = Self { scales: 1, min: false, dense: false, of_sixteen: false, codes: Codes::Signed };
     const TWO_SCALES: Self = Self { scales: 2, ..Self::ONE_SCALE };
     const SCALE_AND_MIN: Self = Self { min: true, ..Self::ONE_SCALE };
     const TWO_SCALES_AND_MINS: Self = Self { scales: 2, min: true, ..Self::ONE_SCALE };
@@ -73,6 +79,11 @@ impl Traits {
     /// The same with unsigned codes, `bias` over their values.
     const fn biased(self, bias: u32) -> Self {
         Self { codes: Codes::Biased(bias), ..self }
+    }
+
+    /// The same with codes that are indices of sixteen values.
+    const fn of_sixteen(self) -> Self {
+        Self { of_sixteen: true, ..self }
     }
 }
 
@@ -105,6 +116,18 @@ impl Format {
         let layout = (self.layout)();
         let widest = layout.planes.iter().filter(|plane| plane.is_wide()).map(Plane::block_bits).max();
         self.span_of(|plane| Some(plane.block_bits()) == widest)
+    }
+
+    /// The codebook that kernels read on a device; none where they permute bytes instead.
+    pub fn codebook_on(&self, properties: &DeviceProperties) -> Option<fn() -> Vec<u32>> {
+        self.codebook.filter(|_| !(self.traits.of_sixteen && permutes_bytes(properties)))
+    }
+
+    /// Words that what is read of a unit takes.
+    pub fn unit_words(&self) -> usize {
+        let units = (self.ty.block_size() / UNIT).max(1);
+        let words = |plane: &Plane| plane.block_bits().div_ceil(units * 32);
+        (self.layout)().planes.iter().map(words).sum()
     }
 
     fn span_of(&self, counts: impl Fn(&Plane) -> bool) -> usize {

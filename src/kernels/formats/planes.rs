@@ -2,6 +2,8 @@
 
 use cubecl::prelude::*;
 
+use super::loads;
+
 /// Four words, 16 bytes: what one load brings and one step of decoding works on.
 pub type Words = Vector<u32, Const<4>>;
 
@@ -87,12 +89,12 @@ impl Planes {
 
     /// 16 bytes: the vector `index` of a row of a plane whose rows are 16-byte aligned.
     pub fn wide(&self, #[comptime] plane: usize, row: usize, index: usize) -> Words {
-        self.wide[self.row(plane, row) / 4 + index]
+        loads::wide(self.wide[self.row(plane, row) / 4 + index])
     }
 
     /// The word `index` of a row of a plane.
     pub fn word(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
-        self.words[self.row(plane, row) + index]
+        loads::narrow(self.words[self.row(plane, row) + index])
     }
 
     /// The 16-bit field `index` of a row of a plane.

@@ -57,6 +57,8 @@ pub struct Blueprint {
     pub cubes: Option<u32>,
     /// Room for int8 codes that each cube makes for itself; `None` where they come from memory.
     pub staging: Option<Staging>,
+    /// Whether all loads of a turn come before any decoding, the first before the staging.
+    pub ahead: bool,
     /// Words of the codebook that each cube copies to its shared memory; 0 where it stays.
     pub codebook: usize,
     /// Whether a row is whole turns of `unroll` spans of all lanes.
@@ -137,10 +139,11 @@ impl Blueprint {
         let staging = Staging { tokens, units: room(key.units, span), span };
         // Cubes for all rows would each quantize for a few.
         let staged = tunables.stage && cores.is_some() && key.operand == Operand::Int8 && reduction == Reduction::Plane;
-        let codebook = format(key.ty).and_then(|format| format.codebook).filter(|_| tunables.stage_codebook);
-        let codebook = codebook.map_or(0, |codebook| codebook().len());
+        let codebook = format(key.ty).and_then(|format| format.codebook_on(client.properties()));
+        let codebook = codebook.filter(|_| tunables.stage_codebook).map_or(0, |codebook| codebook().len());
         let fits = |bytes: usize| bytes <= hardware.max_shared_memory_size;
         let codebook = if fits(4 * codebook) { codebook } else { 0 };
+        let staging = (staged && fits(staging.bytes() + 4 * codebook)).then_some(staging);
         Self {
             ty: key.ty,
             operand: key.operand,
@@ -152,10 +155,16 @@ impl Blueprint {
             tokens,
             unroll,
             cubes: cores.map(|cores| cores * tunables.cubes_per_core),
-            staging: (staged && fits(staging.bytes() + 4 * codebook)).then_some(staging),
+            staging,
+            ahead: tunables.ahead && staging.is_some(),
             codebook,
             whole: (key.units / span).is_multiple_of(lanes as usize * unroll),
         }
+    }
+
+    /// Which of the units that are loaded ahead is in that place of a turn's span, in that row.
+    pub(super) fn loaded(&self, turn: usize, place: usize, row: usize) -> usize {
+        (turn * self.span + place) * self.rows + row
     }
 
     /// Whether the sums of both are made of the same terms in the same order.
@@ -175,7 +184,8 @@ impl Blueprint {
             fits && stride.is_some() && operand == Operand::Int8
         });
         let whole = (units / span).is_multiple_of(self.lanes as usize * self.unroll);
-        Self { ty: weights.ty(), operand, span, tokens: self.tokens.max(1), staging, whole, ..self }
+        let ahead = self.ahead && staging.is_some();
+        Self { ty: weights.ty(), operand, span, tokens: self.tokens.max(1), staging, ahead, whole, ..self }
     }
 }
 

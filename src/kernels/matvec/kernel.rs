@@ -9,7 +9,7 @@ use crate::gguf::GgmlType;
 use crate::kernels::dot::{Bytes, Instruction, dot16};
 use crate::kernels::floats::{FloatType, rounded};
 use crate::kernels::formats::{
-    At, Codes, Planes, Traits, Unit, Words, dense_vector, traits, unit, values, vectors_per_unit,
+    At, Codes, Loads, Planes, Traits, Unit, Words, dense_vector, traits, unit, values, vectors_per_unit,
 };
 use crate::kernels::int8::{Staging, stage, staged};
 use crate::kernels::launch::Grid;
@@ -52,7 +52,15 @@ pub fn multiply_rows<O: Float>(
     #[define(O)] _dtype: ElemType,
 ) {
     let share = Share { cube: grid.cube(), spans, first_token, all_tokens };
-    with_codebook(matrices, codes, x, out, share, blueprint, ty);
+    let codebook = &matrices.index(0usize).planes.codebook;
+    if comptime!(blueprint.codebook > 0) {
+        let mut shared = Shared::<[u32]>::new_slice(blueprint.codebook);
+        copy_codebook(codebook, &mut shared, blueprint);
+        sync_cube();
+        multiply_all(matrices, &shared, codes, x, out, share, &mut Sequence::new(), blueprint, ty);
+    } else {
+        multiply_all(matrices, codebook, codes, x, out, share, &mut Sequence::new(), blueprint, ty);
+    }
 }
 
 /// The product with activations that each cube quantizes for itself. Token `t` starts at vector `t * stride` of `x`.
@@ -74,20 +82,59 @@ pub fn multiply_staged<X: Float, O: Float>(
     let staging = comptime!(room(blueprint));
     let mut codes = Shared::<[Words]>::new_slice(comptime!(2 * staging.tokens * staging.units));
     let mut sums = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(staging.tokens * staging.units));
+    let share = Share { cube: grid.cube(), spans, first_token, all_tokens };
+    let matrix = matrices.index(0usize);
+    let codebook = &matrix.planes.codebook;
+    // The first weights are on their way while the cube quantizes.
+    let first_row = group(share.cube, matrix.cubes) * blueprint.rows;
+    let mut loads = Sequence::<Loads>::new();
+    if comptime!(blueprint.ahead) {
+        load_turns(matrix, share, first_row, UNIT_POS_X as usize, &mut loads, blueprint);
+    }
+    // One barrier for all that the cube has for itself.
+    if comptime!(blueprint.codebook > 0) {
+        let mut shared = Shared::<[u32]>::new_slice(blueprint.codebook);
+        copy_codebook(codebook, &mut shared, blueprint);
+        stage_all(x, stride, share, &mut codes, &mut sums, blueprint);
+        sync_cube();
+        multiply_all(matrices, &shared, &codes, &sums, out, share, &mut loads, blueprint, ty);
+    } else {
+        stage_all(x, stride, share, &mut codes, &mut sums, blueprint);
+        sync_cube();
+        multiply_all(matrices, codebook, &codes, &sums, out, share, &mut loads, blueprint, ty);
+    }
+}
+
+/// The launch's activations as codes.
+#[cube]
+fn stage_all<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    stride: usize,
+    share: Share,
+    codes: &mut [Words],
+    sums: &mut [Vector<f32, Const<4>>],
+    #[comptime] blueprint: Blueprint,
+) {
     stage(
         x,
         stride,
-        first_token,
-        all_tokens,
-        spans * blueprint.span,
-        &mut codes,
-        &mut sums,
-        staging,
+        share.first_token,
+        share.all_tokens,
+        share.spans * blueprint.span,
+        codes,
+        sums,
+        comptime!(room(blueprint)),
         comptime!((blueprint.lanes * blueprint.groups) as usize),
     );
-    sync_cube();
-    let share = Share { cube: grid.cube(), spans, first_token, all_tokens };
-    with_codebook(matrices, &codes, &sums, out, share, blueprint, ty);
+}
+
+/// The format's codebook, by all units of the cube.
+#[cube]
+fn copy_codebook(from: &[u32], to: &mut [u32], #[comptime] blueprint: Blueprint) {
+    let units = comptime!((blueprint.lanes * blueprint.groups) as usize);
+    for i in range_stepped(UNIT_POS as usize, blueprint.codebook, units) {
+        to[i] = from[i];
+    }
 }
 
 /// The staging of a blueprint that has one.
@@ -106,31 +153,6 @@ struct Share {
     all_tokens: usize,
 }
 
-/// The product, with the codebook where the blueprint has it.
-#[cube]
-fn with_codebook<O: Float>(
-    matrices: &Sequence<Matrix>,
-    codes: &[Words],
-    x: &[Vector<f32, Const<4>>],
-    out: &mut [O],
-    share: Share,
-    #[comptime] blueprint: Blueprint,
-    #[comptime] ty: FloatType,
-) {
-    let of_format = &matrices.index(0usize).planes.codebook;
-    if comptime!(blueprint.codebook > 0) {
-        let mut codebook = Shared::<[u32]>::new_slice(blueprint.codebook);
-        let lanes = comptime!((blueprint.lanes * blueprint.groups) as usize);
-        for i in range_stepped(UNIT_POS as usize, blueprint.codebook, lanes) {
-            codebook[i] = of_format[i];
-        }
-        sync_cube();
-        multiply_all(matrices, &codebook, codes, x, out, share, blueprint, ty);
-    } else {
-        multiply_all(matrices, of_format, codes, x, out, share, blueprint, ty);
-    }
-}
-
 /// This cube's rows of all matrices.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -141,6 +163,7 @@ fn multiply_all<O: Float>(
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
     share: Share,
+    loads: &mut Sequence<Loads>,
     #[comptime] blueprint: Blueprint,
     #[comptime] ty: FloatType,
 ) {
@@ -149,13 +172,13 @@ fn multiply_all<O: Float>(
     for m in 0..count {
         let matrix = matrices.index(m);
         if comptime!(blueprint.cubes.is_some()) {
-            multiply_turns(matrix, codebook, codes, x, out, share, comptime!(m > 0), blueprint, ty);
+            multiply_turns(matrix, codebook, codes, x, out, share, loads, comptime!(m > 0), blueprint, ty);
         } else if comptime!(count == 1) {
             let first_row = group(share.cube, matrix.cubes) * blueprint.rows;
-            multiply_from(matrix, codebook, codes, x, out, share, first_row, blueprint, ty);
+            multiply_from(matrix, codebook, codes, x, out, share, loads, false, first_row, blueprint, ty);
         } else if share.cube >= matrix.before && share.cube - matrix.before < matrix.cubes {
             let first_row = group(share.cube - matrix.before, matrix.cubes) * blueprint.rows;
-            multiply_from(matrix, codebook, codes, x, out, share, first_row, blueprint, ty);
+            multiply_from(matrix, codebook, codes, x, out, share, loads, false, first_row, blueprint, ty);
         }
     }
 }
@@ -178,6 +201,7 @@ fn multiply_turns<O: Float>(
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
     share: Share,
+    loads: &mut Sequence<Loads>,
     #[comptime] has_before: bool,
     #[comptime] blueprint: Blueprint,
     #[comptime] ty: FloatType,
@@ -193,12 +217,14 @@ fn multiply_turns<O: Float>(
         let first_row = (turn * groups + group) * blueprint.rows;
         // All lanes of a plane go on together, as they talk to each other.
         if !whole_planes || first_row < matrix.n {
-            multiply_from(matrix, codebook, codes, x, out, share, first_row, blueprint, ty);
+            let loaded = turn == 0 && !has_before;
+            multiply_from(matrix, codebook, codes, x, out, share, loads, loaded, first_row, blueprint, ty);
         }
     }
 }
 
-/// The rows of a group from `first_row` on. What is past the last row or token multiplies that again and stores nothing.
+/// The rows of a group from `first_row` on, of which the first turn is `loaded` or not. What is past the last row or token
+/// multiplies that again and stores nothing.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply_from<O: Float>(
@@ -208,6 +234,8 @@ fn multiply_from<O: Float>(
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
     share: Share,
+    loads: &mut Sequence<Loads>,
+    loaded: bool,
     first_row: usize,
     #[comptime] blueprint: Blueprint,
     #[comptime] ty: FloatType,
@@ -220,7 +248,7 @@ fn multiply_from<O: Float>(
     if comptime!(traits(blueprint.ty).dense) {
         multiply_dense(matrix, x, share, first_row, &mut sums, blueprint);
     } else {
-        multiply_blocks(matrix, codebook, codes, x, share, first_row, &mut sums, blueprint);
+        multiply_blocks(matrix, codebook, codes, x, share, loads, loaded, first_row, &mut sums, blueprint);
     }
     reduce(&mut sums, blueprint);
     if UNIT_POS_X == 0 {
@@ -249,12 +277,18 @@ fn multiply_blocks(
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
     share: Share,
+    loads: &mut Sequence<Loads>,
+    loaded: bool,
     first_row: usize,
     sums: &mut Array<f32>,
     #[comptime] blueprint: Blueprint,
 ) {
     let lanes = comptime!(blueprint.lanes as usize);
     for first in range_stepped(UNIT_POS_X as usize, share.spans, comptime!(lanes * blueprint.unroll)) {
+        // All loads come before the first that is waited for.
+        if comptime!(blueprint.ahead) && !(loaded && first == UNIT_POS_X as usize) {
+            load_turns(matrix, share, first_row, first, loads, blueprint);
+        }
         #[unroll]
         for turn in 0..blueprint.unroll {
             let span = first + comptime!(turn * lanes);
@@ -272,18 +306,52 @@ fn multiply_blocks(
                     }
                 }
                 if comptime!(blueprint.whole || turn == 0) {
-                    add_unit(matrix, codebook, codes, x, share, first_row, span, u, place, sums, blueprint);
+                    add_unit(
+                        matrix, codebook, codes, x, share, loads, first_row, span, u, turn, place, sums, blueprint,
+                    );
                 } else {
                     let mut added = Array::<f32>::new(comptime!(blueprint.rows * blueprint.tokens));
                     #[unroll]
                     for i in 0..comptime!(blueprint.rows * blueprint.tokens) {
                         added[i] = sums[i];
                     }
-                    add_unit(matrix, codebook, codes, x, share, first_row, span, u, place, &mut added, blueprint);
+                    add_unit(
+                        matrix, codebook, codes, x, share, loads, first_row, span, u, turn, place, &mut added,
+                        blueprint,
+                    );
                     #[unroll]
                     for i in 0..comptime!(blueprint.rows * blueprint.tokens) {
                         sums[i] = select(inside, added[i], sums[i]);
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Loads what `unroll` turns from span `first` on take of all rows. What was loaded before is replaced.
+#[cube]
+fn load_turns(
+    matrix: &Matrix,
+    share: Share,
+    first_row: usize,
+    first: usize,
+    loads: &mut Sequence<Loads>,
+    #[comptime] blueprint: Blueprint,
+) {
+    #[unroll]
+    for turn in 0..blueprint.unroll {
+        let span = clamped(first + comptime!(turn * blueprint.lanes as usize), share.spans);
+        #[unroll]
+        for place in 0..blueprint.span {
+            #[unroll]
+            for r in 0..blueprint.rows {
+                let at = At::in_span(clamped(first_row + r, matrix.n), span, blueprint.span, place);
+                let i = comptime!(blueprint.loaded(turn, place, r));
+                if comptime!(i == loads.len()) {
+                    loads.push(Loads::of(&matrix.planes, at, blueprint.ty));
+                } else {
+                    loads.index_mut(i).replace(&matrix.planes, at, blueprint.ty);
                 }
             }
         }
@@ -299,9 +367,11 @@ fn add_unit(
     codes: &[Words],
     x: &[Vector<f32, Const<4>>],
     share: Share,
+    loads: &mut Sequence<Loads>,
     first_row: usize,
     span: usize,
     u: usize,
+    #[comptime] turn: usize,
     #[comptime] place: usize,
     sums: &mut Array<f32>,
     #[comptime] blueprint: Blueprint,
@@ -319,7 +389,12 @@ fn add_unit(
         #[unroll]
         for r in 0..blueprint.rows {
             let at = At::in_span(clamped(first_row + r, matrix.n), span, blueprint.span, place);
-            units.push(unit(&matrix.planes, codebook, at, blueprint.ty));
+            if comptime!(blueprint.ahead) {
+                let i = comptime!(blueprint.loaded(turn, place, r));
+                units.push(loads.index(i).decode(&matrix.planes, codebook, at, blueprint.ty));
+            } else {
+                units.push(unit(&matrix.planes, codebook, at, blueprint.ty));
+            }
         }
         #[unroll]
         for t in 0..tokens {

@@ -46,12 +46,15 @@ pub fn neighbours(client: &Client, key: Key, from: Tunables) -> Vec<Tunables> {
                 add(Tunables { span, unroll: (from.unroll * from.span / span).max(1), ..from });
             }
         }
-        if format.codebook.is_some() {
+        if format.codebook_on(client.properties()).is_some() {
             add(Tunables { stage_codebook: !from.stage_codebook, ..from });
         }
     }
     if planes && int8 && hardware.num_streaming_multiprocessors.is_some() {
         add(Tunables { stage: !from.stage, cubes_per_core: if from.stage { 0 } else { 1 }, ..from });
+    }
+    if from.stage {
+        add(Tunables { ahead: !from.ahead, ..from });
     }
     if planes && from.lanes > 8 {
         add(Tunables { lanes: from.lanes / 2, groups: from.groups * 2, ..from });

@@ -51,6 +51,8 @@ pub struct Tunables {
     pub cubes_per_core: u32,
     /// Whether each cube quantizes the activations for itself, to its shared memory.
     pub stage: bool,
+    /// Whether a lane has all loads of a turn under way before it decodes any, the first of them while its cube quantizes.
+    pub ahead: bool,
     /// Whether each cube copies the format's codebook to its shared memory.
     pub stage_codebook: bool,
 }

@@ -21,6 +21,7 @@ pub fn rule(client: &Client, key: Key) -> Tunables {
         unroll: 1,
         cubes_per_core: 0,
         stage: false,
+        ahead: false,
         stage_codebook: false,
     };
     if let Some(cores) = hardware.num_cpu_cores {
@@ -43,37 +44,42 @@ pub fn rule(client: &Client, key: Key) -> Tunables {
     }
 }
 
-/// int8 products on a GPU whose cubes quantize for themselves, one or two of them a core.
+/// int8 products on a GPU whose cubes quantize for themselves, several of them a core: while some load, others multiply.
 fn few_tokens(client: &Client, key: Key, one: Tunables) -> Tunables {
     let hardware = &client.properties().hardware;
     let plane = hardware.plane_size_max;
-    let (units, lanes) = if key.tokens > 4 { (512, plane / 2) } else { (1024, plane) };
+    let cores = hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
+    // As many units as there are half units of activations to quantize. More tokens take more registers.
+    let halves = (2 * key.units).next_power_of_two().clamp(256, 1024) as u32;
+    let (units, units_per_core, lanes, most) = match key.tokens {
+        1 => (halves, 1024, plane, 2),
+        2 => (256, 1024, plane / 2, 4),
+        3..=4 => (256, 512, plane / 2, 4),
+        _ => (512, 1024, plane / 2, 4),
+    };
     let units = units.min(hardware.max_units_per_cube);
     let span = dividing(key, Format::narrow_span);
-    // Rows share the loads of the activations, where there are enough for all planes.
-    let cores = hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
-    let rows_per_plane = key.n / (cores * (1024 / plane as usize));
-    let decodes_much = format(key.ty).is_some_and(|format| format.codebook.is_some());
-    let is_long = key.ty.block_bytes() > 6 * key.ty.block_size() / 8;
-    let most = match () {
-        () if decodes_much || key.tokens > 1 => 4,
-        () if is_long => 2,
-        () => 1,
-    };
-    let rows = rows_per_plane.next_power_of_two().clamp(1, most);
-    let under_way = if decodes_much { 2 } else { 4 };
+    // Rows share the loads of the activations, where there are enough for all groups.
+    let rows = key.n / (cores * (units_per_core / lanes) as usize);
+    let rows = rows.next_power_of_two().clamp(1, most);
+    let words = format(key.ty).map_or(1, Format::unit_words).max(1);
+    let unroll = if key.tokens == 1 { LOADED_WORDS / (words * span * rows) } else { 1 };
     Tunables {
         span,
         lanes,
         groups: units / lanes,
         rows,
-        unroll: if key.tokens > 1 { 1 } else { under_way / span },
-        cubes_per_core: 1024 / units,
+        unroll: 1 << unroll.max(1).ilog2().min(2),
+        cubes_per_core: (units_per_core / units).max(1),
         stage: true,
+        ahead: key.tokens <= 4,
         stage_codebook: true,
         ..one
     }
 }
+
+/// Words of weights that a lane has registers for while they are on their way.
+const LOADED_WORDS: usize = 20;
 
 /// Registers for the waves that the report of AMD's machine code asks for.
 fn few_registers(key: Key, plane: u32, one: Tunables) -> Tunables {

@@ -186,6 +186,7 @@ mod tests {
             unroll: 1,
             cubes_per_core: 0,
             stage: false,
+            ahead: false,
             stage_codebook: false,
         };
         Entry { ty: "Q4_0".to_owned(), operand: Operand::Int8, tokens: 1, n, k, tunables, us: 1.0, rule_us: 2.0 }
@@ -246,6 +247,7 @@ mod tests {
             unroll: 1,
             cubes: None,
             staging: None,
+            ahead: false,
             codebook: 0,
             whole: true,
         };
