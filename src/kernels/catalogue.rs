@@ -134,7 +134,9 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
 fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry> {
     let units = (format.ty.block_size() / UNIT).max(format.span());
     let key = Key { ty: format.ty, operand: Operand::Int8, tokens: 1, n: 2, units };
-    let tunables = Tunables { stage: true, ahead: true, stage_codebook: true, cubes_per_core: 1, ..rule(client, key) };
+    // Loads of one row ahead are what registers suffice for, whatever the format.
+    let tunables =
+        Tunables { rows: 1, stage: true, ahead: true, stage_codebook: true, cubes_per_core: 1, ..rule(client, key) };
     let blueprint = Blueprint::of(client, key, tunables);
     blueprint.staging.filter(|_| !format.traits.dense)?;
     let launch = move |client: &Client| {

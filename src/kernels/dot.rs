@@ -82,6 +82,21 @@ pub fn dot16(a: Words, b: Words, c: i32, #[comptime] bytes: Bytes) -> i32 {
     sum
 }
 
+/// The sum of the four signed bytes of a word.
+#[cube]
+pub fn sum4(word: u32) -> i32 {
+    let properties = comptime::device_properties();
+    let instruction = comptime!(Instruction::of(&properties));
+    if comptime!(instruction == Instruction::Expansion) {
+        let ones = Words::new(0x0101_0101u32);
+        let mut words = Words::new(0u32);
+        words.insert(0usize, word);
+        expansion(ones, words, Bytes::Signed)
+    } else {
+        dot4_of(0x0101_0101u32, word, 0i32, instruction, Bytes::Signed)
+    }
+}
+
 #[cube]
 fn dot4(a: u32, b: u32, c: i32, #[comptime] instruction: Instruction, #[comptime] bytes: Bytes) -> i32 {
     if comptime!(bytes == Bytes::Unsigned && !instruction.takes_unsigned()) {

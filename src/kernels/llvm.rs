@@ -96,6 +96,40 @@ impl ToLLVMDialect for PermOp {
     }
 }
 
+/// `v_rcp_f32` of AMD, `rcp.approx.ftz.f32` of PTX: one over a float, right to its last bit or the one before.
+#[cube_op(name = "cube_gguf.reciprocal")]
+#[result_ty(same_as = value)]
+#[op_traits(Pure, CanMaterialize)]
+pub struct ReciprocalOp {
+    pub value: Value,
+    pub amd: BoolAttr,
+}
+
+/// Appends a [`ReciprocalOp`].
+pub fn reciprocal(scope: &Scope, value: NativeExpand<f32>, amd: bool) -> NativeExpand<f32> {
+    let value = value.read_value(scope);
+    let op = ReciprocalOp::new(scope.ctx_mut(), value, BoolAttr::new(amd));
+    scope.register_with_result(&op).into()
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for ReciprocalOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let value = self.value(ctx);
+        let ty = value.get_type(ctx);
+        let intrinsic = if self.amd(ctx).0 { "llvm.amdgcn.rcp.f32" } else { "llvm.nvvm.rcp.approx.ftz.f" };
+        let call = call_op(ctx, intrinsic, ty, vec![value]);
+        rewriter.insert_op(ctx, &call);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![call.get_result(ctx)]);
+        Ok(())
+    }
+}
+
 /// A number that LLVM knows nothing of but that it is there from here on.
 #[cube_op(name = "cube_gguf.scheduled")]
 #[result_ty(same_as = value)]

@@ -4,6 +4,7 @@ use cubecl::frontend::comptime;
 use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
+use super::formats::Words;
 #[cfg(feature = "llvm")]
 use super::llvm;
 
@@ -101,6 +102,47 @@ pub fn filled(ones: u32) -> u32 {
     } else {
         ones * 0xff
     }
+}
+
+/// The lowest bytes of four words as one.
+#[cube]
+pub fn low_bytes(words: Words) -> u32 {
+    let properties = comptime::device_properties();
+    let (a, b, c, d) = (words.extract(0usize), words.extract(1usize), words.extract(2usize), words.extract(3usize));
+    match comptime!(Target::of(&properties)) {
+        // A selector of 12 is for a byte of zeros.
+        Target::Amd(_) => {
+            let (low, high) = (permuted(b, a, 0x0c0c_0400u32, true), permuted(d, c, 0x0c0c_0400u32, true));
+            permuted(high, low, 0x0504_0100u32, true)
+        }
+        Target::Nvidia(_) => {
+            let (low, high) = (permuted(b, a, 0x0040u32, false), permuted(d, c, 0x0040u32, false));
+            permuted(high, low, 0x5410u32, false)
+        }
+        _ => (a & 0xff) | ((b & 0xff) << 8) | ((c & 0xff) << 16) | (d << 24),
+    }
+}
+
+/// One over a positive normal number, to about its last bit.
+#[cube]
+pub fn reciprocal(value: f32) -> f32 {
+    let properties = comptime::device_properties();
+    match comptime!(Target::of(&properties)) {
+        Target::Amd(_) => reciprocal_by_llvm(value, true),
+        Target::Nvidia(_) => reciprocal_by_llvm(value, false),
+        _ => 1.0f32 / value,
+    }
+}
+
+#[cube]
+#[allow(unused_variables)]
+fn reciprocal_by_llvm(value: f32, #[comptime] amd: bool) -> f32 {
+    intrinsic!(|_scope| {
+        #[cfg(feature = "llvm")]
+        return llvm::reciprocal(_scope, value, amd);
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only LLVM has the instruction")
+    })
 }
 
 /// Whether [`of_sixteen()`] is for the device.

@@ -9,7 +9,7 @@ use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::{Format, UNIT, format, traits};
-use crate::kernels::int8::Staging;
+use crate::kernels::int8::{Staging, shares_units};
 use crate::kernels::launch::has_planes;
 use crate::kernels::tune::{Key, Table, Tunables, rule};
 use crate::kernels::weights::Weights;
@@ -138,7 +138,8 @@ impl Blueprint {
         let tokens = tunables.tokens.max(1);
         let staging = Staging { tokens, units: room(key.units, span), span };
         // Cubes for all rows would each quantize for a few.
-        let staged = tunables.stage && cores.is_some() && key.operand == Operand::Int8 && reduction == Reduction::Plane;
+        let staged =
+            tunables.stage && cores.is_some() && key.operand == Operand::Int8 && shares_units(client, lanes * groups);
         let codebook = format(key.ty).and_then(|format| format.codebook_on(client.properties()));
         let codebook = codebook.filter(|_| tunables.stage_codebook).map_or(0, |codebook| codebook().len());
         let fits = |bytes: usize| bytes <= hardware.max_shared_memory_size;
@@ -160,6 +161,11 @@ impl Blueprint {
             codebook,
             whole: (key.units / span).is_multiple_of(lanes as usize * unroll),
         }
+    }
+
+    /// Units of a cube.
+    pub(super) fn units(&self) -> u32 {
+        self.lanes * self.groups
     }
 
     /// Which of the units that are loaded ahead is in that place of a turn's span, in that row.

@@ -80,16 +80,16 @@ pub fn multiply_staged<X: Float, O: Float>(
     #[define(X, O)] _dtypes: [ElemType; 2],
 ) {
     let staging = comptime!(room(blueprint));
-    let mut codes = Shared::<[Words]>::new_slice(comptime!(2 * staging.tokens * staging.units));
-    let mut sums = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(staging.tokens * staging.units));
+    let mut codes = Shared::<[Words]>::new_slice(comptime!(2 * staging.vectors()));
+    let mut sums = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(staging.vectors()));
     let share = Share { cube: grid.cube(), spans, first_token, all_tokens };
     let matrix = matrices.index(0usize);
     let codebook = &matrix.planes.codebook;
     // The first weights are on their way while the cube quantizes.
-    let first_row = group(share.cube, matrix.cubes) * blueprint.rows;
+    let first = Turn { row: group(share.cube, matrix.cubes) * blueprint.rows, span: UNIT_POS_X as usize, any: true };
     let mut loads = Sequence::<Loads>::new();
     if comptime!(blueprint.ahead) {
-        load_turns(matrix, share, first_row, UNIT_POS_X as usize, &mut loads, blueprint);
+        load_turn(matrix, share, first, &mut loads, blueprint);
     }
     // One barrier for all that the cube has for itself.
     if comptime!(blueprint.codebook > 0) {
@@ -124,14 +124,14 @@ fn stage_all<X: Float>(
         codes,
         sums,
         comptime!(room(blueprint)),
-        comptime!((blueprint.lanes * blueprint.groups) as usize),
+        comptime!(blueprint.units() as usize),
     );
 }
 
 /// The format's codebook, by all units of the cube.
 #[cube]
 fn copy_codebook(from: &[u32], to: &mut [u32], #[comptime] blueprint: Blueprint) {
-    let units = comptime!((blueprint.lanes * blueprint.groups) as usize);
+    let units = comptime!(blueprint.units() as usize);
     for i in range_stepped(UNIT_POS as usize, blueprint.codebook, units) {
         to[i] = from[i];
     }
@@ -174,12 +174,29 @@ fn multiply_all<O: Float>(
         if comptime!(blueprint.cubes.is_some()) {
             multiply_turns(matrix, codebook, codes, x, out, share, loads, comptime!(m > 0), blueprint, ty);
         } else if comptime!(count == 1) {
-            let first_row = group(share.cube, matrix.cubes) * blueprint.rows;
-            multiply_from(matrix, codebook, codes, x, out, share, loads, false, first_row, blueprint, ty);
+            let row = group(share.cube, matrix.cubes) * blueprint.rows;
+            multiply_from(matrix, codebook, codes, x, out, share, loads, row, Turn::none(), blueprint, ty);
         } else if share.cube >= matrix.before && share.cube - matrix.before < matrix.cubes {
-            let first_row = group(share.cube - matrix.before, matrix.cubes) * blueprint.rows;
-            multiply_from(matrix, codebook, codes, x, out, share, loads, false, first_row, blueprint, ty);
+            let row = group(share.cube - matrix.before, matrix.cubes) * blueprint.rows;
+            multiply_from(matrix, codebook, codes, x, out, share, loads, row, Turn::none(), blueprint, ty);
         }
+    }
+}
+
+/// What a lane takes in a turn: `unroll` spans of the rows of its group, from the first of both on.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Turn {
+    row: usize,
+    span: usize,
+    /// Whether there is any.
+    any: bool,
+}
+
+#[cube]
+impl Turn {
+    fn none() -> Turn {
+        Turn { row: 0usize.runtime(), span: 0usize.runtime(), any: false.runtime() }
     }
 }
 
@@ -210,21 +227,27 @@ fn multiply_turns<O: Float>(
     let mut group = group(share.cube, matrix.cubes);
     if comptime!(has_before) {
         group = select(group < matrix.before, group + groups, group) - matrix.before;
+        if comptime!(blueprint.ahead) {
+            let first = Turn { row: group * blueprint.rows, span: UNIT_POS_X as usize, any: true };
+            load_turn(matrix, share, first, loads, blueprint);
+        }
     }
     let properties = comptime::device_properties();
     let whole_planes = comptime!(blueprint.lanes == properties.hardware.plane_size_max);
     for turn in 0..matrix.turns {
-        let first_row = (turn * groups + group) * blueprint.rows;
+        let row = (turn * groups + group) * blueprint.rows;
         // All lanes of a plane go on together, as they talk to each other.
-        if !whole_planes || first_row < matrix.n {
-            let loaded = turn == 0 && !has_before;
-            multiply_from(matrix, codebook, codes, x, out, share, loads, loaded, first_row, blueprint, ty);
+        if !whole_planes || row < matrix.n {
+            let next_row = row + groups * blueprint.rows;
+            let any = turn + 1 < matrix.turns && next_row < matrix.n;
+            let next = Turn { row: next_row, span: UNIT_POS_X as usize, any };
+            multiply_from(matrix, codebook, codes, x, out, share, loads, row, next, blueprint, ty);
         }
     }
 }
 
-/// The rows of a group from `first_row` on, of which the first turn is `loaded` or not. What is past the last row or token
-/// multiplies that again and stores nothing.
+/// The rows of a group from `first_row` on, before those of `next`. What is past the last row or token multiplies that again
+/// and stores nothing.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply_from<O: Float>(
@@ -235,8 +258,8 @@ fn multiply_from<O: Float>(
     out: &mut [O],
     share: Share,
     loads: &mut Sequence<Loads>,
-    loaded: bool,
     first_row: usize,
+    next: Turn,
     #[comptime] blueprint: Blueprint,
     #[comptime] ty: FloatType,
 ) {
@@ -248,7 +271,7 @@ fn multiply_from<O: Float>(
     if comptime!(traits(blueprint.ty).dense) {
         multiply_dense(matrix, x, share, first_row, &mut sums, blueprint);
     } else {
-        multiply_blocks(matrix, codebook, codes, x, share, loads, loaded, first_row, &mut sums, blueprint);
+        multiply_blocks(matrix, codebook, codes, x, share, loads, first_row, next, &mut sums, blueprint);
     }
     reduce(&mut sums, blueprint);
     if UNIT_POS_X == 0 {
@@ -278,23 +301,27 @@ fn multiply_blocks(
     x: &[Vector<f32, Const<4>>],
     share: Share,
     loads: &mut Sequence<Loads>,
-    loaded: bool,
     first_row: usize,
+    next: Turn,
     sums: &mut Array<f32>,
     #[comptime] blueprint: Blueprint,
 ) {
     let lanes = comptime!(blueprint.lanes as usize);
-    for first in range_stepped(UNIT_POS_X as usize, share.spans, comptime!(lanes * blueprint.unroll)) {
-        // All loads come before the first that is waited for.
-        if comptime!(blueprint.ahead) && !(loaded && first == UNIT_POS_X as usize) {
-            load_turns(matrix, share, first_row, first, loads, blueprint);
-        }
+    let step = comptime!(lanes * blueprint.unroll);
+    for first in range_stepped(UNIT_POS_X as usize, share.spans, step) {
+        let more = first + step < share.spans;
+        let next = Turn {
+            row: select(more, first_row, next.row),
+            span: select(more, first + step, next.span),
+            any: more || next.any,
+        };
         #[unroll]
         for turn in 0..blueprint.unroll {
             let span = first + comptime!(turn * lanes);
             // Of the last turns some lanes may have none: they multiply what is there, and leave it out.
             let inside = span < share.spans;
-            let span = if comptime!(blueprint.whole || turn == 0) { span } else { clamped(span, share.spans) };
+            let sure = comptime!(blueprint.whole || turn == 0);
+            let span = if sure { span } else { clamped(span, share.spans) };
             #[unroll]
             for place in 0..blueprint.span {
                 let mut u = span * blueprint.span + place;
@@ -305,9 +332,10 @@ fn multiply_blocks(
                         schedule_barrier();
                     }
                 }
-                if comptime!(blueprint.whole || turn == 0) {
+                if sure {
                     add_unit(
-                        matrix, codebook, codes, x, share, loads, first_row, span, u, turn, place, sums, blueprint,
+                        matrix, codebook, codes, x, share, loads, first_row, span, u, next, turn, place, sums,
+                        blueprint,
                     );
                 } else {
                     let mut added = Array::<f32>::new(comptime!(blueprint.rows * blueprint.tokens));
@@ -316,7 +344,7 @@ fn multiply_blocks(
                         added[i] = sums[i];
                     }
                     add_unit(
-                        matrix, codebook, codes, x, share, loads, first_row, span, u, turn, place, &mut added,
+                        matrix, codebook, codes, x, share, loads, first_row, span, u, next, turn, place, &mut added,
                         blueprint,
                     );
                     #[unroll]
@@ -329,36 +357,60 @@ fn multiply_blocks(
     }
 }
 
-/// Loads what `unroll` turns from span `first` on take of all rows. What was loaded before is replaced.
+/// Loads what a turn takes, in place of what was loaded before.
 #[cube]
-fn load_turns(
-    matrix: &Matrix,
-    share: Share,
-    first_row: usize,
-    first: usize,
-    loads: &mut Sequence<Loads>,
-    #[comptime] blueprint: Blueprint,
-) {
+fn load_turn(matrix: &Matrix, share: Share, turn: Turn, loads: &mut Sequence<Loads>, #[comptime] blueprint: Blueprint) {
     #[unroll]
-    for turn in 0..blueprint.unroll {
-        let span = clamped(first + comptime!(turn * blueprint.lanes as usize), share.spans);
+    for i in 0..blueprint.unroll {
         #[unroll]
         for place in 0..blueprint.span {
-            #[unroll]
-            for r in 0..blueprint.rows {
-                let at = At::in_span(clamped(first_row + r, matrix.n), span, blueprint.span, place);
-                let i = comptime!(blueprint.loaded(turn, place, r));
-                if comptime!(i == loads.len()) {
-                    loads.push(Loads::of(&matrix.planes, at, blueprint.ty));
-                } else {
-                    loads.index_mut(i).replace(&matrix.planes, at, blueprint.ty);
-                }
-            }
+            load_units(matrix, share, turn, loads, i, place, blueprint);
         }
     }
 }
 
-/// Adds the products of unit `u`, which is `place` of `span`, of all rows and tokens.
+/// Loads the units of all rows in a place of a turn's `index`-th span.
+#[cube]
+fn load_units(
+    matrix: &Matrix,
+    share: Share,
+    turn: Turn,
+    loads: &mut Sequence<Loads>,
+    #[comptime] index: usize,
+    #[comptime] place: usize,
+    #[comptime] blueprint: Blueprint,
+) {
+    let span = clamped(turn.span + comptime!(index * blueprint.lanes as usize), share.spans);
+    #[unroll]
+    for r in 0..blueprint.rows {
+        let at = At::in_span(clamped(turn.row + r, matrix.n), span, blueprint.span, place);
+        let i = comptime!(blueprint.loaded(index, place, r));
+        if comptime!(i == loads.len()) {
+            loads.push(Loads::of(&matrix.planes, at, blueprint.ty));
+        } else {
+            loads.index_mut(i).replace(&matrix.planes, at, blueprint.ty);
+        }
+    }
+}
+
+/// As [`load_units`], where there is a next turn.
+#[cube]
+fn load_next(
+    matrix: &Matrix,
+    share: Share,
+    next: Turn,
+    loads: &mut Sequence<Loads>,
+    #[comptime] index: usize,
+    #[comptime] place: usize,
+    #[comptime] blueprint: Blueprint,
+) {
+    if next.any {
+        load_units(matrix, share, next, loads, index, place, blueprint);
+    }
+}
+
+/// Adds the products of unit `u`, which is `place` of `span`, of all rows and tokens, with the units in the same place of the
+/// next turn on their way meanwhile.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn add_unit(
@@ -371,6 +423,7 @@ fn add_unit(
     first_row: usize,
     span: usize,
     u: usize,
+    next: Turn,
     #[comptime] turn: usize,
     #[comptime] place: usize,
     sums: &mut Array<f32>,
@@ -395,6 +448,9 @@ fn add_unit(
             } else {
                 units.push(unit(&matrix.planes, codebook, at, blueprint.ty));
             }
+        }
+        if comptime!(blueprint.ahead) {
+            load_next(matrix, share, next, loads, turn, place, blueprint);
         }
         #[unroll]
         for t in 0..tokens {
@@ -451,7 +507,7 @@ fn x_unit(
     if comptime!(blueprint.staging.is_some()) {
         let staging = comptime!(room(blueprint));
         let at = staged(t, span, place, staging);
-        let high = at + comptime!(staging.tokens * staging.units);
+        let high = at + comptime!(staging.vectors());
         Activation { low: codes[at], high: codes[high], sums: sums[at] }
     } else {
         let at = clamped(share.first_token + t, share.all_tokens) * (share.spans * blueprint.span) + u;
@@ -524,12 +580,12 @@ fn add_int8(sum: f32, unit: &Unit, x: Activation, #[comptime] ty: GgmlType) -> f
     let traits = comptime!(traits(ty));
     let (scale, sum_low, sum_high) = (x.sums.extract(0usize), x.sums.extract(2usize), x.sums.extract(3usize));
     if comptime!(traits.scales == 1) {
-        let dot = dot_sixteen(unit.high, x.high, dot_sixteen(unit.low, x.low, 0i32, traits), traits);
+        let dot = dot_sixteen(unit.high, x.high, dot_sixteen(unit.low, x.low, SHIFT as i32, traits), traits);
         let product = unit.scale_low * (scale * unbiased(dot, sum_low + sum_high, traits));
         if comptime!(traits.min) { sum + product + unit.min_low * x.sums.extract(1usize) } else { sum + product }
     } else {
-        let dot_low = unbiased(dot_sixteen(unit.low, x.low, 0i32, traits), sum_low, traits);
-        let dot_high = unbiased(dot_sixteen(unit.high, x.high, 0i32, traits), sum_high, traits);
+        let dot_low = unbiased(dot_sixteen(unit.low, x.low, SHIFT as i32, traits), sum_low, traits);
+        let dot_high = unbiased(dot_sixteen(unit.high, x.high, SHIFT as i32, traits), sum_high, traits);
         let mut product = unit.scale_low * dot_low + unit.scale_high * dot_high;
         if comptime!(traits.min) {
             product += unit.min_low * sum_low + unit.min_high * sum_high;
@@ -547,14 +603,19 @@ fn dot_sixteen(weights: Words, x: Words, start: i32, #[comptime] traits: Traits)
     }
 }
 
-/// A product of codes less what their bias added to it, from the sum of the activations' codes. Exact: all of these are
-/// integers of less than 24 bits.
+/// What dot products start from, the bits of the float 1.5 * 2^23: an integer of up to 22 bits that is added to them is added
+/// to the float too, without a conversion.
+const SHIFT: u32 = 0x4b40_0000;
+
+/// A product of codes, that started from [`SHIFT`], less that and what the codes' bias added to it, from the sum of the
+/// activations' codes. Exact: all of these are integers of less than 24 bits.
 #[cube]
 fn unbiased(dot: i32, sum: f32, #[comptime] traits: Traits) -> f32 {
     let properties = comptime::device_properties();
+    let shift = comptime!(f32::from_bits(SHIFT)).runtime();
     match comptime!(reading(traits.codes, Instruction::of(&properties))) {
-        Reading::AsTheyAre { bias: 0, .. } | Reading::Centered => f32::cast_from(dot),
-        Reading::AsTheyAre { bias, .. } => f32::cast_from(dot) - comptime!(bias as f32) * sum,
+        Reading::AsTheyAre { bias: 0, .. } | Reading::Centered => f32::reinterpret(dot) - shift,
+        Reading::AsTheyAre { bias, .. } => f32::reinterpret(dot) - (comptime!(bias as f32) * sum + shift),
     }
 }
 

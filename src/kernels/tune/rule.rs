@@ -3,7 +3,7 @@
 use cubecl::client::Client;
 
 use super::{Key, Tunables};
-use crate::kernels::formats::{Format, format, traits};
+use crate::kernels::formats::{Format, UNIT, format, traits};
 use crate::kernels::launch::{has_planes, is_rasterizer};
 use crate::kernels::matvec::Operand;
 use crate::kernels::target::Target;
@@ -35,7 +35,7 @@ pub fn rule(client: &Client, key: Key) -> Tunables {
     {
         few_registers(key, plane, one.with_few_kernels(key))
     } else if traits(key.ty).dense {
-        Tunables { lanes: plane, groups: 256 / plane, rows: 4, unroll: if key.tokens > 1 { 1 } else { 4 }, ..one }
+        dense(client, key, one)
     } else if key.operand == Operand::Float {
         let rows = if key.tokens > 1 { 1 } else { 2 };
         Tunables { lanes: plane, groups: 128 / plane, rows, ..one.with_few_kernels(key) }
@@ -44,42 +44,71 @@ pub fn rule(client: &Client, key: Key) -> Tunables {
     }
 }
 
-/// int8 products on a GPU whose cubes quantize for themselves, several of them a core: while some load, others multiply.
+/// Weights that are floats, on a GPU with registers for many loads: as many rows as leave groups for all cores, and not fewer
+/// than make up for the loads of the activations.
+fn dense(client: &Client, key: Key, one: Tunables) -> Tunables {
+    let plane = client.properties().hardware.plane_size_max;
+    let (units, unroll) = match key.tokens {
+        1 => (256, 4),
+        2 => (256, 2),
+        _ => (128, 2),
+    };
+    let rows = power_of_two(key.n / (2 * groups_of(client, 256)), one.tokens.min(4), 4);
+    Tunables { lanes: plane, groups: units / plane, rows, unroll, ..one }
+}
+
+/// int8 products on a GPU whose cubes quantize for themselves, and load for the next rows while they multiply.
 fn few_tokens(client: &Client, key: Key, one: Tunables) -> Tunables {
     let hardware = &client.properties().hardware;
     let plane = hardware.plane_size_max;
-    let cores = hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
-    // As many units as there are half units of activations to quantize. More tokens take more registers.
-    let halves = (2 * key.units).next_power_of_two().clamp(256, 1024) as u32;
-    let (units, units_per_core, lanes, most) = match key.tokens {
-        1 => (halves, 1024, plane, 2),
-        2 => (256, 1024, plane / 2, 4),
-        3..=4 => (256, 512, plane / 2, 4),
-        _ => (512, 1024, plane / 2, 4),
+    let few = key.n < groups_of(client, 512);
+    let units = match key.tokens {
+        // Long rows are quantized sooner by more lanes.
+        1 if key.units > 256 => 1024,
+        2 if !few => 1024,
+        // Few rows are spread over more cubes.
+        5.. if few => 256,
+        _ => 512,
     };
     let units = units.min(hardware.max_units_per_cube);
     let span = dividing(key, Format::narrow_span);
     // Rows share the loads of the activations, where there are enough for all groups.
-    let rows = key.n / (cores * (units_per_core / lanes) as usize);
-    let rows = rows.next_power_of_two().clamp(1, most);
-    let words = format(key.ty).map_or(1, Format::unit_words).max(1);
-    let unroll = if key.tokens == 1 { LOADED_WORDS / (words * span * rows) } else { 1 };
+    let groups = groups_of(client, units);
+    let most = match key.tokens {
+        // Super-blocks have more to load and to decode.
+        1 if key.ty.block_size() > UNIT => 1,
+        ..=2 => 2,
+        _ => 4,
+    };
+    let rows = power_of_two((key.n + groups / 2) / groups, 1, most);
+    // More tokens take more registers.
+    let words = if key.tokens == 1 { 32 } else { 20 };
+    let unit_words = format(key.ty).map_or(1, Format::unit_words).max(1);
+    let unroll = power_of_two(words / (unit_words * span * rows), 1, 4 / rows);
     Tunables {
         span,
-        lanes,
-        groups: units / lanes,
+        lanes: plane,
+        groups: units / plane,
         rows,
-        unroll: 1 << unroll.max(1).ilog2().min(2),
-        cubes_per_core: (units_per_core / units).max(1),
+        unroll,
+        cubes_per_core: if rows > 2 { 1 } else { (1024 / units).max(1) },
         stage: true,
-        ahead: key.tokens <= 4,
+        ahead: true,
         stage_codebook: true,
         ..one
     }
 }
 
-/// Words of weights that a lane has registers for while they are on their way.
-const LOADED_WORDS: usize = 20;
+/// Groups of a plane each that the device's cores take together, in cubes of so many units, one a core.
+fn groups_of(client: &Client, units: u32) -> usize {
+    let hardware = &client.properties().hardware;
+    hardware.num_streaming_multiprocessors.unwrap_or(1) as usize * (units / hardware.plane_size_max) as usize
+}
+
+/// The greatest power of two up to `count`, within bounds that are some.
+fn power_of_two(count: usize, least: usize, most: usize) -> usize {
+    1 << count.clamp(least, most).ilog2()
+}
 
 /// Registers for the waves that the report of AMD's machine code asks for.
 fn few_registers(key: Key, plane: u32, one: Tunables) -> Tunables {
