@@ -7,9 +7,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use cube_gguf::kernels::catalogue::{Entry, entries};
-use cube_gguf::kernels::formats::{Format, UNIT, format, vectors_per_unit};
+use cube_gguf::kernels::formats::{FORMATS, Format, UNIT, format, vectors_per_unit};
 use cube_gguf::kernels::matvec::{Blueprint, Operand};
-use cube_gguf::{Backend, CubeDevice, FloatType};
+use cube_gguf::{Backend, CubeDevice, FloatType, GgmlType};
 use cubecl::client::Client;
 
 use crate::roofline::Launch;
@@ -25,14 +25,53 @@ pub struct Compiled {
 /// Rows and columns of the weights that the roofline multiplies.
 const SHAPE: (usize, usize) = (14336, 4096);
 
-/// Writes a line of JSON to `out` for each kernel; `sample` leaves out the float types and the rows of lanes that change
-/// only how a matvec ends.
-pub fn compile(arch: &str, folder: &Path, sample: bool, mut out: impl Write) -> Result<(), Box<dyn std::error::Error>> {
+/// Which kernels are compiled.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Names of formats; all where there is none.
+    pub formats: Vec<String>,
+    /// Whether matvecs are left out whose float type or row length changes only how they end.
+    pub sample: bool,
+}
+
+impl Selection {
+    /// The arguments with which this program makes the same selection.
+    pub fn arguments(&self) -> Vec<&str> {
+        let formats = self.formats.iter().flat_map(|format| ["--format", format]);
+        formats.chain(self.sample.then_some("--sample")).collect()
+    }
+
+    /// Kernels of no format are always there.
+    fn has(&self, client: &Client, entry: &Entry) -> bool {
+        let named = |ty: GgmlType| self.formats.iter().any(|format| ty.name().eq_ignore_ascii_case(format));
+        let of_format = self.formats.is_empty() || entry.format.is_none_or(named);
+        of_format && (!self.sample || in_sample(client, entry))
+    }
+
+    /// An error for a name that no format has.
+    fn check(&self) -> Result<(), String> {
+        let known = |name: &&String| FORMATS.iter().any(|format| format.ty.name().eq_ignore_ascii_case(name));
+        match self.formats.iter().find(|name| !known(name)) {
+            Some(name) => Err(format!("no format is called {name}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Writes a line of JSON to `out` for each kernel.
+pub fn compile(
+    arch: &str,
+    folder: &Path,
+    selection: &Selection,
+    mut out: impl Write,
+) -> Result<(), Box<dyn std::error::Error>> {
+    selection.check()?;
     let device = CubeDevice::new(Backend::Rocm, 0)?;
     let client = device.client();
     let mut seen = BTreeSet::new();
     for entry in entries(&client) {
-        if sample && !in_sample(&client, &entry) {
+        let reported = selection.has(&client, &entry);
+        if !reported && !is_below_matmul(&entry) {
             continue;
         }
         let error = match entry.launch(&client).map(|handle| client.read_one(handle)) {
@@ -41,6 +80,10 @@ pub fn compile(arch: &str, folder: &Path, sample: bool, mut out: impl Write) -> 
             None => Some("the shape was refused".to_owned()),
         };
         let new: Vec<_> = code_objects(folder)?.difference(&seen).cloned().collect();
+        if !reported {
+            seen.extend(new);
+            continue;
+        }
         let input = input(arch, &entry);
         let mut rows = Vec::new();
         for path in &new {
@@ -56,6 +99,11 @@ pub fn compile(arch: &str, folder: &Path, sample: bool, mut out: impl Write) -> 
         seen.extend(new);
     }
     Ok(())
+}
+
+/// Kernels that a product on matrix units launches before its own, which would be reported as it.
+fn is_below_matmul(entry: &Entry) -> bool {
+    entry.format == Some(GgmlType::F32) && entry.blueprint.is_none()
 }
 
 /// The matvecs of f32 and of rows as long as the roofline's stand for those of other types and of shorter rows.

@@ -23,7 +23,7 @@ use std::sync::Mutex;
 use std::{env, fs, thread};
 
 use clap::Parser;
-use kernels::Compiled;
+use kernels::{Compiled, Selection};
 use report::Report;
 use roofline::{CARDS, Prediction, VALU_BOUND};
 use row::{Input, Row};
@@ -39,6 +39,9 @@ struct Args {
     /// Architectures; all of them without one.
     #[arg(long)]
     arch: Vec<String>,
+    /// Formats of the weights; all of them without one.
+    #[arg(long)]
+    format: Vec<String>,
     /// Leave out the matvecs whose float type or row length changes only how they end.
     #[arg(long)]
     sample: bool,
@@ -59,14 +62,20 @@ struct Args {
     compile: Option<PathBuf>,
 }
 
+impl Args {
+    fn selection(&self) -> Selection {
+        Selection { formats: self.format.clone(), sample: self.sample }
+    }
+}
+
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args = Args::parse();
     if let (Some(folder), [arch]) = (&args.compile, args.arch.as_slice()) {
-        kernels::compile(arch, folder, args.sample, std::io::stdout().lock())?;
+        kernels::compile(arch, folder, &args.selection(), std::io::stdout().lock())?;
         return Ok(ExitCode::SUCCESS);
     }
     let archs: Vec<_> = if args.arch.is_empty() { ARCHS.map(str::to_owned).to_vec() } else { args.arch.clone() };
-    let compiled = compile_all(&archs, args.sample)?;
+    let compiled = compile_all(&archs, &args.selection())?;
     let cards =
         |compiled: &Compiled| CARDS.iter().filter(|card| card.arch == compiled.row.input.arch).collect::<Vec<_>>();
     let roofline: Vec<_> = compiled
@@ -76,8 +85,12 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .collect();
     let rows: Vec<_> = compiled.into_iter().map(|kernel| kernel.row).collect();
     let mut violations = budget::violations(&rows, budget::EXCEPTIONS);
-    violations.extend(roofline::violations(&roofline, VALU_BOUND));
-    violations.extend(kernels::forgotten(&rows)?);
+    // Some formats alone need not every reason, nor every kernel.
+    let all = args.format.is_empty();
+    violations.extend(roofline::violations(&roofline, if all { VALU_BOUND } else { &[] }));
+    if all {
+        violations.extend(kernels::forgotten(&rows)?);
+    }
     let report = Report { rows, roofline, violations };
 
     let shown =
@@ -93,7 +106,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// The kernels of all architectures, in their order; as many at a time as there are processors.
-fn compile_all(archs: &[String], sample: bool) -> Result<Vec<Compiled>, Box<dyn Error>> {
+fn compile_all(archs: &[String], selection: &Selection) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let next = Mutex::new(archs.iter().enumerate());
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -103,7 +116,7 @@ fn compile_all(archs: &[String], sample: bool) -> Result<Vec<Compiled>, Box<dyn 
                     let Some((place, arch)) = next.lock().ok().and_then(|mut archs| archs.next()) else { return };
                     eprintln!("compiling for {arch}");
                     // An architecture that cannot start is a row with the reason.
-                    let kernels = compile_one(arch, sample).unwrap_or_else(|error| {
+                    let kernels = compile_one(arch, selection).unwrap_or_else(|error| {
                         let input = Input { arch: arch.clone(), operation: "all".to_owned(), ..Input::default() };
                         vec![Compiled { row: Row::failed(input, error.to_string()), launch: None }]
                     });
@@ -119,10 +132,10 @@ fn compile_all(archs: &[String], sample: bool) -> Result<Vec<Compiled>, Box<dyn 
     Ok(done.into_iter().flat_map(|(_, kernels)| kernels).collect())
 }
 
-fn compile_one(arch: &str, sample: bool) -> Result<Vec<Compiled>, Box<dyn Error>> {
+fn compile_one(arch: &str, selection: &Selection) -> Result<Vec<Compiled>, Box<dyn Error>> {
     let folder = Folder::new(arch)?;
     let mut command = Command::new(env::current_exe()?);
-    command.args(["--arch", arch, "--compile"]).arg(&folder.0).args(sample.then_some("--sample"));
+    command.args(["--arch", arch, "--compile"]).arg(&folder.0).args(selection.arguments());
     command.env("HIP_STAND_IN_ARCH", arch).env("HIP_STAND_IN_DIR", &folder.0).env_remove("HIP_STAND_IN_EXECUTOR");
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut kernels = Vec::new();

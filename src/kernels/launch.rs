@@ -1,5 +1,7 @@
 //! What every launch needs: buffers as arguments, cubes for a number of units.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use cubecl::client::Client;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
@@ -7,6 +9,13 @@ use cubecl::server::Handle;
 
 /// Units in a cube of a kernel whose units do not talk to each other.
 const UNITS: u32 = 128;
+
+static COMPILED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many of the library's kernels this process has compiled, on all its devices: what a test or a search costs.
+pub fn compiled() -> usize {
+    COMPILED.load(Ordering::Relaxed)
+}
 
 /// `handle` as an argument of `len` elements.
 ///
@@ -71,6 +80,8 @@ pub struct Grid {
 impl Grid {
     /// The number of this cube.
     pub fn cube(&self) -> usize {
+        // Every kernel asks this once, and what is here runs once for each that is compiled.
+        comptime!(COMPILED.fetch_add(1, Ordering::Relaxed));
         CUBE_POS_Y as usize * self.width + CUBE_POS_X as usize
     }
 

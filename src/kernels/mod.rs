@@ -18,4 +18,5 @@ pub mod target;
 pub mod tune;
 pub mod weights;
 
+pub use launch::compiled;
 pub(crate) use launch::is_rasterizer;

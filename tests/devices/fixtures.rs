@@ -46,6 +46,21 @@ impl Case {
     pub fn row(&self, row: usize) -> &[f32] {
         &self.expected[row * self.k..][..self.k]
     }
+
+    /// `n` rows of at least `k` values in whole rows of this case's, which come one after the other again and again.
+    pub fn repeated(&self, n: usize, k: usize) -> Self {
+        let times = k.div_ceil(self.k);
+        let bytes = self.data.len() / self.n;
+        let rows = || (0..n * times).map(|i| i % self.n);
+        Self {
+            name: format!("{} {n} x {}", self.name, times * self.k),
+            endian: self.endian,
+            n,
+            k: times * self.k,
+            data: rows().flat_map(|row| &self.data[row * bytes..][..bytes]).copied().collect(),
+            expected: rows().flat_map(|row| self.row(row)).copied().collect(),
+        }
+    }
 }
 
 fn cases(path: &Path, ty: GgmlType) -> Vec<Case> {

@@ -8,23 +8,31 @@ use cube_gguf::kernels::tune::{Key, Tunables, rule};
 use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType, Product};
 use half::{bf16, f16};
 
-use crate::Check;
 use crate::fixtures::{Case, Fixture, assert_bytes, assert_same, compares, noise};
+use crate::{Check, Formats};
 
-pub const CHECKS: &[(&str, Check)] = &[
-    ("gives_its_bytes_back", gives_its_bytes_back),
-    ("dequantizes_as_the_reference", dequantizes_as_the_reference),
-    ("dequantizes_big_endian", dequantizes_big_endian),
-    ("rounds_once_to_f16_and_bf16", rounds_once_to_f16_and_bf16),
-    ("gathers_rows", gathers_rows),
-    ("multiplies_few_tokens", multiplies_few_tokens),
-    ("multiplies_many_tokens", multiplies_many_tokens),
-    ("multiplies_strided_and_half_activations", multiplies_strided_and_half_activations),
-    ("multiplies_odd_shapes", multiplies_odd_shapes),
-    ("multiplies_through_shared_memory", multiplies_through_shared_memory),
-    ("multiplies_by_any_tunables", multiplies_by_any_tunables),
-    ("multiplies_several_matrices_at_once", multiplies_several_matrices_at_once),
-    ("multiplies_non_finite_activations", multiplies_non_finite_activations),
+/// A scale, a scale and a min in super-blocks, two scales, a codebook, plain floats.
+pub const VARIED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q6K, GgmlType::IQ3S, GgmlType::F16];
+
+/// Of these those that tunables bear on in another way: a span, a min, a codebook, floats.
+const TUNED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::IQ3S, GgmlType::F16];
+
+pub const CHECKS: &[(&str, Formats, Check)] = &[
+    ("gives_its_bytes_back", Formats::All, gives_its_bytes_back),
+    ("dequantizes_as_the_reference", Formats::All, dequantizes_as_the_reference),
+    ("dequantizes_big_endian", Formats::All, dequantizes_big_endian),
+    ("rounds_once_to_f16_and_bf16", Formats::All, rounds_once_to_f16_and_bf16),
+    ("gathers_rows", Formats::All, gathers_rows),
+    ("multiplies_one_token", Formats::All, multiplies_one_token),
+    ("multiplies_few_tokens", Formats::All, multiplies_few_tokens),
+    ("multiplies_as_many_tokens_as_a_launch", Formats::Some(VARIED), multiplies_as_many_tokens_as_a_launch),
+    ("multiplies_many_tokens", Formats::All, multiplies_many_tokens),
+    ("multiplies_strided_and_half_activations", Formats::Some(VARIED), multiplies_strided_and_half_activations),
+    ("multiplies_odd_shapes", Formats::All, multiplies_odd_shapes),
+    ("multiplies_through_shared_memory", Formats::Some(VARIED), multiplies_through_shared_memory),
+    ("multiplies_by_any_tunables", Formats::Compared(TUNED), multiplies_by_any_tunables),
+    ("multiplies_several_matrices_at_once", Formats::Some(VARIED), multiplies_several_matrices_at_once),
+    ("multiplies_non_finite_activations", Formats::All, multiplies_non_finite_activations),
 ];
 
 fn upload(device: &CubeDevice, fixture: &Fixture, case: &Case) -> DeviceTensor {
@@ -127,11 +135,26 @@ fn assert_product_is(product: Product, case: &Case, x: &[f32], actual: &[f32], r
     }
 }
 
+fn multiplies_one_token(device: &CubeDevice, fixture: &Fixture) {
+    multiplies_again(device, fixture, &[1]);
+}
+
+/// By the kernel of four tokens, of which one is not there.
 fn multiplies_few_tokens(device: &CubeDevice, fixture: &Fixture) {
+    multiplies_again(device, fixture, &[3]);
+}
+
+/// By the kernels of two and of eight tokens.
+fn multiplies_as_many_tokens_as_a_launch(device: &CubeDevice, fixture: &Fixture) {
+    multiplies_again(device, fixture, &[2, 5, 8]);
+}
+
+/// Within the bound in both arithmetics, and the same bits for the same input.
+fn multiplies_again(device: &CubeDevice, fixture: &Fixture, counts: &[usize]) {
     for name in ["quantized", "random"] {
         let case = fixture.case(name);
         let tensor = upload(device, fixture, case);
-        for tokens in [1, 2, 3, 5, 8] {
+        for &tokens in counts {
             let x = noise(tokens as u64, tokens * case.k);
             for arithmetic in [Arithmetic::Auto, Arithmetic::Float] {
                 let y = tensor.matmul(&x, &[tokens, case.k], arithmetic).unwrap();
@@ -227,11 +250,17 @@ fn multiplies_odd_shapes(device: &CubeDevice, fixture: &Fixture) {
     }
 }
 
-/// The reduction of devices without plane operations, on all of them.
+/// The reduction of devices without plane operations, on all of them: over two waves of lanes, each of which has values.
 fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
-    let case = fixture.case("quantized");
-    let tensor = upload(device, fixture, case);
     let client = device.client();
+    let hardware = &client.properties().hardware;
+    let lanes = match hardware.num_cpu_cores {
+        Some(_) => 4,
+        None => (2 * hardware.plane_size_max).min(hardware.max_units_per_cube),
+    };
+    // More cubes than one: some of them may run the waves in another order.
+    let case = fixture.case("quantized").repeated(6, (lanes as usize + 1) * 32);
+    let tensor = upload(device, fixture, &case);
     let (tokens, dense) = (2, tensor.product(1, Arithmetic::Int8) == Product::Float);
     let values = noise(13, tokens * case.k);
     let x = client.create_from_slice(bytemuck::cast_slice(&values));
@@ -242,7 +271,7 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
         operand,
         reduction: Reduction::Shared,
         span: 1,
-        lanes: 4,
+        lanes,
         groups: 1,
         rows: 2,
         tokens,
@@ -255,7 +284,7 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
     };
     let y = matvec_with(&client, tensor.weights(), &x, operand, blueprint);
     let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
-    assert_product_is(product, case, &values, &y, 0.0);
+    assert_product_is(product, &case, &values, &y, 0.0);
 }
 
 /// What may be chosen changes no answer beyond its bound, and where a cube makes its activations' codes itself, no bit.
@@ -280,7 +309,7 @@ fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
             y
         };
         let base = Tunables { stage: false, ahead: false, stage_codebook: false, ..rule(&client, key) };
-        for (span, rows, unroll, cubes_per_core) in [(1, 1, 2, 0), (1, 4, 3, 1), (base.span, 2, 1, 1)] {
+        for (span, rows, unroll, cubes_per_core) in [(1, 1, 2, 0), (1, 2, 3, 1), (base.span, 4, 1, 1)] {
             let tunables = Tunables { span, rows, unroll, cubes_per_core, ..base };
             let expected = multiply(tunables);
             let staged = Tunables { stage: true, stage_codebook: true, ..tunables };

@@ -1,116 +1,83 @@
-//! `cargo xtask ci`: everything that a change must pass, with what each step took.
+//! `cargo xtask ci`: everything that a change must pass; with `--full`, all that is known how to prove without a GPU.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::test::{self, CI_FEATURES};
-use crate::{hip_report, hip_stand_in, process, setup};
+use crate::limits::{Circle, REPORT};
+use crate::steps::{self, SET_UP, Step, counted, step};
+use crate::{hip_report, hip_stand_in, process, setup, test};
 
-type Step = (&'static str, fn() -> Result<()>);
+/// Every backend that builds on a machine without its GPU.
+pub const ALL_BACKENDS: &str = if cfg!(target_os = "macos") { "metal,cli" } else { "hip,cuda,vulkan,cli" };
 
-/// The cheapest first. The lints check the dependencies once for the widest feature set, which the
-/// documentation then reuses; the tests build them.
-const STEPS: [Step; 8] = [
-    ("format", format),
-    ("HIP stand-in", stand_in),
-    ("lint", lint),
-    ("lint, no default features", lint_bare),
-    ("documentation", documentation),
-    ("tests", tests),
-    ("HIP report", report),
-    ("fuzz", fuzz),
-];
+/// One architecture of each family that differs in its code: CDNA2, CDNA3, RDNA2, RDNA3, RDNA4.
+const ARCHITECTURES: [&str; 5] = ["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"];
 
-/// Runs every step even after one failed, so that one run tells all.
-pub fn run() -> Result<()> {
-    let mut table = vec![timed(("set-up", setup::run))];
-    // Nothing builds without it.
-    if table[0].passed {
-        table.extend(STEPS.map(timed));
+/// What a user may build with alone, beside the defaults and nothing; `wgpu` is what `vulkan` and `metal` stand on.
+const ALONE: [&str; 9] = ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli"];
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Everything: all formats as four AMD architectures, all architectures' budgets, each feature alone. An hour and more.
+    #[arg(long)]
+    full: bool,
+}
+
+/// The lints check the dependencies once for the widest feature set, which the documentation then reuses.
+pub fn run(args: &Args) -> Result<()> {
+    let full = args.full;
+    let mut steps = vec![step(SET_UP, setup::run), step("format", format)];
+    steps.extend(on_linux(step("HIP stand-in", hip_stand_in::checks)));
+    steps.extend(test::steps(full));
+    steps.push(step("examples", test::examples));
+    let report = move || match full {
+        true => hip_report::budgets(&[], &[]),
+        false => hip_report::budgets(&ARCHITECTURES, &[]),
+    };
+    steps.extend(on_linux(counted(REPORT, report)));
+    steps.extend([step("lint", lint), step("documentation", documentation), step("fuzz", move || fuzz(full))]);
+    if full {
+        steps.push(step("each feature alone", each_feature));
     }
+    steps::run(Some(if full { Circle::Full } else { Circle::Ci }), &steps)
+}
 
-    println!();
-    for Timed { name, took, passed } in &table {
-        let outcome = if *passed { "ok" } else { "FAILED" };
-        println!("{name:<28} {:>6.1} s  {outcome}", took.as_secs_f64());
-    }
-    let total: Duration = table.iter().map(|step| step.took).sum();
-    println!("{:<28} {:>6.1} s", "total", total.as_secs_f64());
+fn on_linux(step: Step<'static>) -> Option<Step<'static>> {
+    cfg!(target_os = "linux").then_some(step)
+}
 
-    let failed: Vec<_> = table.iter().filter(|step| !step.passed).collect();
-    if !failed.is_empty() {
-        let names: Vec<_> = failed.iter().map(|step| step.name).collect();
-        bail!("failed: {}", names.join("; "));
+pub fn format() -> Result<()> {
+    process::run(&mut process::cargo(["fmt", "--all", "--check"]), "cargo fmt")
+}
+
+pub fn lint() -> Result<()> {
+    clippy(&["--workspace", "--all-targets", "--features", ALL_BACKENDS])
+}
+
+fn each_feature() -> Result<()> {
+    for feature in ALONE {
+        clippy(&["--no-default-features", "--features", feature])?;
     }
     Ok(())
 }
 
-struct Timed {
-    name: &'static str,
-    took: Duration,
-    passed: bool,
-}
-
-fn timed((name, step): Step) -> Timed {
-    println!("\n== {name}");
-    let start = Instant::now();
-    let outcome = step();
-    let took = start.elapsed();
-    if let Err(error) = &outcome {
-        eprintln!("error: {error:#}");
-    }
-    println!("== {name}: {:.1} s", took.as_secs_f64());
-    Timed { name, took, passed: outcome.is_ok() }
-}
-
-fn format() -> Result<()> {
-    process::run(&mut process::cargo(["fmt", "--all", "--check"]), "cargo fmt")
-}
-
-fn stand_in() -> Result<()> {
-    match cfg!(target_os = "linux") {
-        true => hip_stand_in::checks(),
-        false => Ok(()),
-    }
-}
-
-fn lint() -> Result<()> {
-    clippy(&["--workspace", "--all-targets", "--features", CI_FEATURES])
-}
-
-fn lint_bare() -> Result<()> {
-    clippy(&["--no-default-features"])
-}
-
 fn clippy(selection: &[&str]) -> Result<()> {
-    let mut cargo = process::cargo(["clippy"]);
-    process::run(cargo.args(selection).args(["--", "-D", "warnings"]), "clippy")
+    let mut cargo = process::cargo(["clippy", "--quiet"]);
+    process::run(cargo.args(selection).args(["--", "-D", "warnings"]), &format!("clippy {}", selection.join(" ")))
 }
 
 fn documentation() -> Result<()> {
-    let mut cargo = process::cargo(["doc", "--no-deps", "--features", CI_FEATURES]);
+    let mut cargo = process::cargo(["doc", "--no-deps", "--features", ALL_BACKENDS]);
     process::run(cargo.env("RUSTDOCFLAGS", "-D warnings"), "cargo doc")
 }
 
-fn tests() -> Result<()> {
-    test::tests(&[])
-}
-
-/// Budgets of every architecture's kernels, less those of other float types, which end differently alone.
-fn report() -> Result<()> {
-    match cfg!(target_os = "linux") {
-        true => hip_report::report(&["--sample".into(), "--summary".into()]),
-        false => Ok(()),
-    }
-}
-
-/// Half a minute of the GGUF reader on mutated files; the fuzzer's own flags are in its `.cargo/config.toml`.
-fn fuzz() -> Result<()> {
+/// The GGUF reader on mutated files; the fuzzer's own flags are in its `.cargo/config.toml`.
+fn fuzz(full: bool) -> Result<()> {
     let root = process::root().join("fuzz");
     fs::create_dir_all(root.join("corpus"))?;
-    let limits = ["-max_total_time=30", "-max_len=4096", "-rss_limit_mb=512"];
+    let time = if full { "-max_total_time=60" } else { "-max_total_time=15" };
+    let limits = [time, "-max_len=4096", "-rss_limit_mb=512"];
     let mut cargo = process::cargo(["run", "--release", "--quiet", "--"]);
     cargo.args(limits).args(["corpus", "../tests/gguf/corpus"]).current_dir(root).env_remove("RUSTFLAGS");
     process::run(&mut cargo, "the fuzzer")

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::test::CI_FEATURES;
+use crate::ci::ALL_BACKENDS;
 use crate::{model, process, setup};
 
 #[derive(clap::Args)]
@@ -24,9 +24,8 @@ pub fn run(args: &Args) -> Result<()> {
         None => model::fetch()?,
     };
 
-    // The backends that the tests link, so that both share one build; which of them has a device shows at run time.
-    let features = if cfg!(target_os = "macos") { "metal,cli" } else { CI_FEATURES };
-    let mut cargo = process::cargo(["run", "--features", features]);
+    // Which of them has a device shows at run time.
+    let mut cargo = process::cargo(["run", "--features", ALL_BACKENDS]);
     cargo.args(["--bin", "cube-gguf", "--", "verify"]);
     cargo.arg(model).args(["--device", &args.device]);
     process::run(&mut cargo, "cube-gguf verify")

@@ -1,15 +1,19 @@
 //! The project's own tasks, each a subcommand in a file of its own: `cargo xtask --help`.
 
 mod bench;
+mod check;
 mod ci;
 mod demo;
 mod hip_report;
 mod hip_stand_in;
+mod limits;
 mod llvm;
 mod model;
 mod process;
 mod progress;
 mod setup;
+mod steps;
+mod table;
 mod test;
 mod tune;
 
@@ -23,6 +27,8 @@ use clap::Parser;
 enum Task {
     /// Put in place what plain `cargo build` and `cargo test` need.
     Setup,
+    /// What is quick to know of a change, before each commit: lints, unit tests, a handful of formats.
+    Check(check::Args),
     /// Set up, then run the tests.
     Test(test::Args),
     /// Set up, then verify a real model on the best device here.
@@ -36,12 +42,13 @@ enum Task {
     /// Run a program on HIP as an AMD GPU of any architecture, without one.
     HipStandIn(hip_stand_in::Args),
     /// Everything that a change must pass.
-    Ci,
+    Ci(ci::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup => setup::run(),
+        Task::Check(args) => check::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
@@ -51,7 +58,7 @@ fn main() -> ExitCode {
             Ok(status) => return status,
             Err(error) => Err(error),
         },
-        Task::Ci => ci::run(),
+        Task::Ci(args) => ci::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,122 +1,108 @@
 //! `cargo xtask test`: set-up, then the tests.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::time::Instant;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::Result;
 
-use crate::{hip_stand_in, process, setup};
+use crate::limits::{Circle, STAND_IN, TABLE};
+use crate::steps::{self, SET_UP, Step, counted, step};
+use crate::table::{self, HANDFUL, Part};
+use crate::{process, setup};
 
-/// Every backend that builds on a machine without its GPU.
-pub const CI_FEATURES: &str = "hip,cuda,vulkan,cli";
+/// What the tests are built with: AMD's backend, which builds without a GPU and runs on the stand-in, and the command.
+pub const FEATURES: &str = if cfg!(target_os = "macos") { "metal,cli" } else { "hip,cli" };
 
-/// The AMD architectures that the table of operations runs as: RDNA3, RDNA4, CDNA2, CDNA3.
-const ARCHITECTURES: [&str; 4] = ["gfx1100", "gfx1201", "gfx90a", "gfx942"];
+/// RDNA3, with waves of 32 lanes, and CDNA3, with waves of 64.
+const ARCHITECTURES: [&str; 2] = ["gfx1100", "gfx942"];
 
-/// How many of them run at once: each compiles its kernels on a thread of its own, and takes a gigabyte.
-const AT_ONCE: usize = 2;
+/// RDNA3, RDNA4, CDNA2, CDNA3.
+const ALL_ARCHITECTURES: [&str; 4] = ["gfx1100", "gfx1201", "gfx90a", "gfx942"];
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Handed on to `cargo test`; with any, the tests on the HIP stand-in are left out.
+    /// Handed on to `cargo test`; with any, only that runs.
     #[arg(last = true)]
     cargo_args: Vec<String>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    setup::run()?;
-    tests(&args.cargo_args)
+    if !args.cargo_args.is_empty() {
+        setup::run()?;
+        return process::run(cargo(&["test"]).args(&args.cargo_args), "cargo test");
+    }
+    let mut steps = vec![step(SET_UP, setup::run)];
+    steps.extend(self::steps(false));
+    steps::run(Some(Circle::Test), &steps)?;
+    println!(
+        "`cargo xtask ci --full` has the rest: every format as four AMD architectures, lints, budgets, the fuzzer."
+    );
+    Ok(())
 }
 
-/// The tests, on a machine that is set up: those that compute first.
-pub fn tests(cargo_args: &[String]) -> Result<()> {
-    process::run(cargo_test().args(cargo_args), "cargo test")?;
-    match cargo_args {
-        [] => amd(),
-        _ => Ok(()),
+/// The tests, on a machine that is set up.
+pub fn steps(full: bool) -> Vec<Step<'static>> {
+    let mut steps = vec![step("tests", rest), counted(TABLE, move || table::run(&table()?, &parts(full)))];
+    if cfg!(target_os = "linux") {
+        steps.push(counted(STAND_IN, move || {
+            let archs: &[&str] = if full { &ALL_ARCHITECTURES } else { &ARCHITECTURES };
+            let formats = if full { Vec::new() } else { HANDFUL.map(str::to_owned).to_vec() };
+            let part = |arch: &&str| Part::stand_in(arch, &formats).map(|part| if full { part.full() } else { part });
+            table::run(&table()?, &archs.iter().map(part).collect::<Result<Vec<_>>>()?)
+        }));
+    }
+    steps
+}
+
+/// Every format where numbers are compared.
+fn parts(full: bool) -> Vec<Part> {
+    let mut parts = Part::cpu(&[]);
+    parts.push(Part::gpus());
+    match full {
+        true => parts.into_iter().map(Part::full).collect(),
+        false => parts,
     }
 }
 
-fn cargo_test() -> Command {
-    process::cargo(["test", "--workspace", "--features", CI_FEATURES])
+/// All tests but the table's on devices and the examples'.
+fn rest() -> Result<()> {
+    tests_without_devices(&["--test", "*"])?;
+    process::run(&mut cargo(&["test", "--doc"]), "the documentation's code")?;
+    xtask()
 }
 
-/// The table of operations on CubeCL's HIP runtime, over the HIP stand-in: every kernel is compiled, loaded and
-/// launched, and every error, length and pointer checked. Nothing computes, so no numbers are compared.
-fn amd() -> Result<()> {
-    if !cfg!(target_os = "linux") {
-        println!("HIP stand-in: skipped, it is for Linux");
-        return Ok(());
-    }
-    let program = built(&["--test", "devices"], "devices")?;
-    let mut environments = Vec::new();
-    for arch in ARCHITECTURES {
-        environments.push((arch, hip_stand_in::environment(arch, None)?));
-    }
-    let waiting = Mutex::new(environments.into_iter());
-    let failed = Mutex::new(Vec::new());
-    let next = || waiting.lock().ok()?.next();
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                while let Some((arch, environment)) = next() {
-                    let start = Instant::now();
-                    let outcome = on_stand_in(&program, arch, environment);
-                    let seconds = start.elapsed().as_secs_f64();
-                    match outcome {
-                        Ok(summary) => println!("HIP stand-in as {arch}: ok, {summary} ({seconds:.0} s)"),
-                        Err(error) => {
-                            println!("HIP stand-in as {arch}: FAILED, {error:#} ({seconds:.0} s)");
-                            failed.lock().map(|mut failed| failed.push(arch)).ok();
-                        }
-                    }
-                }
-            });
-        }
-    });
-    match failed.into_inner().context("a thread was lost")?[..] {
-        [] => Ok(()),
-        ref failed => bail!("failed on the HIP stand-in as {}", failed.join(", ")),
-    }
+/// The examples' own tests.
+pub fn examples() -> Result<()> {
+    process::run(&mut cargo(&["test", "--examples"]), "the examples' tests")
 }
 
-/// A program of the workspace, built with the dependencies that the tests have: the features of one package's alone would
-/// be others, and build CubeCL again.
+/// Tests that compile no kernel.
+pub fn units() -> Result<()> {
+    tests_without_devices(&["--test", "gguf", "--test", "devices"])?;
+    xtask()
+}
+
+/// Unit tests and these of the tests beside them, with none of a device.
+fn tests_without_devices(selection: &[&str]) -> Result<()> {
+    let mut tests = cargo(&["test", "--quiet", "--lib", "--bins"]);
+    process::run(tests.args(selection).env("CUBE_GGUF_TEST_DEVICES", "none"), "cargo test")
+}
+
+/// The tasks' own tests, in the profile that the tasks are built in.
+fn xtask() -> Result<()> {
+    let mut cargo = process::cargo(["test", "--quiet", "--profile", "xtask", "--package", "xtask"]);
+    process::run(&mut cargo, "the tasks' tests")
+}
+
+/// The program of the table.
+pub fn table() -> Result<PathBuf> {
+    built(&["--test", "devices"], "devices")
+}
+
+/// A program of the library's package, built with the features of the tests: with others, CubeCL is built again.
 pub fn built(selection: &[&str], name: &str) -> Result<PathBuf> {
-    let mut cargo = process::cargo(["build", "--workspace", "--features", CI_FEATURES]);
-    process::built(cargo.args(selection), name)
+    process::built(cargo(&["build", "--quiet"]).args(selection), name)
 }
 
-/// Runs the table as one architecture. What went well is the summary, in the error is what did not.
-fn on_stand_in(program: &Path, arch: &str, environment: Vec<(OsString, OsString)>) -> Result<String> {
-    let file = |extension: &str| hip_stand_in::folder().join(format!("{arch}.{extension}"));
-    let (log, report) = (file("log"), file("json"));
-    let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let errors = output.try_clone().context("no second handle of a file")?;
-    let mut table = Command::new(program);
-    table.envs(environment).env("CUBE_GGUF_TEST_DEVICES", "rocm:0").env("HIP_STAND_IN_REPORT", &report);
-    table.current_dir(process::root()).stdin(Stdio::null()).stdout(output).stderr(errors);
-    let outcome = process::run(&mut table, "the table");
-    outcome.with_context(|| format!("see {}", log.display()))?;
-
-    let report = fs::read(&report).with_context(|| format!("cannot read {}", report.display()))?;
-    let report: Value = serde_json::from_slice(&report).context("the report is no JSON")?;
-    let number = |key: &str| report[key].as_u64().with_context(|| format!("the report has no {key}"));
-    if number("errors")? > 0 {
-        bail!("HIP answered {} calls with errors: {}", number("errors")?, report["messages"]);
-    }
-    let text = fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
-    let passed = text.lines().find_map(|line| line.strip_prefix("test result: ok. ")?.split(';').next());
-    Ok(format!(
-        "{}, {} launches of {} code objects, {} MB at most",
-        passed.context("the log has no result")?,
-        number("launches")?,
-        number("modules")?,
-        number("peak_bytes")? / 1_000_000
-    ))
+fn cargo(args: &[&str]) -> std::process::Command {
+    process::cargo(args.iter().chain(&["--features", FEATURES]))
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::test::CI_FEATURES;
+use crate::ci::ALL_BACKENDS;
 use crate::{process, setup};
 
 /// Where the library has its tables, one for each architecture, and the list of them.
@@ -39,9 +39,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     setup::run()?;
-    let everywhere = if cfg!(target_os = "macos") { "metal,cli" } else { CI_FEATURES };
     let mut cargo = process::cargo(["run", "--release", "--bin", "cube-gguf"]);
-    cargo.args(["--features", args.features.as_deref().unwrap_or(everywhere), "--", "tune"]);
+    cargo.args(["--features", args.features.as_deref().unwrap_or(ALL_BACKENDS), "--", "tune"]);
     cargo.args(["--device", &args.device]).args(&args.more);
     if let Some(model) = &args.model {
         ensure!(model.is_file(), "{} is not a file", model.display());
