@@ -5,7 +5,6 @@
 use std::error::Error;
 
 use cube_gguf::gguf::Files;
-use cube_gguf::kernels::formats::format;
 use cube_gguf::{Device, DeviceTensor};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -25,14 +24,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut in_file, mut on_device) = (0, 0);
     for tensor in model.tensors() {
         let ty = tensor.dtype()?;
-        // Integers and f64 are no weights.
-        if format(ty).is_none() {
+        if !ty.is_weights() {
             continue;
         }
-        let shape = tensor.shape();
-        let k = shape.last().copied().unwrap_or(1);
-        let n = shape.iter().rev().skip(1).product();
-        let loaded = DeviceTensor::from_gguf(&device, ty, n, k, tensor.data()?, tensor.endian())?;
+        let loaded = DeviceTensor::load(&device, &tensor)?;
         in_file += tensor.size_in_bytes()?;
         on_device += loaded.device_bytes();
         tensors.push(loaded);

@@ -24,9 +24,12 @@ pub enum Error {
     /// Activations that do not fit the weights.
     #[error("activations of shape {shape:?} do not fit weights of {k} input features")]
     Activations { shape: Vec<usize>, k: usize },
-    /// Strides that reach past the buffer.
-    #[error("activations of shape {shape:?} and strides {strides:?} reach past their {len} values")]
+    /// Extents and strides of values that are not all in their buffer.
+    #[error("activations of shape {shape:?} and strides {strides:?} do not lie in a buffer of {len} values")]
     Strides { shape: Vec<usize>, strides: Vec<usize>, len: usize },
+    /// Activations in the memory of another device than the weights'.
+    #[error("the activations are not in the memory of the {device} device, which has the weights")]
+    ForeignActivations { device: String },
     /// Weights of several devices for one call.
     #[error("weights on {first} and on {other}: one call multiplies those of one device")]
     Devices { first: String, other: String },

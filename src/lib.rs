@@ -1,8 +1,8 @@
 //! GGUF-quantized tensors on every GPU that CubeCL reaches, AMD first.
 //!
 //! - [`gguf`]: the file format: read, check, write. No GPU code.
-//! - [`kernels`]: the formats, and the operations that are generic in them, in Rust with `#[cube]`.
-//! - [`Device`], [`DeviceTensor`]: tensors on devices, for any framework.
+//! - [`Device`], [`DeviceTensor`], [`Activations`]: tensors on devices, for any framework.
+//! - [`tune`]: what may be chosen about a product, and the search for what is fastest.
 //! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the surface of `candle_core::quantized`; [`candle`] is the
 //!   import that takes its place in models written for Candle.
 
@@ -14,11 +14,16 @@ struct Readme;
 pub mod candle;
 mod error;
 pub mod gguf;
-pub mod kernels;
+#[doc(hidden)]
+pub mod internals;
+mod kernels;
 mod storage;
+pub mod tune;
 
+pub use cubecl;
 pub use error::{Error, Result};
 pub use gguf::GgmlType;
+pub use kernels::activations::Activations;
 pub use kernels::floats::FloatType;
 pub use kernels::matmul::Arithmetic;
 pub use kernels::product::Product;

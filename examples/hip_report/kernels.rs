@@ -6,9 +6,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use cube_gguf::kernels::catalogue::{Entry, entries};
-use cube_gguf::kernels::formats::{FORMATS, Format, UNIT, format, vectors_per_unit};
-use cube_gguf::kernels::matvec::{Blueprint, Operand};
+use cube_gguf::internals::{Blueprint, Format, Launch as Entry, UNIT, entries, format, vectors_per_unit};
+use cube_gguf::tune::Operand;
 use cube_gguf::{Backend, CubeDevice, FloatType, GgmlType};
 use cubecl::client::Client;
 
@@ -50,7 +49,7 @@ impl Selection {
 
     /// An error for a name that no format has.
     fn check(&self) -> Result<(), String> {
-        let known = |name: &&String| FORMATS.iter().any(|format| format.ty.name().eq_ignore_ascii_case(name));
+        let known = |name: &&String| name.parse().is_ok_and(GgmlType::is_weights);
         match self.formats.iter().find(|name| !known(name)) {
             Some(name) => Err(format!("no format is called {name}")),
             None => Ok(()),

@@ -108,6 +108,11 @@ ggml_types! {
 }
 
 impl GgmlType {
+    /// Whether tensors of this type are weights, which can be dequantized and multiplied: all but integers and f64.
+    pub const fn is_weights(self) -> bool {
+        !matches!(self, Self::I8 | Self::I16 | Self::I32 | Self::I64 | Self::F64)
+    }
+
     /// Bytes of a row of `k` values; `None` when `k` is no multiple of the
     /// block, or the number of bytes overflows.
     pub fn row_bytes(self, k: usize) -> Option<usize> {

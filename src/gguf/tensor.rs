@@ -161,6 +161,14 @@ impl<'a> TensorInfo<'a> {
         self.dims().iter().rev().map(|&size| size as usize).collect()
     }
 
+    /// The tensor as a matrix, its rows and columns: columns are what is contiguous, and all other dimensions rows. A
+    /// vector is one row, a scalar one of one value.
+    pub fn matrix(&self) -> (usize, usize) {
+        let shape = self.shape();
+        let columns = shape.last().copied().unwrap_or(1);
+        (shape.iter().rev().skip(1).product(), columns)
+    }
+
     /// The type.
     ///
     /// # Errors

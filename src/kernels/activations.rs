@@ -7,30 +7,73 @@ use cubecl::server::Handle;
 
 use super::floats::{FloatType, rounded};
 use super::formats::UNIT;
-use super::launch::{Grid, buffer, elementwise};
+use super::launch::{Grid, buffer, elementwise, used_bytes};
+use crate::{Error, Result};
 
-/// Floats on the device: `[.., k]` values of any strides.
+/// Floats on the device: `[.., k]` values of any strides, all of which lie in their buffer.
 #[derive(Clone)]
 pub struct Activations {
-    pub handle: Handle,
-    /// Values that the handle holds.
-    pub len: usize,
-    pub ty: FloatType,
+    handle: Handle,
+    ty: FloatType,
     /// Extents, the last one `k`.
-    pub shape: Vec<usize>,
+    shape: Vec<usize>,
     /// In values, one for each extent.
-    pub strides: Vec<usize>,
+    strides: Vec<usize>,
 }
 
 impl Activations {
-    /// Contiguous values of the given shape.
-    pub fn contiguous(handle: Handle, ty: FloatType, shape: Vec<usize>) -> Self {
-        let mut strides = vec![1; shape.len()];
-        for i in (1..shape.len()).rev() {
-            strides[i - 1] = strides[i] * shape[i];
+    /// Values of `handle` by their extents, the last of which is the weights' number of columns, and strides in values.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Strides`] where a value would not lie in the handle, where its offset is not that of a value, or where there
+    /// are more strides than extents or fewer.
+    pub fn new(handle: Handle, ty: FloatType, shape: Vec<usize>, strides: Vec<usize>) -> Result<Self> {
+        let len = used_bytes(&handle) / ty.bytes();
+        let extents = shape.iter().zip(&strides);
+        let last =
+            extents.map(|(&n, &stride)| n.saturating_sub(1).saturating_mul(stride)).fold(0, usize::saturating_add);
+        let aligned = handle.offset_start.unwrap_or(0).is_multiple_of(ty.bytes() as u64);
+        let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n));
+        let inside = count == Some(0) || last < len;
+        match strides.len() == shape.len() && aligned && count.is_some() && inside {
+            true => Ok(Self { handle, ty, shape, strides }),
+            false => Err(Error::Strides { shape, strides, len }),
         }
-        let len = shape.iter().product();
-        Self { handle, len, ty, shape, strides }
+    }
+
+    /// Contiguous values of the given extents.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn contiguous(handle: Handle, ty: FloatType, shape: Vec<usize>) -> Result<Self> {
+        let mut strides = vec![1usize; shape.len()];
+        for i in (1..shape.len()).rev() {
+            // Too large a product lies in no handle.
+            strides[i - 1] = strides[i].saturating_mul(shape[i]);
+        }
+        Self::new(handle, ty, shape, strides)
+    }
+
+    /// The buffer.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The type of the values.
+    pub fn ty(&self) -> FloatType {
+        self.ty
+    }
+
+    /// Extents, the last one `k`.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Values from one to the next in each extent.
+    pub fn strides(&self) -> &[usize] {
+        &self.strides
     }
 
     /// Values of the last dimension; 1 for a scalar.
@@ -41,14 +84,6 @@ impl Activations {
     /// Rows of `k` values.
     pub fn tokens(&self) -> usize {
         self.shape.iter().rev().skip(1).product()
-    }
-
-    /// Whether no stride reaches past the handle's values.
-    pub fn in_bounds(&self) -> bool {
-        let extents = self.shape.iter().zip(&self.strides);
-        let last =
-            extents.map(|(&n, &stride)| n.saturating_sub(1).saturating_mul(stride)).fold(0, usize::saturating_add);
-        self.strides.len() == self.shape.len() && (self.shape.contains(&0) || last < self.len)
     }
 
     /// The batch dimensions as few as they can be, outermost first: neighbours that are one run are merged.
@@ -66,10 +101,16 @@ impl Activations {
     }
 
     /// Values from one token to the next, where each token's values are contiguous and the tokens evenly apart.
-    pub fn token_stride(&self) -> Option<usize> {
+    pub(super) fn token_stride(&self) -> Option<usize> {
         let mut batch = self.batch();
         let (_, stride) = batch.pop().unwrap_or((1, self.k()));
         (batch.is_empty() && (self.strides.last() == Some(&1) || self.k() == 1)).then_some(stride)
+    }
+
+    /// [`token_stride`](Self::token_stride), where kernels may read every token in vectors of four values.
+    pub(super) fn vector_stride(&self) -> Option<usize> {
+        let aligned = self.handle.offset_start.unwrap_or(0).is_multiple_of(4 * self.ty.bytes() as u64);
+        self.token_stride().filter(|stride| aligned && stride.is_multiple_of(4) && self.k().is_multiple_of(4))
     }
 
     /// Calls `launch(first token, tokens, base, dimensions)` for runs of tokens that two batch dimensions describe.
@@ -126,9 +167,9 @@ pub fn pack(client: &Client, x: &Activations, to: FloatType) -> Handle {
             client,
             count,
             dim,
-            buffer(&x.handle, x.len),
+            buffer(&x.handle, x.ty.bytes()),
             strides(x, base, batch),
-            buffer(&out, tokens * padded),
+            buffer(&out, to.bytes()),
             grid,
             first * padded,
             padded,
@@ -165,10 +206,10 @@ fn pack_values<X: Float, Y: Float>(
     out[first + position] = value;
 }
 
-/// `len` f32 values as `to`.
+/// The first `len` of a handle's f32 values, which it must have, as `to`.
 pub fn cast(client: &Client, values: &Handle, len: usize, to: FloatType) -> Handle {
     let padded = len.next_multiple_of(UNIT);
-    let x = Activations::contiguous(values.clone(), FloatType::F32, vec![1, len]);
+    let x = Activations { handle: values.clone(), ty: FloatType::F32, shape: vec![1, len], strides: vec![len, 1] };
     let out = pack(client, &x, to);
     out.offset_end(((padded - len) * to.bytes()) as u64)
 }

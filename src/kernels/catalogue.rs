@@ -75,12 +75,12 @@ fn of_activations(floats: &[FloatType]) -> Vec<Entry> {
     for &from in floats {
         let x = move |client: &Client| zeros(client, from, 1, UNIT);
         entries.push(Entry::new("quantize activations", None, from.name(), move |client| {
-            Some(int8::quantize(client, &x(client)).codes)
+            Some(int8::quantize(client, &x(client)?).codes)
         }));
         // f32 for products in floats, bf16 for matrix units; an f32 result as any other type.
         for &to in floats.iter().filter(|&&to| to != FloatType::F16 || from == FloatType::F32) {
             let types = format!("{} to {}", from.name(), to.name());
-            let pack = move |client: &Client| Some(activations::pack(client, &x(client), to));
+            let pack = move |client: &Client| Some(activations::pack(client, &x(client)?, to));
             entries.push(Entry::new("pack activations", None, types, pack));
         }
     }
@@ -113,7 +113,7 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
             let configuration = format!("{}, {tokens} tokens, {rows} rows, {lanes} lanes, spans of {span}", ty.name());
             let launch = move |client: &Client| {
                 let weights = weights(client, format, false)?;
-                let x = zeros(client, ty, tokens.min(MAX_TOKENS), weights.k());
+                let x = zeros(client, ty, tokens.min(MAX_TOKENS), weights.k())?;
                 Some(matvec_with(client, &weights, &x, operand, |_| blueprint))
             };
             entries.push(Entry {
@@ -141,7 +141,7 @@ fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry>
     blueprint.staging.filter(|_| !format.traits.dense)?;
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
-        let x = zeros(client, FloatType::F32, 1, weights.k());
+        let x = zeros(client, FloatType::F32, 1, weights.k())?;
         Some(matvec_with(client, &weights, &x, Operand::Int8, |_| blueprint))
     };
     Some(Entry { arithmetic: Some("int8"), ..Entry::new("staged matvec", Some(format.ty), "f32, 1 token", launch) })
@@ -151,7 +151,7 @@ fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry>
 fn of_several_matrices(format: &'static Format) -> Entry {
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
-        let x = zeros(client, FloatType::F32, 1, weights.k());
+        let x = zeros(client, FloatType::F32, 1, weights.k())?;
         matvec_many(client, &[&weights, &weights], &x, Operand::Int8).pop()
     };
     let arithmetic = Some(if format.traits.dense { "float" } else { "int8" });
@@ -171,7 +171,7 @@ fn of_matrix_units(client: &Client) -> Vec<Entry> {
         let launch = move |client: &Client| {
             let (n, k) = (128, 256);
             let weights = upload(client, format, n, k)?;
-            Some(matmul::matmul(client, &weights, &zeros(client, FloatType::F32, tokens, k), Arithmetic::Float))
+            Some(matmul::matmul(client, &weights, &zeros(client, FloatType::F32, tokens, k)?, Arithmetic::Float))
         };
         let entry = Entry::new("matmul", None, format!("{tokens} tokens"), launch);
         entries.push(Entry { arithmetic: Some("bf16"), ..entry });
@@ -179,9 +179,9 @@ fn of_matrix_units(client: &Client) -> Vec<Entry> {
     entries
 }
 
-fn zeros(client: &Client, ty: FloatType, tokens: usize, k: usize) -> Activations {
+fn zeros(client: &Client, ty: FloatType, tokens: usize, k: usize) -> Option<Activations> {
     let handle = client.create_from_slice(&vec![0; tokens * k * ty.bytes()]);
-    Activations::contiguous(handle, ty, vec![tokens, k])
+    Activations::contiguous(handle, ty, vec![tokens, k]).ok()
 }
 
 /// Two rows of weights that are zeros, each a span of the format, or a value more.
@@ -193,6 +193,6 @@ fn weights(client: &Client, format: &'static Format, ragged: bool) -> Option<Wei
 fn upload(client: &Client, format: &'static Format, n: usize, k: usize) -> Option<Weights> {
     let data = vec![0; format.ty.row_bytes(k)? * n];
     let words = format.codebook.map_or_else(|| vec![0], |codebook| codebook());
-    let codebook = (client.create_from_slice(bytemuck::cast_slice(&words)), words.len());
+    let codebook = client.create_from_slice(bytemuck::cast_slice(&words));
     Weights::upload(client, format.ty, n, k, &data, Endian::Little, codebook)
 }

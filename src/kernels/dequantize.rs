@@ -33,7 +33,7 @@ fn decode(
     let k = weights.k();
     let words = (rows * k * to.bytes()).div_ceil(4).next_multiple_of(4);
     let out = client.empty(4 * words.max(4));
-    let (gather, id_len) = (ids.is_some() as u32, if ids.is_some() { rows } else { 1 });
+    let gather = ids.is_some() as u32;
     let ids = ids.unwrap_or(&weights.codebook);
     if k.is_multiple_of(UNIT) {
         let (count, dim, grid) = elementwise(client, rows * k / UNIT);
@@ -42,8 +42,8 @@ fn decode(
             count,
             dim,
             weights.planes(),
-            buffer(ids, id_len),
-            buffer(&out, words / 4),
+            buffer(ids, 4),
+            buffer(&out, 16),
             grid,
             first,
             k / UNIT,
@@ -58,8 +58,8 @@ fn decode(
             count,
             dim,
             weights.planes(),
-            buffer(ids, id_len),
-            buffer(&out, words),
+            buffer(ids, 4),
+            buffer(&out, 4),
             grid,
             first,
             rows,

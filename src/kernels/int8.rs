@@ -17,7 +17,6 @@ pub struct Quantized {
     pub codes: Handle,
     /// A vector a unit: the scale, the scale times the sum of all codes, the sums of the first and of the last 16 codes.
     pub sums: Handle,
-    pub units: usize,
 }
 
 /// Quantizes each unit of 32 to the nearest of `x / d` with `d = max|x| / 127`, as llama.cpp and Candle do on GPUs.
@@ -35,19 +34,19 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
             client,
             count,
             dim,
-            buffer(&x.handle, x.len),
+            buffer(x.handle(), x.ty().bytes()),
             strides(x, base, batch),
-            buffer(&codes, tokens * units * SHARERS),
-            buffer(&sums, tokens * units),
+            buffer(&codes, 4),
+            buffer(&sums, 16),
             grid,
             first * units,
             units,
             k,
             shared,
-            x.ty.elem(),
+            x.ty().elem(),
         );
     });
-    Quantized { codes, sums, units }
+    Quantized { codes, sums }
 }
 
 /// Lanes that share a unit where they can talk to each other, with four values each.

@@ -17,13 +17,17 @@ pub fn compiled() -> usize {
     COMPILED.load(Ordering::Relaxed)
 }
 
-/// `handle` as an argument of `len` elements.
-///
-/// The callers are this module's launches, each of which sizes the buffer and the kernel's indices from the same
-/// checked shape; CubeCL asks for `unsafe` because a wrong `len` would let a kernel read past the buffer.
-pub fn buffer(handle: &Handle, len: usize) -> BufferArg {
-    // SAFETY: see above; `len` elements were allocated for the handle.
+/// `handle` as an argument of as many elements of `bytes` bytes as it holds.
+pub fn buffer(handle: &Handle, bytes: usize) -> BufferArg {
+    let len = used_bytes(handle) / bytes;
+    // SAFETY: the elements lie in the handle's part of its memory.
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
+}
+
+/// Bytes that a handle holds; none where its offsets, which anyone may set, leave none.
+pub fn used_bytes(handle: &Handle) -> usize {
+    let offsets = handle.offset_start.unwrap_or(0).checked_add(handle.offset_end.unwrap_or(0));
+    offsets.and_then(|offsets| handle.size().checked_sub(offsets)).unwrap_or(0) as usize
 }
 
 /// One allocation for several buffers: each is a task for the runtime's own thread.
@@ -32,8 +36,6 @@ pub struct Parts {
     pub whole: Handle,
     /// Where each part begins and how long it is, in bytes.
     places: Vec<(usize, usize)>,
-    /// Bytes up to the end of the last part.
-    pub bytes: usize,
 }
 
 impl Parts {
@@ -48,7 +50,7 @@ impl Parts {
             places.push((begin, size));
             bytes = begin + size;
         }
-        Self { whole: client.empty(bytes.max(16)), places, bytes }
+        Self { whole: client.empty(bytes.max(16)), places }
     }
 
     /// Where a part begins, in bytes.

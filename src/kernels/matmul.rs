@@ -113,7 +113,7 @@ fn striped(client: &Client, weights: &Weights, x: &Activations) -> Result<Handle
             &mut elems,
         )?;
     }
-    let out_ty = x.ty;
+    let out_ty = x.ty();
     Ok(match out_ty {
         FloatType::F32 => out,
         _ => super::activations::cast(client, &out, tokens * n, out_ty),

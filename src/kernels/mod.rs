@@ -7,7 +7,7 @@ pub mod dot;
 pub mod floats;
 pub mod formats;
 pub mod int8;
-mod launch;
+pub mod launch;
 #[cfg(feature = "llvm")]
 mod llvm;
 pub mod matmul;
@@ -17,6 +17,3 @@ mod repack;
 pub mod target;
 pub mod tune;
 pub mod weights;
-
-pub use launch::compiled;
-pub(crate) use launch::is_rasterizer;

@@ -44,7 +44,6 @@ pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, pla
         let Some(bytes) = format.little_endian(blocks_of_chunk, endian) else { return };
         let mut bytes = bytes.into_owned();
         bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
-        let words = bytes.len() / 4;
         let staged = client.create(cubecl::bytes::Bytes::from_bytes_vec(bytes));
         for ((plane, at), table) in layout.planes.iter().zip(&placements.planes).zip(&tables) {
             let words_per_quantum = plane.block_bits() * per_quantum / 32;
@@ -53,9 +52,9 @@ pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, pla
                 client,
                 count,
                 dim,
-                buffer(&staged, words),
-                buffer(table, plane.fields.len()),
-                buffer(out, placements.words),
+                buffer(&staged, 4),
+                buffer(table, 4),
+                buffer(out, 4),
                 grid,
                 first,
                 per_row,

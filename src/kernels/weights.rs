@@ -21,7 +21,6 @@ pub struct Weights {
     handle: Handle,
     /// The format's codebook on the device, one zero word where it has none.
     pub(super) codebook: Handle,
-    codebook_words: usize,
     /// What was picked for products of so many tokens.
     picked: Arc<[[OnceLock<Blueprint>; MAX_TOKENS]; 2]>,
 }
@@ -29,7 +28,7 @@ pub struct Weights {
 impl Weights {
     /// Uploads the GGUF blocks of an `n` x `k` matrix, of a byte order that the format has.
     ///
-    /// `codebook` is the device's copy of the format's codebook and its words. `None` where the shape does not fit
+    /// `codebook` is the device's copy of the format's codebook. `None` where the shape does not fit
     /// `data`, or overflows.
     pub fn upload(
         client: &Client,
@@ -38,7 +37,7 @@ impl Weights {
         k: usize,
         data: &[u8],
         endian: Endian,
-        codebook: (Handle, usize),
+        codebook: Handle,
     ) -> Option<Self> {
         let format = format(ty)?;
         if ty.row_bytes(k)?.checked_mul(n)? != data.len() {
@@ -48,16 +47,7 @@ impl Weights {
         let placements = (format.layout)().place(n, blocks)?;
         let handle = client.memory_persistent_allocation((), |()| client.empty(4 * placements.words.max(4)));
         repack::upload(client, format, data, endian, &placements, &handle);
-        Some(Self {
-            format,
-            n,
-            k,
-            placements,
-            handle,
-            codebook: codebook.0,
-            codebook_words: codebook.1,
-            picked: Arc::default(),
-        })
+        Some(Self { format, n, k, placements, handle, codebook, picked: Arc::default() })
     }
 
     /// The format.
@@ -111,11 +101,10 @@ impl Weights {
     /// The matrix as a kernel argument.
     pub(super) fn planes(&self) -> PlanesLaunch {
         let [p0, p1, p2, p3] = self.placements.planes;
-        let words = self.placements.words.max(4);
         PlanesLaunch::new(
-            buffer(&self.handle, words / 4),
-            buffer(&self.handle, words),
-            buffer(&self.codebook, self.codebook_words),
+            buffer(&self.handle, 16),
+            buffer(&self.handle, 4),
+            buffer(&self.codebook, 4),
             p0.offset,
             p1.offset,
             p2.offset,

@@ -11,7 +11,7 @@ use cubecl::server::Handle;
 
 use crate::gguf::GgmlType;
 use crate::kernels::formats::format;
-use crate::kernels::is_rasterizer;
+use crate::kernels::launch::is_rasterizer;
 #[cfg(feature = "hip")]
 use crate::storage::rocm;
 use crate::{Error, Result};
@@ -138,7 +138,7 @@ pub struct CubeDevice {
     index: usize,
     device: cubecl::Device,
     /// Codebooks of formats and their words, uploaded once a device.
-    codebooks: Arc<Mutex<HashMap<GgmlType, (Handle, usize)>>>,
+    codebooks: Arc<Mutex<HashMap<GgmlType, Handle>>>,
 }
 
 impl CubeDevice {
@@ -192,12 +192,12 @@ impl CubeDevice {
         self.client().properties().identity.name.clone()
     }
 
-    /// The device's copy of a format's codebook, and its words; one zero word where the format has none.
-    pub(crate) fn codebook(&self, client: &Client, ty: GgmlType) -> (Handle, usize) {
+    /// The device's copy of a format's codebook; one zero word where the format has none.
+    pub(crate) fn codebook(&self, client: &Client, ty: GgmlType) -> Handle {
         let mut codebooks = self.codebooks.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = codebooks.entry(ty).or_insert_with(|| {
             let words = format(ty).and_then(|format| format.codebook).map_or_else(|| vec![0], |codebook| codebook());
-            (client.create_from_slice(bytemuck::cast_slice(&words)), words.len())
+            client.create_from_slice(bytemuck::cast_slice(&words))
         });
         entry.clone()
     }

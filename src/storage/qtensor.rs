@@ -384,7 +384,7 @@ fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) ->
                 FloatType::F16 => client.create_from_slice(bytemuck::cast_slice(&values.to_vec1::<half::f16>()?)),
                 _ => client.create_from_slice(bytemuck::cast_slice(&values.to_dtype(DType::F32)?.to_vec1::<f32>()?)),
             };
-            let x = Activations::contiguous(handle, ty, shape.to_vec());
+            let x = Activations::contiguous(handle, ty, shape.to_vec())?;
             DeviceTensor::matmul_many_on_device(matrices, &x, arithmetic)?
         }
     };

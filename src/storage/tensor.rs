@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::device::CubeDevice;
-use crate::gguf::{Endian, GgmlType};
+use crate::gguf::{Endian, GgmlType, TensorInfo};
 use crate::kernels::activations::Activations;
 use crate::kernels::dequantize;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
 use crate::kernels::matmul::{Arithmetic, matmul, matmul_many, resolve};
+use crate::kernels::matvec::{Blueprint, matvec_many_with, matvec_with};
 use crate::kernels::product::Product;
 use crate::kernels::weights::Weights;
 use crate::{Error, Result};
@@ -28,6 +30,16 @@ struct Inner {
 }
 
 impl DeviceTensor {
+    /// Uploads a file's tensor, as the matrix that [`TensorInfo::matrix`] says it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_gguf`](Self::from_gguf), and [`Error::Gguf`] for a tensor of a type that nobody knows.
+    pub fn load(device: &CubeDevice, tensor: &TensorInfo) -> Result<Self> {
+        let (n, k) = tensor.matrix();
+        Self::from_gguf(device, tensor.dtype()?, n, k, tensor.data()?, tensor.endian())
+    }
+
     /// Uploads the GGUF blocks of an `n` x `k` matrix; a vector is a matrix of one row.
     ///
     /// The data goes through a staging buffer of 16 MiB and is repacked on the device.
@@ -74,11 +86,6 @@ impl DeviceTensor {
     /// Rows: output features.
     pub fn n(&self) -> usize {
         self.0.weights.n()
-    }
-
-    /// The matrix as the kernels take it.
-    pub fn weights(&self) -> &Weights {
-        &self.0.weights
     }
 
     /// Columns: input features.
@@ -177,8 +184,8 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// [`Error::Activations`] where the last extent of `x` is not `k`, [`Error::Strides`] where its strides reach past
-    /// its values, [`Error::NoFloat`] where the device has no such floats.
+    /// [`Error::Activations`] where the last extent of `x` is not `k`, [`Error::ForeignActivations`] where `x` is in the
+    /// memory of another device, [`Error::NoFloat`] where the device has no such floats.
     pub fn matmul_on_device(&self, x: &Activations, arithmetic: Arithmetic) -> Result<Handle> {
         self.check(x)?;
         Ok(matmul(&self.0.device.client(), &self.0.weights, x, arithmetic))
@@ -193,26 +200,58 @@ impl DeviceTensor {
     /// As [`matmul_on_device`](Self::matmul_on_device) for any of the matrices, and [`Error::Devices`] where they are not
     /// all on one device.
     pub fn matmul_many_on_device(matrices: &[&Self], x: &Activations, arithmetic: Arithmetic) -> Result<Vec<Handle>> {
-        let Some((first, others)) = matrices.split_first() else { return Ok(Vec::new()) };
+        let Some(device) = Self::check_all(matrices, x)? else { return Ok(Vec::new()) };
+        let weights: Vec<&Weights> = matrices.iter().map(|matrix| &matrix.0.weights).collect();
+        Ok(matmul_many(&device.client(), &weights, x, arithmetic))
+    }
+
+    /// As [`matmul_on_device`](Self::matmul_on_device), by a kernel: what a search tries.
+    pub(crate) fn matmul_by(&self, x: &Activations, blueprint: Blueprint) -> Result<Handle> {
+        self.check(x)?;
+        let client = self.0.device.client();
+        self.check_blueprint(&client, blueprint)?;
+        Ok(matvec_with(&client, &self.0.weights, x, blueprint.operand, |_| blueprint))
+    }
+
+    /// As [`matmul_many_on_device`](Self::matmul_many_on_device), by one kernel for all.
+    pub(crate) fn matmul_many_by(matrices: &[&Self], x: &Activations, blueprint: Blueprint) -> Result<Vec<Handle>> {
+        let Some(device) = Self::check_all(matrices, x)? else { return Ok(Vec::new()) };
+        let client = device.client();
+        matrices.iter().try_for_each(|matrix| matrix.check_blueprint(&client, blueprint))?;
+        let weights: Vec<&Weights> = matrices.iter().map(|matrix| &matrix.0.weights).collect();
+        Ok(matvec_many_with(&client, &weights, x, blueprint.operand, |_, _, _| blueprint))
+    }
+
+    /// Whether the device has the kernel.
+    fn check_blueprint(&self, client: &Client, blueprint: Blueprint) -> Result<()> {
+        match (Blueprint { ty: self.ty(), ..blueprint }).is_supported(client) {
+            true => Ok(()),
+            false => Err(self.0.device.failed(format_args!("the device has no such kernel as {blueprint:?}"))),
+        }
+    }
+
+    /// The device of all matrices, each of which takes the activations; `None` where there are no matrices.
+    fn check_all<'a>(matrices: &[&'a Self], x: &Activations) -> Result<Option<&'a CubeDevice>> {
+        let Some((first, others)) = matrices.split_first() else { return Ok(None) };
         let device = &first.0.device;
         if let Some(other) = others.iter().find(|other| other.0.device != *device) {
             return Err(Error::Devices { first: device.to_string(), other: other.0.device.to_string() });
         }
         matrices.iter().try_for_each(|matrix| matrix.check(x))?;
-        let weights: Vec<&Weights> = matrices.iter().map(|matrix| &matrix.0.weights).collect();
-        Ok(matmul_many(&device.client(), &weights, x, arithmetic))
+        Ok(Some(device))
     }
 
     /// Whether the activations fit the matrix, their buffer and the device.
     fn check(&self, x: &Activations) -> Result<()> {
-        if x.shape.is_empty() || x.k() != self.k() {
-            return Err(Error::Activations { shape: x.shape.clone(), k: self.k() });
+        if x.shape().is_empty() || x.k() != self.k() {
+            return Err(Error::Activations { shape: x.shape().to_vec(), k: self.k() });
         }
-        if !x.in_bounds() {
-            return Err(Error::Strides { shape: x.shape.clone(), strides: x.strides.clone(), len: x.len });
+        let client = self.0.device.client();
+        if x.handle().service != client.service_id() {
+            return Err(Error::ForeignActivations { device: self.0.device.to_string() });
         }
-        if !has_buffers(self.0.device.client().features(), x.ty) {
-            return Err(Error::NoFloat { device: self.0.device.to_string(), ty: x.ty.name() });
+        if !has_buffers(client.features(), x.ty()) {
+            return Err(Error::NoFloat { device: self.0.device.to_string(), ty: x.ty().name() });
         }
         Ok(())
     }
@@ -234,7 +273,7 @@ impl DeviceTensor {
             };
         }
         let x = self.0.device.client().create_from_slice(bytemuck::cast_slice(x));
-        let x = Activations::contiguous(x, FloatType::F32, shape.to_vec());
+        let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
         let out = self.matmul_on_device(&x, arithmetic)?;
         Ok(FloatType::F32.to_f32(&self.read(out)?, tokens * self.n()))
     }

@@ -1,8 +1,7 @@
 //! The dot product of bytes, by whatever instruction the device has for it.
 
 use cube_gguf::CubeDevice;
-use cube_gguf::kernels::dot::{Bytes, dot16};
-use cube_gguf::kernels::formats::Words;
+use cube_gguf::internals::{Bytes, Words, dot16};
 use cubecl::prelude::*;
 use libtest_mimic::Trial;
 

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cube_gguf::gguf::GgmlType;
-use cube_gguf::kernels::formats::FORMATS;
+use cube_gguf::internals::FORMATS;
 use cube_gguf::{Backend, CubeDevice, Device};
 use fixtures::Fixture;
 use libtest_mimic::{Arguments, Trial};
@@ -112,8 +112,9 @@ impl Selection {
     fn from_environment() -> Self {
         let variable = |name: &str| std::env::var(format!("CUBE_GGUF_TEST_{name}")).ok();
         let format = |name: &str| {
-            let named = |format: &&cube_gguf::kernels::formats::Format| format.ty.name().eq_ignore_ascii_case(name);
-            FORMATS.iter().find(named).unwrap_or_else(|| panic!("no format is called {name}")).ty
+            let ty: GgmlType = name.parse().unwrap_or_else(|error| panic!("{error}"));
+            assert!(ty.is_weights(), "{ty} is no format of weights");
+            ty
         };
         let shard = |text: String| {
             let (part, of) = text.split_once('/').expect("a shard as 0/2");

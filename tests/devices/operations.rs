@@ -1,11 +1,9 @@
 //! Every operation on every format.
 
 use cube_gguf::gguf::Endian;
-use cube_gguf::kernels::activations::Activations;
-use cube_gguf::kernels::floats::has_buffers;
-use cube_gguf::kernels::matvec::{Blueprint, Operand, Reduction, matvec_many_with, matvec_with};
-use cube_gguf::kernels::tune::{Key, Tunables, rule};
-use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType, Product};
+use cube_gguf::internals::{Blueprint, Key, Reduction, has_buffers, matmul_by, rule};
+use cube_gguf::tune::{Operand, Tunables};
+use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType, Product};
 use half::{bf16, f16};
 
 use crate::fixtures::{Case, Fixture, assert_bytes, assert_same, compares, noise};
@@ -208,7 +206,7 @@ fn multiplies_strided_and_half_activations(device: &CubeDevice, fixture: &Fixtur
         };
         let x: Vec<f32> = dense.iter().map(|&x| round(x)).collect();
         let handle = client.create_from_slice(&bytes);
-        let activations = Activations { handle, len, ty, shape: shape.clone(), strides: strides.clone() };
+        let activations = Activations::new(handle, ty, shape.clone(), strides.clone()).unwrap();
         for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
             let y = tensor.matmul_on_device(&activations, arithmetic).unwrap();
             let y = ty.to_f32(&client.read_one(y).unwrap(), 12 * case.n);
@@ -216,9 +214,6 @@ fn multiplies_strided_and_half_activations(device: &CubeDevice, fixture: &Fixtur
             assert_product(&tensor, case, &x, &y, arithmetic, 2.0 * rounding);
         }
     }
-    let handle = client.create_from_slice(bytemuck::cast_slice(&values));
-    let past = Activations { handle, len, ty: FloatType::F32, shape: vec![2, k], strides: vec![len, 1] };
-    assert!(matches!(tensor.matmul_on_device(&past, Arithmetic::Auto), Err(Error::Strides { .. })));
 }
 
 fn multiplies_odd_shapes(device: &CubeDevice, fixture: &Fixture) {
@@ -264,9 +259,9 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
     let (tokens, dense) = (2, tensor.product(1, Arithmetic::Int8) == Product::Float);
     let values = noise(13, tokens * case.k);
     let x = client.create_from_slice(bytemuck::cast_slice(&values));
-    let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]);
+    let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
     let (operand, product) = if dense { (Operand::Float, Product::Float) } else { (Operand::Int8, Product::INT8) };
-    let blueprint = |tokens| Blueprint {
+    let blueprint = Blueprint {
         ty: fixture.ty,
         operand,
         reduction: Reduction::Shared,
@@ -282,7 +277,7 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
         codebook: 0,
         whole: false,
     };
-    let y = matvec_with(&client, tensor.weights(), &x, operand, blueprint);
+    let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
     let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
     assert_product_is(product, &case, &values, &y, 0.0);
 }
@@ -293,17 +288,16 @@ fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
     let tensor = upload(device, fixture, case);
     let client = device.client();
     let few = rows(device, fixture, 3);
-    let few = few.weights();
     let dense = tensor.product(1, Arithmetic::Int8) == Product::Float;
     let (operand, product) = if dense { (Operand::Float, Product::Float) } else { (Operand::Int8, Product::INT8) };
     for tokens in [1, 3] {
         let key = Key { ty: fixture.ty, operand, tokens, n: case.n, units: case.k.div_ceil(32) };
         let values = noise(17, tokens * case.k);
         let x = client.create_from_slice(bytemuck::cast_slice(&values));
-        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]);
+        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
         let multiply = |tunables| {
             let blueprint = Blueprint::of(&client, key, tunables);
-            let y = matvec_with(&client, tensor.weights(), &x, operand, |_| blueprint);
+            let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
             let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
             assert_product_is(product, case, &values, &y, 0.0);
             y
@@ -317,7 +311,7 @@ fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
             let staged = Tunables { ahead: true, ..staged };
             assert_same(&multiply(staged), &expected, "loads ahead of all decoding, or on the way");
             let blueprint = Blueprint::of(&client, key, staged);
-            let several = matvec_many_with(&client, &[few, tensor.weights(), few], &x, operand, |_, _, _| blueprint);
+            let several = matmul_by(&[&few, &tensor, &few], &x, blueprint).unwrap();
             for (y, n) in client.read(several).unwrap().iter().zip([few.n(), case.n, few.n()]) {
                 for (y, expected) in FloatType::F32.to_f32(y, tokens * n).chunks(n).zip(expected.chunks(case.n)) {
                     assert_same(y, &expected[..n], "of several matrices, or alone");
@@ -352,7 +346,7 @@ pub fn assert_same_together(matrices: &[&DeviceTensor], ty: FloatType, tokens: u
         FloatType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
         FloatType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     };
-    let x = Activations::contiguous(client.create_from_slice(&bytes), ty, vec![tokens, k]);
+    let x = Activations::contiguous(client.create_from_slice(&bytes), ty, vec![tokens, k]).unwrap();
     for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
         let together = DeviceTensor::matmul_many_on_device(matrices, &x, arithmetic).unwrap();
         let together = client.read(together).unwrap();

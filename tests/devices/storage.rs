@@ -1,8 +1,10 @@
 //! The storage layer on a device: Candle's surface, threads, errors.
 
 use cube_gguf::gguf::{Endian, GgmlType};
-use cube_gguf::kernels::floats::has_buffers;
-use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
+use cube_gguf::internals::{Blueprint, Key, Reduction, has_buffers, matmul_by, rule};
+use cube_gguf::tune::Operand;
+use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
+use cubecl_common::device::{DeviceId, ServiceId};
 use libtest_mimic::Trial;
 
 use crate::fixtures::{Fixture, assert_same, noise};
@@ -17,8 +19,11 @@ pub fn trials(device: &CubeDevice) -> Vec<Trial> {
         let on = device.clone();
         summary::trial(format!("{device}/storage/{name}"), move || check(&on))
     };
-    let checks: [(&str, Check); 3] = [
+    let checks: [(&str, Check); 6] = [
         ("refuses_what_does_not_fit", refuses_what_does_not_fit),
+        ("refuses_activations_outside_their_buffer", refuses_activations_outside_their_buffer),
+        ("refuses_activations_of_another_device", refuses_activations_of_another_device),
+        ("refuses_kernels_that_it_lacks", refuses_kernels_that_it_lacks),
         ("serves_threads", serves_threads),
         ("multiplies_more_matrices_than_a_launch_takes", multiplies_more_matrices_than_a_launch_takes),
     ];
@@ -39,6 +44,91 @@ fn refuses_what_does_not_fit(device: &CubeDevice) {
         assert!(matches!(error, Error::Size { .. }), "{error}");
         assert!(error.to_string().contains(&bytes.to_string()), "{error}");
     }
+}
+
+/// No stride, extent or offset reaches past the bytes of a handle, whatever the numbers.
+fn refuses_activations_outside_their_buffer(device: &CubeDevice) {
+    let values = device.client().create_from_slice(&[0; 4 * 64]);
+    let activations = |shape: &[usize], strides: &[usize]| {
+        Activations::new(values.clone(), FloatType::F32, shape.to_vec(), strides.to_vec())
+    };
+    for (shape, strides) in [
+        (vec![2, 32], vec![32, 1]),
+        (vec![2, 32], vec![1, 2]),
+        (vec![64], vec![1]),
+        (vec![0, 1000], vec![1000, 1]),
+        (vec![], vec![]),
+    ] {
+        assert!(activations(&shape, &strides).is_ok(), "{shape:?} {strides:?}");
+    }
+    for (shape, strides) in [
+        (vec![2, 32], vec![33, 1]),
+        (vec![3, 32], vec![32, 1]),
+        (vec![65], vec![1]),
+        (vec![2, 32], vec![1]),
+        (vec![2, 32], vec![usize::MAX, 1]),
+        (vec![usize::MAX, 2, 32], vec![0, 32, 1]),
+        (vec![usize::MAX, usize::MAX], vec![usize::MAX, usize::MAX]),
+    ] {
+        assert!(matches!(activations(&shape, &strides), Err(Error::Strides { len: 64, .. })), "{shape:?} {strides:?}");
+    }
+    let contiguous = |handle, ty, shape: &[usize]| Activations::contiguous(handle, ty, shape.to_vec());
+    assert!(contiguous(values.clone(), FloatType::F32, &[2, 32]).is_ok());
+    assert!(contiguous(values.clone(), FloatType::F16, &[4, 32]).is_ok());
+    assert!(contiguous(values.clone(), FloatType::F32, &[usize::MAX, usize::MAX, 32]).is_err());
+    let part = values.clone().offset_start(128);
+    assert!(contiguous(part.clone(), FloatType::F32, &[1, 32]).is_ok());
+    assert!(matches!(contiguous(part, FloatType::F32, &[2, 32]), Err(Error::Strides { len: 32, .. })));
+    // Between two values, and offsets that leave nothing.
+    assert!(contiguous(values.clone().offset_start(2), FloatType::F32, &[32]).is_err());
+    assert!(contiguous(values.clone().offset_start(512), FloatType::F32, &[1]).is_err());
+    assert!(contiguous(values.clone().offset_start(200).offset_end(200), FloatType::F32, &[1]).is_err());
+}
+
+fn refuses_activations_of_another_device(device: &CubeDevice) {
+    let fixture = Fixture::load(GgmlType::Q4_0);
+    let tensor = rows(device, &fixture, 2);
+    let client = device.client();
+    let mut foreign = client.create_from_slice(&vec![0; 4 * tensor.k()]);
+    foreign.service = ServiceId::of::<Fixture>(DeviceId::new(0, 0));
+    let x = Activations::contiguous(foreign, FloatType::F32, vec![1, tensor.k()]).unwrap();
+    for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
+        let one = tensor.matmul_on_device(&x, arithmetic).map(drop);
+        let many = DeviceTensor::matmul_many_on_device(&[&tensor, &tensor], &x, arithmetic).map(drop);
+        for refused in [one, many] {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, Error::ForeignActivations { .. }), "{error}");
+            assert!(error.to_string().contains(&device.to_string()), "{error}");
+        }
+    }
+}
+
+/// Kernels that nothing here would pick, which could read or write where they should not.
+fn refuses_kernels_that_it_lacks(device: &CubeDevice) {
+    let fixture = Fixture::load(GgmlType::Q4_0);
+    let tensor = rows(device, &fixture, 2);
+    let client = device.client();
+    let x = client.create_from_slice(&vec![0; 4 * tensor.k()]);
+    let x = Activations::contiguous(x, FloatType::F32, vec![1, tensor.k()]).unwrap();
+    let key = Key { ty: tensor.ty(), operand: Operand::Int8, tokens: 1, n: tensor.n(), units: tensor.k() / 32 };
+    let good = Blueprint::of(&client, key, rule(&client, key));
+    assert!(matmul_by(&[&tensor], &x, good).is_ok());
+    for bad in [
+        Blueprint { span: 3, ..good },
+        Blueprint { rows: 0, ..good },
+        Blueprint { tokens: usize::MAX, ..good },
+        Blueprint { unroll: 0, ..good },
+        Blueprint { lanes: 3, ..good },
+        Blueprint { lanes: 2, groups: 2, reduction: Reduction::Shared, ..good },
+        Blueprint { lanes: 2, reduction: Reduction::None, ..good },
+        Blueprint { lanes: 1 << 31, groups: 2, ..good },
+        Blueprint { groups: 1 << 20, ..good },
+        Blueprint { cubes: Some(0), ..good },
+    ] {
+        assert!(matches!(matmul_by(&[&tensor], &x, bad), Err(Error::Device { .. })), "{bad:?}");
+    }
+    // A codebook of another format's length is left out, not read.
+    assert!(matmul_by(&[&tensor], &x, Blueprint { codebook: 1 << 20, ..good }).is_ok());
 }
 
 /// One tensor, many threads, each with an input of its own.
@@ -114,7 +204,7 @@ mod candle {
     /// The specification's first test: a model's tensors onto a device, without a panic.
     fn loads_a_model(device: &CubeDevice) {
         let device = Device::Cube(device.clone());
-        for format in cube_gguf::kernels::formats::FORMATS {
+        for format in cube_gguf::internals::FORMATS {
             let fixture = Fixture::load(format.ty);
             let case = fixture.case("random");
             let tensor = qtensor_from_ggml(format.ty, &case.data, vec![case.n, case.k], &device).unwrap();

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use std::{fs, io};
 
-use cube_gguf::kernels::compiled;
+use cube_gguf::internals::compiled;
 use cube_gguf::{Backend, CubeDevice};
 use libtest_mimic::{Failed, Trial};
 use serde_json::json;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use cube_gguf::kernels::formats::{FORMATS, format};
+use cube_gguf::internals::{FORMATS, format};
 use cube_gguf::{Device, Error, GgmlType};
 
 use crate::output::print;

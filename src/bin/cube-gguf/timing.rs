@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use candle_core::{Device as Host, Module, Tensor};
 use cube_gguf::gguf::{Endian, Files};
-use cube_gguf::kernels::activations::Activations;
-use cube_gguf::kernels::formats::{Format, format};
-use cube_gguf::{Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QMatMul, QTensor};
+use cube_gguf::internals::{Format, format};
+use cube_gguf::{Activations, Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QMatMul, QTensor};
 use cubecl::std::throughput::measure_peak_throughput;
 use cubecl::throughput::{MemoryAccess, ThroughputKey, ThroughputMode};
 
@@ -168,7 +167,7 @@ impl Copies {
                 let launch = |i: usize| {
                     let y = tensors[i % tensors.len()].matmul_on_device(&next.borrow(), Arithmetic::Auto)?;
                     if chain {
-                        next.replace(Activations::contiguous(y, FloatType::F32, x.shape.clone()));
+                        next.replace(Activations::contiguous(y, FloatType::F32, x.shape().to_vec())?);
                     }
                     Ok(())
                 };
@@ -221,7 +220,7 @@ impl Copies {
         let k = tensors[0].k();
         let client = device.client();
         let x = client.create_from_slice(bytemuck::cast_slice(&Random::new(1).normals(tokens * k)));
-        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k]);
+        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k])?;
         client.read_one(tensors[0].matmul_on_device(&x, Arithmetic::Auto)?).map_err(|e| failed(device, e))?;
         Ok(x)
     }
@@ -335,7 +334,7 @@ pub fn time(
 
 #[cfg(test)]
 mod tests {
-    use cube_gguf::kernels::formats::FORMATS;
+    use cube_gguf::internals::FORMATS;
 
     use super::*;
 

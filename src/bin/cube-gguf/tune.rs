@@ -4,11 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use cube_gguf::gguf::Endian;
-use cube_gguf::kernels::activations::Activations;
-use cube_gguf::kernels::formats::{FORMATS, UNIT, format};
-use cube_gguf::kernels::matvec::{Blueprint, MAX_TOKENS, Operand, matvec_with};
-use cube_gguf::kernels::tune::{Entry, Key, Table, Tunables, neighbours, rule};
-use cube_gguf::{CubeDevice, Device, DeviceTensor, FloatType, Product};
+use cube_gguf::internals::{FORMATS, MAX_TOKENS, format};
+use cube_gguf::tune::{Candidate, Entry, Table, Tunables, search};
+use cube_gguf::{Activations, Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, Product};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::weights_type;
@@ -19,10 +17,6 @@ use crate::{DeviceArgument, Outcome};
 
 /// The shapes that are tuned where no model is given: those of an 8B model's layers.
 const SHAPES: &str = "14336x4096,4096x4096,4096x14336,1024x4096";
-/// How much faster a candidate must be to be taken: less is noise.
-const GAIN: f64 = 0.98;
-/// Rounds of the search, in each of which every tunable may change once.
-const ROUNDS: usize = 3;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -188,51 +182,23 @@ impl Bench {
         Ok(Self { device: device.clone(), case, tensors, rows })
     }
 
-    /// The best that changing one tunable at a time from the rule's choice comes to.
+    /// The best that the search finds.
     fn search(&self, tokens: usize, csv: bool, bar: &ProgressBar) -> Outcome<Entry> {
-        let client = self.device.client();
         let Case { ty, n, k } = self.case;
-        let dense = format(ty).is_some_and(|format| format.traits.dense);
-        let operand = if dense { Operand::Float } else { Operand::Int8 };
-        let key = Key { ty, operand, tokens, n, units: k.div_ceil(UNIT) };
         let x = Random::new(1).normals(tokens * k);
-        let expected = self.expected(&x, if dense { Product::Float } else { Product::INT8 });
-        let x = client.create_from_slice(bytemuck::cast_slice(&x));
-        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k]);
-        let mut tried: Vec<(Blueprint, f64)> = Vec::new();
-        let mut measure = |tunables: Tunables| -> Outcome<f64> {
-            let blueprint = Blueprint::of(&client, key, tunables);
-            if let Some(&(_, us)) = tried.iter().find(|(tried, _)| *tried == blueprint) {
-                return Ok(us);
-            }
-            let us = self.time(&x, blueprint, &expected)?;
-            tried.push((blueprint, us));
+        let expected = self.expected(&x, self.tensors[0].product(tokens, Arithmetic::Int8));
+        let x = self.device.client().create_from_slice(bytemuck::cast_slice(&x));
+        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k])?;
+        let entry = search(&self.device, ty, [n, k], tokens, |candidate| -> Outcome<f64> {
+            let us = self.time(&x, candidate, &expected)?;
             bar.tick();
             if csv {
-                print(&format!("{},{n},{k},{tokens},{us:.2},{}\n", ty.name().to_lowercase(), words(&tunables)))?;
+                let words = words(candidate.tunables());
+                print(&format!("{},{n},{k},{tokens},{us:.2},{words}\n", ty.name().to_lowercase()))?;
             }
             Ok(us)
-        };
-        let mut best = rule(&client, key);
-        let rule_us = measure(best)?;
-        if !rule_us.is_finite() {
-            return Err(format!("{ty} of {n} x {k}: the rule's choice gives a wrong answer").into());
-        }
-        let mut us = rule_us;
-        for _ in 0..ROUNDS {
-            let before = us;
-            for candidate in neighbours(&client, key, best) {
-                let candidate_us = measure(candidate)?;
-                if candidate_us < GAIN * us {
-                    (best, us) = (candidate, candidate_us);
-                }
-            }
-            if us >= before {
-                break;
-            }
-        }
-        let [us, rule_us] = [us, rule_us].map(|us| (us * 100.0).round() / 100.0);
-        Ok(Entry { ty: ty.name().to_owned(), operand, tokens, n, k, tunables: best, us, rule_us })
+        })?;
+        Ok(entry.ok_or_else(|| format!("{ty} of {n} x {k}: the rule's choice gives a wrong answer"))?)
     }
 
     /// The exact product of each distinct row with each token, and how far off an answer may be.
@@ -244,13 +210,11 @@ impl Bench {
     }
 
     /// Microseconds of a product; infinite where the kernel fails or its answer is wrong.
-    fn time(&self, x: &Activations, blueprint: Blueprint, expected: &[(f64, f64)]) -> Outcome<f64> {
+    fn time(&self, x: &Activations, candidate: &Candidate, expected: &[(f64, f64)]) -> Outcome<f64> {
         let client = self.device.client();
-        let launch = |i: usize| {
-            let weights = self.tensors[i % self.tensors.len()].weights();
-            matvec_with(&client, weights, x, blueprint.operand, |_| blueprint)
-        };
-        let Ok(bytes) = client.read_one(launch(0)) else { return Ok(f64::INFINITY) };
+        let launch = |i: usize| candidate.matmul(&self.tensors[i % self.tensors.len()], x);
+        let Ok(product) = launch(0) else { return Ok(f64::INFINITY) };
+        let Ok(bytes) = client.read_one(product) else { return Ok(f64::INFINITY) };
         let (n, pool) = (self.case.n, self.rows.len() / self.case.k);
         let answer = FloatType::F32.to_f32(&bytes, x.tokens() * n);
         let right = |(i, &y): (usize, &f32)| {
@@ -261,7 +225,7 @@ impl Bench {
             return Ok(f64::INFINITY);
         }
         let queued = |i: usize| {
-            launch(i);
+            launch(i)?;
             Ok(())
         };
         // A device without graphs is timed with what launches cost it.

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use cube_gguf::gguf::{Files, TensorInfo};
-use cube_gguf::kernels::matmul::Arithmetic;
-use cube_gguf::kernels::matvec::MAX_TOKENS;
-use cube_gguf::{Device, Error, FloatType, Product};
+use cube_gguf::internals::MAX_TOKENS;
+use cube_gguf::{Arithmetic, Device, Error, FloatType, Product};
 use globset::Glob;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;

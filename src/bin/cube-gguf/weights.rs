@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device as Host, Tensor};
 use cube_gguf::gguf::TensorInfo;
-use cube_gguf::kernels::formats::{Format, format};
+use cube_gguf::internals::{Format, format};
 use cube_gguf::{Arithmetic, CubeDevice, Device, DeviceTensor, Error, FloatType, Product, QTensor};
 use half::{bf16, f16};
 
@@ -42,8 +42,8 @@ impl<'a> Weights<'a> {
             return Err(NoValues(info.shape()).into());
         }
         let data = format.little_endian(info.data()?, info.endian()).ok_or(Error::BigEndian { ty })?;
-        let k = info.shape().last().copied().unwrap_or(1);
-        Ok(Self { info, format, n: info.elements() / k, k, data })
+        let (n, k) = info.matrix();
+        Ok(Self { info, format, n, k, data })
     }
 
     /// Bytes of a row.
@@ -68,16 +68,17 @@ impl<'a> Weights<'a> {
 
     /// Puts the tensor on a device.
     pub fn load(&self, device: &Device) -> cube_gguf::Result<Loaded> {
-        let ty = self.format.ty;
         Ok(match device {
             Device::Cube(device) => {
                 // The file's own bytes, so that the library is what turns them round.
-                let (data, endian) = (self.info.data()?, self.info.endian());
-                Loaded::Cube(DeviceTensor::from_gguf(device, ty, self.n, self.k, data, endian)?)
+                Loaded::Cube(DeviceTensor::load(device, &self.info)?)
             }
-            Device::Cpu => {
-                Loaded::Host(QTensor::from_gguf(ty, Cow::Borrowed(&self.data), (self.n, self.k), &Device::Cpu)?)
-            }
+            Device::Cpu => Loaded::Host(QTensor::from_gguf(
+                self.format.ty,
+                Cow::Borrowed(&self.data),
+                (self.n, self.k),
+                &Device::Cpu,
+            )?),
         })
     }
 

@@ -23,7 +23,7 @@ use std::borrow::Cow;
 use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
-pub use bits::{f16, to_floats};
+pub use bits::to_floats;
 pub use layout::{Layout, MAX_PLANES, Placements, Plane};
 pub use loads::Loads;
 pub use planes::{At, Planes, PlanesLaunch, UNIT, Unit, Words};

@@ -7,7 +7,7 @@ use super::loads;
 /// Four words, 16 bytes: what one load brings and one step of decoding works on.
 pub type Words = Vector<u32, Const<4>>;
 
-/// Values in a [`Unit`]; rows are processed in whole units.
+/// Values in a unit; rows are processed in whole units.
 pub const UNIT: usize = 32;
 
 /// A matrix on the device.

@@ -1,7 +1,6 @@
 //! What a matrix-vector kernel is compiled for.
 
 use cubecl::client::Client;
-use cubecl::server::ServerError;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_TOKENS, matvec_with};
@@ -11,7 +10,7 @@ use crate::kernels::floats::FloatType;
 use crate::kernels::formats::{Format, UNIT, format, traits};
 use crate::kernels::int8::{Staging, shares_units};
 use crate::kernels::launch::has_planes;
-use crate::kernels::tune::{Key, Table, Tunables, rule};
+use crate::kernels::tune::{Key, MOST, Table, Tunables, rule};
 use crate::kernels::weights::Weights;
 
 /// What the activations of a product are.
@@ -96,9 +95,7 @@ impl Blueprint {
         while let Some(tunables) = table.get(key) {
             let blueprint = Self::of(client, key, tunables);
             let works = match tunables.suit(client, key) {
-                true => {
-                    table.proves(blueprint, || blueprint.launches(client, weights)).map_err(|error| error.to_string())
-                }
+                true => table.proves(blueprint, || blueprint.launches(client, weights)),
                 false => Err("the device has no such kernel".to_owned()),
             };
             let Err(error) = works else { return blueprint };
@@ -110,11 +107,34 @@ impl Blueprint {
     }
 
     /// Whether the device compiles the kernel and launches it.
-    fn launches(self, client: &Client, weights: &Weights) -> Result<(), ServerError> {
+    fn launches(self, client: &Client, weights: &Weights) -> Result<(), String> {
         let x = client.create_from_slice(&vec![0; 4 * self.tokens * weights.k()]);
         let x = Activations::contiguous(x, FloatType::F32, vec![self.tokens, weights.k()]);
+        let x = x.map_err(|error| error.to_string())?;
         let out = matvec_with(client, weights, &x, self.operand, |_| self);
-        client.check([&out]).map(drop)
+        client.check([&out]).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Whether its kernel is right on the device, for any weights and activations that it is [`fitted`](Self::fitted) to.
+    pub fn is_supported(&self, client: &Client) -> bool {
+        let hardware = &client.properties().hardware;
+        let Self { span, lanes, groups, rows, tokens, unroll, .. } = *self;
+        let units = lanes.saturating_mul(groups);
+        // CubeCL's CPU runtime makes a thread for each, whatever it says of its cores.
+        let most = hardware.num_cpu_cores.map_or(hardware.max_units_per_cube, |_| MOST as u32);
+        let reduces = match self.reduction {
+            Reduction::Plane => has_planes(client) && lanes <= hardware.plane_size_max,
+            Reduction::Shared => groups == 1,
+            Reduction::None => lanes == 1,
+        };
+        let spans = format(self.ty).map_or([1, 1], |format| [format.narrow_span(), format.span()]);
+        [span, rows, tokens, unroll].iter().all(|&count| (1..=MOST).contains(&count))
+            && (1..=most).contains(&units)
+            && lanes.is_power_of_two()
+            && reduces
+            && (span == 1 || spans.contains(&span))
+            && self.cubes != Some(0)
+            && self.staging.is_none_or(|_| shares_units(client, units))
     }
 
     /// The rule, for rows of so many units of 32 values.
@@ -184,14 +204,17 @@ impl Blueprint {
         let units = weights.units();
         let span = if units.is_multiple_of(self.span) { self.span } else { 1 };
         // The cubes read their activations in vectors of four.
-        let stride = x.token_stride().filter(|stride| stride.is_multiple_of(4) && x.len >= 4);
+        let stride = x.vector_stride();
         let staging = self.staging.filter(|staging| {
             let fits = staging.span == span && staging.units >= units && staging.tokens == self.tokens;
             fits && stride.is_some() && operand == Operand::Int8
         });
         let whole = (units / span).is_multiple_of(self.lanes as usize * self.unroll);
         let ahead = self.ahead && staging.is_some();
-        Self { ty: weights.ty(), operand, span, tokens: self.tokens.max(1), staging, ahead, whole, ..self }
+        let words = format(weights.ty()).and_then(|format| format.codebook).map_or(0, |codebook| codebook().len());
+        let codebook = if self.codebook == words { words } else { 0 };
+        let ty = weights.ty();
+        Self { ty, operand, span, tokens: self.tokens.max(1), staging, ahead, codebook, whole, ..self }
     }
 }
 

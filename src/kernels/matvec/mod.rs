@@ -100,7 +100,7 @@ fn most_matrices(client: &Client) -> usize {
 
 /// One buffer for the results of several matrices.
 fn results(client: &Client, weights: &[&Weights], x: &Activations) -> Parts {
-    Parts::new(client, weights.iter().map(|weights| x.tokens() * weights.n() * x.ty.bytes()))
+    Parts::new(client, weights.iter().map(|weights| x.tokens() * weights.n() * x.ty().bytes()))
 }
 
 /// The launches of a product: the first token of each, and its blueprint.
@@ -142,9 +142,7 @@ impl Plan {
             let launch = Launch { client, weights, x, out, places, first };
             match blueprint.staging {
                 Some(_) => launch.staged(blueprint),
-                None => {
-                    launch.of(blueprint, ready.get_or_insert_with(|| Ready::new(client, weights[0], x, self.operand)))
-                }
+                None => launch.of(blueprint, ready.get_or_insert_with(|| Ready::new(client, x, self.operand))),
             }
         }
     }
@@ -153,27 +151,23 @@ impl Plan {
 /// Activations as a kernel multiplies them.
 struct Ready {
     codes: Handle,
-    code_vectors: usize,
     /// Values, or the scales and sums of codes.
     values: Handle,
-    value_vectors: usize,
 }
 
 impl Ready {
-    fn new(client: &Client, weights: &Weights, x: &Activations, operand: Operand) -> Self {
-        let units = x.tokens() * weights.units();
+    fn new(client: &Client, x: &Activations, operand: Operand) -> Self {
         match operand {
             Operand::Int8 => {
-                let Quantized { codes, sums, .. } = quantize(client, x);
-                Self { codes, code_vectors: units * 2, values: sums, value_vectors: units }
+                let Quantized { codes, sums } = quantize(client, x);
+                Self { codes, values: sums }
             }
             Operand::Float => {
-                let as_they_are = x.ty == FloatType::F32
+                let as_they_are = x.ty() == FloatType::F32
                     && x.k().is_multiple_of(UNIT)
-                    && (x.tokens() == 1 || x.token_stride() == Some(x.k()))
-                    && x.token_stride().is_some();
-                let values = if as_they_are { x.handle.clone() } else { pack(client, x, FloatType::F32) };
-                Self { codes: values.clone(), code_vectors: 1, values, value_vectors: units * 8 }
+                    && x.vector_stride().is_some_and(|stride| x.tokens() == 1 || stride == x.k());
+                let values = if as_they_are { x.handle().clone() } else { pack(client, x, FloatType::F32) };
+                Self { codes: values.clone(), values }
             }
         }
     }
@@ -206,7 +200,7 @@ impl Launch<'_> {
         let (mut before, mut matrices) = (0, SequenceArg::new());
         for (&weights, &place) in self.weights.iter().zip(self.places) {
             let tasks = tasks(weights);
-            let start = self.out.begin(place) / self.x.ty.bytes();
+            let start = self.out.begin(place) / self.x.ty().bytes();
             let own = if most.is_some() { count } else { tasks.div_ceil(groups) };
             matrices.push(MatrixLaunch::new(
                 weights.planes(),
@@ -234,23 +228,23 @@ impl Launch<'_> {
                 count,
                 CubeDim::new_2d(blueprint.lanes, blueprint.groups),
                 matrices,
-                buffer(&ready.codes, ready.code_vectors),
-                buffer(&ready.values, ready.value_vectors),
-                buffer(&self.out.whole, self.out.bytes / self.x.ty.bytes()),
+                buffer(&ready.codes, 16),
+                buffer(&ready.values, 16),
+                buffer(&self.out.whole, self.x.ty().bytes()),
                 grid,
                 self.units() / blueprint.span,
                 self.first,
                 self.x.tokens(),
                 blueprint,
-                self.x.ty,
-                self.x.ty.elem(),
+                self.x.ty(),
+                self.x.ty().elem(),
             );
         }
     }
 
     fn staged(&self, blueprint: Blueprint) {
         let (count, grid, matrices) = self.grid(&blueprint);
-        let stride = self.x.token_stride().unwrap_or_default();
+        let stride = self.x.vector_stride().unwrap_or_default();
         // SAFETY: as in `of`; a staged blueprint is of activations whose tokens are `stride` values apart, and has room in
         // shared memory for the units of a row.
         unsafe {
@@ -259,16 +253,16 @@ impl Launch<'_> {
                 count,
                 CubeDim::new_2d(blueprint.lanes, blueprint.groups),
                 matrices,
-                buffer(&self.x.handle, self.x.len / 4),
-                buffer(&self.out.whole, self.out.bytes / self.x.ty.bytes()),
+                buffer(self.x.handle(), 4 * self.x.ty().bytes()),
+                buffer(&self.out.whole, self.x.ty().bytes()),
                 grid,
                 self.units() / blueprint.span,
                 stride / 4,
                 self.first,
                 self.x.tokens(),
                 blueprint,
-                self.x.ty,
-                [self.x.ty.elem(), self.x.ty.elem()],
+                self.x.ty(),
+                [self.x.ty().elem(), self.x.ty().elem()],
             );
         }
     }

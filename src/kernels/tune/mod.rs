@@ -87,5 +87,5 @@ impl Tunables {
     }
 }
 
-/// More of anything is a mistake.
-const MOST: usize = 1024;
+/// Upper limit of any setting: a table entry beyond it is corrupt.
+pub const MOST: usize = 1024;

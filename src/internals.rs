@@ -1,0 +1,22 @@
+//! The one door into the kernels for this package's tests, tools and command. It is no part of the API.
+
+use cubecl::server::Handle;
+
+pub use crate::kernels::catalogue::{Entry as Launch, entries};
+pub use crate::kernels::dot::{Bytes, dot16};
+pub use crate::kernels::floats::has_buffers;
+pub use crate::kernels::formats::{FORMATS, Format, MAX_PLANES, UNIT, Words, format, vectors_per_unit};
+pub use crate::kernels::launch::compiled;
+pub use crate::kernels::matvec::{Blueprint, MAX_TOKENS, Reduction};
+pub use crate::kernels::tune::{Key, rule};
+use crate::{Activations, DeviceTensor, Result};
+
+/// The product of each matrix with the activations, all by one kernel: what does not fit a matrix or the activations is replaced
+/// by what does.
+///
+/// # Errors
+///
+/// As [`DeviceTensor::matmul_many_on_device`], and where the device has no such kernel.
+pub fn matmul_by(matrices: &[&DeviceTensor], x: &Activations, blueprint: Blueprint) -> Result<Vec<Handle>> {
+    DeviceTensor::matmul_many_by(matrices, x, blueprint)
+}

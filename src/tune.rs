@@ -1,0 +1,93 @@
+//! Tuning: what a product of few tokens may choose, and the tables of what was found to be fastest.
+//!
+//! The library picks by a heuristic of the device's properties, or by a [`Table`]: this machine's, which `cube-gguf tune` writes, or
+//! that which the repository ships for the architecture. [`search`] is how an entry is found.
+
+use cubecl::server::Handle;
+
+use crate::gguf::GgmlType;
+use crate::kernels::formats::{UNIT, traits};
+use crate::kernels::matvec::Blueprint;
+pub use crate::kernels::matvec::Operand;
+pub use crate::kernels::tune::{Entry, Table, Tunables};
+use crate::kernels::tune::{Key, neighbours, rule};
+use crate::{Activations, CubeDevice, DeviceTensor, Result};
+
+/// How much faster a candidate must be to be taken: less is noise.
+const GAIN: f64 = 0.98;
+/// Rounds of the search, in each of which every tunable may change once.
+const ROUNDS: usize = 3;
+
+/// A way to multiply, which a search asks to be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    tunables: Tunables,
+    blueprint: Blueprint,
+}
+
+impl Candidate {
+    /// What it chooses.
+    pub fn tunables(&self) -> &Tunables {
+        &self.tunables
+    }
+
+    /// The product of a matrix with the activations by this candidate, contiguous `[.., n]` values of their type on the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeviceTensor::matmul_on_device`]; [`Error::Device`](crate::Error::Device) where the device has no such kernel.
+    pub fn matmul(&self, matrix: &DeviceTensor, x: &Activations) -> Result<Handle> {
+        matrix.matmul_by(x, self.blueprint)
+    }
+}
+
+/// The entry for products of `tokens` rows of activations with an `n` x `k` matrix of type `ty`: the best that changing one
+/// tunable at a time from the heuristic's choice comes to.
+///
+/// `measure` gives a candidate's microseconds, infinity where it fails or its answer is wrong. Where that is so of the heuristic's
+/// own choice, there is no entry.
+///
+/// # Errors
+///
+/// As `measure`.
+pub fn search<E>(
+    device: &CubeDevice,
+    ty: GgmlType,
+    [n, k]: [usize; 2],
+    tokens: usize,
+    mut measure: impl FnMut(&Candidate) -> std::result::Result<f64, E>,
+) -> std::result::Result<Option<Entry>, E> {
+    let client = device.client();
+    let operand = if traits(ty).dense { Operand::Float } else { Operand::Int8 };
+    let key = Key { ty, operand, tokens, n, units: k.div_ceil(UNIT) };
+    let mut tried: Vec<(Blueprint, f64)> = Vec::new();
+    let mut time = |tunables: Tunables| {
+        let candidate = Candidate { tunables, blueprint: Blueprint::of(&client, key, tunables) };
+        if let Some(&(_, us)) = tried.iter().find(|(tried, _)| *tried == candidate.blueprint) {
+            return Ok(us);
+        }
+        let us = measure(&candidate)?;
+        tried.push((candidate.blueprint, us));
+        Ok(us)
+    };
+    let mut best = rule(&client, key);
+    let rule_us = time(best)?;
+    if !rule_us.is_finite() {
+        return Ok(None);
+    }
+    let mut us = rule_us;
+    for _ in 0..ROUNDS {
+        let before = us;
+        for candidate in neighbours(&client, key, best) {
+            let candidate_us = time(candidate)?;
+            if candidate_us < GAIN * us {
+                (best, us) = (candidate, candidate_us);
+            }
+        }
+        if us >= before {
+            break;
+        }
+    }
+    let [us, rule_us] = [us, rule_us].map(|us| (us * 100.0).round() / 100.0);
+    Ok(Some(Entry { ty: ty.name().to_owned(), operand, tokens, n, k, tunables: best, us, rule_us }))
+}
