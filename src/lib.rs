@@ -10,8 +10,6 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-#[cfg(feature = "candle")]
-pub mod candle;
 mod error;
 pub mod gguf;
 #[doc(hidden)]
@@ -23,11 +21,16 @@ pub mod tune;
 pub use cubecl;
 pub use error::{Error, Result};
 pub use gguf::GgmlType;
+pub use kernels::accuracy::Product;
 pub use kernels::activations::Activations;
 pub use kernels::floats::FloatType;
-pub use kernels::matmul::Arithmetic;
-pub use kernels::product::Product;
-pub use storage::*;
+pub use kernels::ops::Arithmetic;
+#[cfg(feature = "candle")]
+pub use storage::candle::{
+    self, Place, QCpuStorage, QCubeStorage, QCudaStorage, QMatMul, QMetalStorage, QRocmStorage, QStorage, QTensor,
+    QVulkanStorage, QWgpuStorage, default_device, load_quantized, qtensor_from_ggml, set_default_device,
+};
+pub use storage::{Backend, CubeDevice, Device, DeviceTensor};
 
 /// The name that Candle gives to a tensor's type.
 pub type GgmlDType = GgmlType;

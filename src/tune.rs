@@ -7,10 +7,10 @@ use cubecl::server::Handle;
 
 use crate::gguf::GgmlType;
 use crate::kernels::formats::{UNIT, traits};
-use crate::kernels::matvec::Blueprint;
-pub use crate::kernels::matvec::Operand;
-pub use crate::kernels::tune::{Entry, Table, Tunables};
-use crate::kernels::tune::{Key, neighbours, rule};
+use crate::kernels::matvec::{Blueprint, Key};
+pub use crate::kernels::matvec::{Operand, Tunables};
+pub use crate::kernels::tune::{Entry, Table};
+use crate::kernels::tune::{neighbours, rule};
 use crate::{Activations, CubeDevice, DeviceTensor, Result};
 
 /// How much faster a candidate must be to be taken: less is noise.

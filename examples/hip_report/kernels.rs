@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use cube_gguf::internals::{Blueprint, Format, Launch as Entry, UNIT, entries, format, vectors_per_unit};
+use cube_gguf::internals::{Blueprint, Format, Launch as Entry, UNIT, entries, for_row, format, vectors_per_unit};
 use cube_gguf::tune::Operand;
 use cube_gguf::{Backend, CubeDevice, FloatType, GgmlType};
 use cubecl::client::Client;
@@ -113,7 +113,7 @@ fn in_sample(client: &Client, entry: &Entry) -> bool {
 
 fn is_of_shape(client: &Client, blueprint: &Blueprint) -> bool {
     let Blueprint { ty, operand, tokens, .. } = *blueprint;
-    *blueprint == Blueprint::for_row(client, ty, SHAPE.1 / UNIT, operand, tokens)
+    *blueprint == for_row(client, ty, SHAPE.1 / UNIT, operand, tokens)
 }
 
 /// Bytes of a unit's codes in the planes that are read 16 bytes at a time.

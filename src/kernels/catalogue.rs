@@ -7,11 +7,11 @@ use cubecl::server::Handle;
 use super::activations::{self, Activations};
 use super::dequantize;
 use super::floats::{FloatType, has_buffers};
-use super::formats::{FORMATS, Format, UNIT};
-use super::int8;
-use super::matmul::{self, Arithmetic};
-use super::matvec::{Blueprint, MAX_TOKENS, Operand, matvec_many, matvec_with};
-use super::tune::{Key, Tunables, rule};
+use super::formats::{FORMATS, Format, UNIT, format, traits};
+use super::matmul::{has_matrix_units, striped};
+use super::matvec::{Blueprint, Key, MAX_TOKENS, Operand, Tunables, matvec_many_with, matvec_with};
+use super::quantize::activations::quantize;
+use super::tune::{for_row, rule};
 use super::weights::Weights;
 use crate::gguf::{Endian, GgmlType};
 
@@ -75,7 +75,7 @@ fn of_activations(floats: &[FloatType]) -> Vec<Entry> {
     for &from in floats {
         let x = move |client: &Client| zeros(client, from, 1, UNIT);
         entries.push(Entry::new("quantize activations", None, from.name(), move |client| {
-            Some(int8::quantize(client, &x(client)?).codes)
+            Some(quantize(client, &x(client)?).codes)
         }));
         // f32 for products in floats, bf16 for matrix units; an f32 result as any other type.
         for &to in floats.iter().filter(|&&to| to != FloatType::F16 || from == FloatType::F32) {
@@ -107,7 +107,7 @@ fn of_weights(format: &'static Format) -> Vec<Entry> {
 
 fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for blueprint in Blueprint::all(client, format.ty) {
+    for blueprint in blueprints(client, format.ty) {
         for &ty in floats {
             let Blueprint { operand, lanes, rows, tokens, span, .. } = blueprint;
             let configuration = format!("{}, {tokens} tokens, {rows} rows, {lanes} lanes, spans of {span}", ty.name());
@@ -128,6 +128,27 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
         }
     }
     entries
+}
+
+/// All blueprints that the heuristic gives for weights of a type on a device.
+fn blueprints(client: &Client, ty: GgmlType) -> Vec<Blueprint> {
+    let operands: &[_] = if traits(ty).dense { &[Operand::Float] } else { &[Operand::Int8, Operand::Float] };
+    // Rows with and without enough spans for a plane of lanes, of whole spans and not.
+    let block = (ty.block_size() / UNIT).max(1);
+    let span = format(ty).map_or(1, Format::span);
+    let rows = [1024 * block, 1001 * block, span.max(block), block];
+    let mut all = Vec::new();
+    for &operand in operands {
+        for tokens in 1..=MAX_TOKENS {
+            for units in rows {
+                let blueprint = for_row(client, ty, units, operand, tokens);
+                if !all.contains(&blueprint) {
+                    all.push(blueprint);
+                }
+            }
+        }
+    }
+    all
 }
 
 /// Products whose cubes quantize for themselves, which a table may ask for where the rule does not.
@@ -152,7 +173,8 @@ fn of_several_matrices(format: &'static Format) -> Entry {
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
         let x = zeros(client, FloatType::F32, 1, weights.k())?;
-        matvec_many(client, &[&weights, &weights], &x, Operand::Int8).pop()
+        let pick = |_, operand, tokens| for_row(client, format.ty, weights.units(), operand, tokens);
+        matvec_many_with(client, &[&weights, &weights], &x, Operand::Int8, pick).pop()
     };
     let arithmetic = Some(if format.traits.dense { "float" } else { "int8" });
     Entry { arithmetic, ..Entry::new("matvec of several", Some(format.ty), "f32, 1 token, 2 matrices", launch) }
@@ -163,15 +185,15 @@ const MANY_TOKENS: [usize; 4] = [16, 64, 512, 2048];
 
 fn of_matrix_units(client: &Client) -> Vec<Entry> {
     let mut entries = Vec::new();
-    if !matmul::has_matrix_units(client) {
+    if !has_matrix_units(client) {
         return entries;
     }
-    let Some(format) = super::formats::format(GgmlType::F32) else { return entries };
+    let Some(format) = format(GgmlType::F32) else { return entries };
     for tokens in MANY_TOKENS {
         let launch = move |client: &Client| {
             let (n, k) = (128, 256);
             let weights = upload(client, format, n, k)?;
-            Some(matmul::matmul(client, &weights, &zeros(client, FloatType::F32, tokens, k)?, Arithmetic::Float))
+            striped(client, &weights, &zeros(client, FloatType::F32, tokens, k)?).ok()
         };
         let entry = Entry::new("matmul", None, format!("{tokens} tokens"), launch);
         entries.push(Entry { arithmetic: Some("bf16"), ..entry });

@@ -5,8 +5,9 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::floats::{FloatType, pack_two};
-use super::formats::{At, Planes, UNIT, Words, traits, values};
+use super::formats::{At, Planes, UNIT, traits, values};
 use super::launch::{Grid, buffer, elementwise};
+use super::vector::Words;
 use super::weights::Weights;
 use crate::gguf::GgmlType;
 

@@ -1,13 +1,10 @@
 //! A weight matrix on a device, as the operations take it.
 
-use std::sync::{Arc, OnceLock};
-
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::formats::{Format, Placements, PlanesLaunch, UNIT, format};
 use super::launch::buffer;
-use super::matvec::{Blueprint, MAX_TOKENS, Operand};
 use super::repack;
 use crate::gguf::{Endian, GgmlType};
 
@@ -21,8 +18,6 @@ pub struct Weights {
     handle: Handle,
     /// The format's codebook on the device, one zero word where it has none.
     pub(super) codebook: Handle,
-    /// What was picked for products of so many tokens.
-    picked: Arc<[[OnceLock<Blueprint>; MAX_TOKENS]; 2]>,
 }
 
 impl Weights {
@@ -47,7 +42,7 @@ impl Weights {
         let placements = (format.layout)().place(n, blocks)?;
         let handle = client.memory_persistent_allocation((), |()| client.empty(4 * placements.words.max(4)));
         repack::upload(client, format, data, endian, &placements, &handle);
-        Some(Self { format, n, k, placements, handle, codebook, picked: Arc::default() })
+        Some(Self { format, n, k, placements, handle, codebook })
     }
 
     /// The format.
@@ -78,11 +73,6 @@ impl Weights {
     /// Bytes as GGUF.
     pub fn gguf_bytes(&self) -> usize {
         self.n * self.k / self.ty().block_size() * self.ty().block_bytes()
-    }
-
-    /// The blueprint of products of so many tokens, at most [`MAX_TOKENS`]: what the device's table or rule says at the first.
-    pub(super) fn blueprint(&self, client: &Client, operand: Operand, tokens: usize) -> Blueprint {
-        *self.picked[operand as usize][tokens - 1].get_or_init(|| Blueprint::pick(client, self, operand, tokens))
     }
 
     /// The buffer of all planes.

@@ -7,13 +7,14 @@ use cubecl::server::Handle;
 
 use super::device::CubeDevice;
 use crate::gguf::{Endian, GgmlType, TensorInfo};
+use crate::kernels::accuracy::Product;
 use crate::kernels::activations::Activations;
 use crate::kernels::dequantize;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
-use crate::kernels::matmul::{Arithmetic, matmul, matmul_many, resolve};
 use crate::kernels::matvec::{Blueprint, matvec_many_with, matvec_with};
-use crate::kernels::product::Product;
+use crate::kernels::ops::{Arithmetic, Matrix, matmul, matmul_many, resolve};
+use crate::kernels::tune::Selection;
 use crate::kernels::weights::Weights;
 use crate::{Error, Result};
 
@@ -27,6 +28,7 @@ pub struct DeviceTensor(Arc<Inner>);
 struct Inner {
     device: CubeDevice,
     weights: Weights,
+    selection: Selection,
 }
 
 impl DeviceTensor {
@@ -70,7 +72,7 @@ impl DeviceTensor {
         let size = || Error::Size { ty, n, k, bytes: data.len() };
         let weights = Weights::upload(&client, ty, n, k, data, endian, codebook).ok_or_else(size)?;
         client.check([weights.handle()]).map_err(|error| device.failed(error))?;
-        Ok(Self(Arc::new(Inner { device: device.clone(), weights })))
+        Ok(Self(Arc::new(Inner { device: device.clone(), weights, selection: Selection::default() })))
     }
 
     /// Where the tensor lives.
@@ -188,7 +190,7 @@ impl DeviceTensor {
     /// memory of another device, [`Error::NoFloat`] where the device has no such floats.
     pub fn matmul_on_device(&self, x: &Activations, arithmetic: Arithmetic) -> Result<Handle> {
         self.check(x)?;
-        Ok(matmul(&self.0.device.client(), &self.0.weights, x, arithmetic))
+        Ok(matmul(&self.0.device.client(), self.matrix(), x, arithmetic))
     }
 
     /// The [`matmul_on_device`](Self::matmul_on_device) of each of some matrices, bit for bit, for less: activations are
@@ -201,8 +203,8 @@ impl DeviceTensor {
     /// all on one device.
     pub fn matmul_many_on_device(matrices: &[&Self], x: &Activations, arithmetic: Arithmetic) -> Result<Vec<Handle>> {
         let Some(device) = Self::check_all(matrices, x)? else { return Ok(Vec::new()) };
-        let weights: Vec<&Weights> = matrices.iter().map(|matrix| &matrix.0.weights).collect();
-        Ok(matmul_many(&device.client(), &weights, x, arithmetic))
+        let matrices: Vec<Matrix> = matrices.iter().map(|matrix| matrix.matrix()).collect();
+        Ok(matmul_many(&device.client(), &matrices, x, arithmetic))
     }
 
     /// As [`matmul_on_device`](Self::matmul_on_device), by a kernel: what a search tries.
@@ -220,6 +222,10 @@ impl DeviceTensor {
         matrices.iter().try_for_each(|matrix| matrix.check_blueprint(&client, blueprint))?;
         let weights: Vec<&Weights> = matrices.iter().map(|matrix| &matrix.0.weights).collect();
         Ok(matvec_many_with(&client, &weights, x, blueprint.operand, |_, _, _| blueprint))
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix { weights: &self.0.weights, selection: &self.0.selection }
     }
 
     /// Whether the device has the kernel.

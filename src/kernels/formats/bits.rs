@@ -3,10 +3,11 @@
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;
 
-use super::Codes;
-use super::planes::Words;
+use super::format::Codes;
+use super::view::{At, Planes};
+use crate::kernels::arch::permute::filled;
 use crate::kernels::floats::has_f16;
-use crate::kernels::target::filled;
+use crate::kernels::vector::Words;
 
 /// The same word four times.
 #[cube]
@@ -22,10 +23,16 @@ pub fn nibbles(plane: Words) -> (Words, Words) {
 
 /// 2-bit codes of a unit, 0 to 3, from its two words.
 #[cube]
-pub fn crumbs(first: u32, second: u32) -> (Words, Words) {
+fn crumbs(first: u32, second: u32) -> (Words, Words) {
     let low = words(first, second, first >> 2, second >> 2);
     let high = words(first >> 4, second >> 4, first >> 6, second >> 6);
     (low & splat(0x0303_0303u32), high & splat(0x0303_0303u32))
+}
+
+/// The 2-bit codes of a unit from plane `plane`, two words a unit.
+#[cube]
+pub fn crumbs_of(planes: &Planes, #[comptime] plane: usize, at: At) -> (Words, Words) {
+    crumbs(planes.unit_word(plane, at, 2usize, 0usize), planes.unit_word(plane, at, 2usize, 1usize))
 }
 
 /// 1-bit codes of a unit from its word.

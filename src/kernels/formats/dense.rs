@@ -5,11 +5,12 @@
 use cubecl::prelude::*;
 
 use super::bits;
+use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at, u32_at};
 use super::layout::{Layout, Plane};
-use super::planes::{Planes, Words};
-use super::{Field, Format, Traits};
+use super::view::Planes;
 use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
 
 pub mod float32 {
     use super::*;

@@ -18,11 +18,12 @@ use half::f16 as Half;
 
 use super::bits::{f16, words};
 use super::codebooks::IQ1S_GRID;
+use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at};
 use super::layout::{Layout, Plane};
-use super::planes::{At, Planes, Unit, Words};
-use super::{Field, Format, Traits};
+use super::view::{At, Planes, Unit};
 use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
 
 /// Units of 32 in a block.
 const UNITS: usize = 8;

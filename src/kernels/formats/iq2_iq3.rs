@@ -18,11 +18,12 @@ use super::bits::{even_signs, f16, negate, negate_ones, words};
 use super::codebooks::{
     IQ2_VALUES, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3S_VALUES, IQ3XXS_GRID, IQ3XXS_VALUES,
 };
+use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at, u32_at};
 use super::layout::{Layout, Plane};
-use super::planes::{At, Planes, Unit, Words};
-use super::{Field, Format, Traits};
+use super::view::{At, Planes, Unit};
 use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
 
 /// Units of 32 in a block.
 const UNITS: usize = 8;

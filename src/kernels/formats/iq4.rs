@@ -18,13 +18,13 @@ use cubecl::prelude::*;
 
 use super::bits::f16;
 use super::codebooks::{E2M1_VALUES, IQ4NL_VALUES};
-use super::host::{f16_at, u16_at};
+use super::format::{Field, Format, Traits};
+use super::host::{f16_at, nibble_at, nibble_bit, u16_at};
 use super::layout::{Layout, Plane};
-use super::legacy::{nibble_at, nibble_bit};
-use super::planes::{At, Planes, Unit, Words};
-use super::{Field, Format, Traits};
+use super::view::{At, Planes, Unit};
 use crate::gguf::GgmlType;
-use crate::kernels::target::{of_sixteen, permutes_bytes};
+use crate::kernels::arch::permute::{of_sixteen, permutes_bytes};
+use crate::kernels::vector::Words;
 
 /// The codebook of a table of 16 values: for each byte its low nibble's value in bits 0 to 7, its high nibble's in
 /// bits 16 to 23, so that one look-up serves two codes.

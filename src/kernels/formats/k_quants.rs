@@ -16,25 +16,15 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{crumbs, f16, nibbles, ones, signed_byte, splat};
-use super::host::{f16_at, u32_at};
+use super::bits::{crumbs_of, f16, nibbles, ones, signed_byte, splat};
+use super::format::{Field, Format, Traits};
+use super::host::{crumb_at, crumb_bit, f16_at, u32_at};
 use super::layout::{Layout, Plane};
-use super::planes::{At, Planes, Unit, Words};
-use super::{Field, Format, Traits};
+use super::view::{At, Planes, Unit};
 use crate::gguf::GgmlType;
 
 /// Units of 32 in a super-block.
 const UNITS: usize = 8;
-
-/// The bit of value `v`'s two-bit code: each half of the block is 32 bytes of four codes, 32 values apart.
-pub(super) fn crumb_bit(byte: usize) -> impl Fn(usize) -> usize {
-    move |v| 8 * (byte + 32 * (v / 128) + v % 32) + 2 * (v % 128 / 32)
-}
-
-/// The two-bit code of value `v` of 256, where its bytes start at `byte`.
-pub(super) fn crumb_at(block: &[u8], byte: usize, v: usize) -> u8 {
-    block[byte + 32 * (v / 128) + v % 32] >> (2 * (v % 128 / 32)) & 3
-}
 
 /// The bit of value `v`'s nibble: 32 bytes hold 64 values, the first 32 in their low halves.
 fn nibble_bit(byte: usize) -> impl Fn(usize) -> usize {
@@ -43,12 +33,6 @@ fn nibble_bit(byte: usize) -> impl Fn(usize) -> usize {
 
 fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
     block[byte + 32 * (v / 64) + v % 32] >> (4 * (v % 64 / 32)) & 0xf
-}
-
-/// The 2-bit codes of a unit from plane `plane`, two words a unit.
-#[cube]
-pub(super) fn crumbs_of(planes: &Planes, #[comptime] plane: usize, at: At) -> (Words, Words) {
-    crumbs(planes.unit_word(plane, at, 2usize, 0usize), planes.unit_word(plane, at, 2usize, 1usize))
 }
 
 /// The halves `d` and `dmin` of the unit's block.

@@ -17,21 +17,12 @@
 use cubecl::prelude::*;
 
 use super::bits::{f16, nibbles, ones, splat};
-use super::host::{f16_at, u32_at};
+use super::format::{Field, Format, Traits};
+use super::host::{f16_at, nibble_at, nibble_bit, u32_at};
 use super::layout::{Layout, Plane};
-use super::planes::{At, Planes, Unit, Words};
-use super::{Field, Format, Traits};
+use super::view::{At, Planes, Unit};
 use crate::gguf::GgmlType;
-
-/// The bit of value `v`'s nibble, where `qs` starts at `byte`.
-pub(super) fn nibble_bit(byte: usize) -> impl Fn(usize) -> usize {
-    move |v| 8 * (byte + v % 16) + 4 * (v / 16)
-}
-
-/// The nibble of value `v` of 32, where `qs` starts at `byte`.
-pub(super) fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
-    block[byte + v % 16] >> (4 * (v / 16)) & 0xf
-}
+use crate::kernels::vector::Words;
 
 /// Scale and min of a block from the word that holds both.
 #[cube]

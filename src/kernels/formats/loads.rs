@@ -10,8 +10,10 @@ use cubecl::ir::prelude::{Context, Value};
 use cubecl::ir::{Scope, ident};
 use cubecl::prelude::*;
 
-use super::{At, Planes, Unit, Words, unit};
+use super::registry::unit;
+use super::view::{At, Planes, Unit};
 use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
 
 /// What a unit reads of its planes, in registers.
 #[derive(CubeType)]

@@ -15,13 +15,13 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{f16, ones, splat, words};
-use super::host::f16_at;
-use super::k_quants::{crumb_at, crumb_bit, crumbs_of};
+use super::bits::{crumbs_of, f16, ones, splat, words};
+use super::format::{Field, Format, Traits};
+use super::host::{crumb_at, crumb_bit, f16_at};
 use super::layout::{Layout, Plane};
-use super::planes::{At, Planes, Unit, Words};
-use super::{Field, Format, Traits};
+use super::view::{At, Planes, Unit};
 use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
 
 pub mod tq1_0 {
     use super::*;

@@ -1,27 +1,16 @@
 //! What a matrix-vector kernel is compiled for.
 
 use cubecl::client::Client;
-use serde::{Deserialize, Serialize};
 
-use super::{MAX_TOKENS, matvec_with};
+use super::problem::{Key, Operand};
+use super::settings::{MOST, Tunables};
 use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
-use crate::kernels::floats::FloatType;
-use crate::kernels::formats::{Format, UNIT, format, traits};
-use crate::kernels::int8::{Staging, shares_units};
+use crate::kernels::formats::format;
 use crate::kernels::launch::has_planes;
-use crate::kernels::tune::{Key, MOST, Table, Tunables, rule};
+use crate::kernels::quantize::activations::shares_units;
+use crate::kernels::quantize::staged::Staging;
 use crate::kernels::weights::Weights;
-
-/// What the activations of a product are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Operand {
-    /// int8 codes in units of 32.
-    Int8,
-    /// f32 values.
-    Float,
-}
 
 /// How the lanes that share a row add up their sums: what the device can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,56 +54,6 @@ pub struct Blueprint {
 }
 
 impl Blueprint {
-    /// All that [`pick`](Self::pick) gives for weights of a type on a device.
-    pub fn all(client: &Client, ty: GgmlType) -> Vec<Self> {
-        let operands: &[_] = if traits(ty).dense { &[Operand::Float] } else { &[Operand::Int8, Operand::Float] };
-        // Rows with and without enough spans for a plane of lanes, of whole spans and not.
-        let block = (ty.block_size() / UNIT).max(1);
-        let span = format(ty).map_or(1, Format::span);
-        let rows = [1024 * block, 1001 * block, span.max(block), block];
-        let mut all = Vec::new();
-        for &operand in operands {
-            for tokens in 1..=MAX_TOKENS {
-                for units in rows {
-                    let blueprint = Self::for_row(client, ty, units, operand, tokens);
-                    if !all.contains(&blueprint) {
-                        all.push(blueprint);
-                    }
-                }
-            }
-        }
-        all
-    }
-
-    /// What the device's table says, or else the rule that goes by its properties. An entry of the table whose kernel fails is
-    /// left out from then on, with a warning.
-    pub fn pick(client: &Client, weights: &Weights, operand: Operand, tokens: usize) -> Self {
-        let (n, ty) = (weights.n(), weights.ty());
-        let key = Key { ty, operand, tokens, n, units: weights.units() };
-        let table = Table::of(client);
-        while let Some(tunables) = table.get(key) {
-            let blueprint = Self::of(client, key, tunables);
-            let works = match tunables.suit(client, key) {
-                true => table.proves(blueprint, || blueprint.launches(client, weights)),
-                false => Err("the device has no such kernel".to_owned()),
-            };
-            let Err(error) = works else { return blueprint };
-            let k = weights.k();
-            log::warn!("the tuned entry for {ty} of {n} x {k}, {tokens} tokens, is left out: {error}");
-            table.reject(tunables);
-        }
-        Self::of(client, key, rule(client, key))
-    }
-
-    /// Whether the device compiles the kernel and launches it.
-    fn launches(self, client: &Client, weights: &Weights) -> Result<(), String> {
-        let x = client.create_from_slice(&vec![0; 4 * self.tokens * weights.k()]);
-        let x = Activations::contiguous(x, FloatType::F32, vec![self.tokens, weights.k()]);
-        let x = x.map_err(|error| error.to_string())?;
-        let out = matvec_with(client, weights, &x, self.operand, |_| self);
-        client.check([&out]).map(drop).map_err(|error| error.to_string())
-    }
-
     /// Whether its kernel is right on the device, for any weights and activations that it is [`fitted`](Self::fitted) to.
     pub fn is_supported(&self, client: &Client) -> bool {
         let hardware = &client.properties().hardware;
@@ -135,13 +74,6 @@ impl Blueprint {
             && (span == 1 || spans.contains(&span))
             && self.cubes != Some(0)
             && self.staging.is_none_or(|_| shares_units(client, units))
-    }
-
-    /// The rule, for rows of so many units of 32 values.
-    pub fn for_row(client: &Client, ty: GgmlType, units: usize, operand: Operand, tokens: usize) -> Self {
-        // Many rows: what a launch does with few is decided when there are weights.
-        let key = Key { ty, operand, tokens, n: 1 << 16, units };
-        Self::of(client, key, rule(client, key))
     }
 
     /// The blueprint of a product by its tunables.

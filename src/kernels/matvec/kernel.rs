@@ -4,16 +4,18 @@ use cubecl::frontend::comptime;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::blueprint::{Blueprint, Operand, Reduction};
+use super::blueprint::{Blueprint, Reduction};
+use super::problem::Operand;
 use crate::gguf::GgmlType;
-use crate::kernels::dot::{Bytes, Instruction, dot16};
+use crate::kernels::arch::dot::{Bytes, Instruction, dot16};
+use crate::kernels::arch::schedule::{schedule_barrier, scheduled};
 use crate::kernels::floats::{FloatType, rounded};
 use crate::kernels::formats::{
-    At, Codes, Loads, Planes, Traits, Unit, Words, dense_vector, traits, unit, values, vectors_per_unit,
+    At, Codes, Loads, Planes, Traits, Unit, dense_vector, traits, unit, values, vectors_per_unit,
 };
-use crate::kernels::int8::{Staging, stage, staged};
 use crate::kernels::launch::Grid;
-use crate::kernels::target::{schedule_barrier, scheduled};
+use crate::kernels::quantize::staged::{Staging, stage, staged};
+use crate::kernels::vector::Words;
 
 /// Buffers that a [`Matrix`] binds: its planes as vectors and as words, and its codebook.
 pub const MATRIX_BUFFERS: usize = 3;

@@ -2,10 +2,9 @@
 
 use cubecl::client::Client;
 
-use super::{Key, Tunables};
 use crate::kernels::formats::{Format, format, traits};
 use crate::kernels::launch::has_planes;
-use crate::kernels::matvec::Operand;
+use crate::kernels::matvec::{Key, Operand, Tunables};
 
 /// `from` with one of its tunables changed, in each way that makes sense on the device.
 pub fn neighbours(client: &Client, key: Key, from: Tunables) -> Vec<Tunables> {

@@ -1,91 +1,13 @@
-//! What may be chosen about an operation without changing what it computes: a rule that goes by the device's properties,
+//! What is chosen about an operation without changing what it computes: a heuristic that goes by the device's properties,
 //! and a table of what was measured, which overrides it.
 
 mod candidates;
-mod rule;
+mod heuristic;
+mod select;
 mod shipped;
 mod table;
 
-use cubecl::client::Client;
-use serde::{Deserialize, Serialize};
-
 pub use candidates::neighbours;
-pub use rule::rule;
+pub use heuristic::rule;
+pub use select::{Selection, for_row};
 pub use table::{Entry, Table};
-
-use super::formats::format;
-use super::launch::has_planes;
-use super::matvec::Operand;
-use crate::gguf::GgmlType;
-
-/// The product of few tokens that [`Tunables`] are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    pub ty: GgmlType,
-    pub operand: Operand,
-    /// Rows of activations.
-    pub tokens: usize,
-    /// Rows of weights.
-    pub n: usize,
-    /// Units of 32 values in a row of weights.
-    pub units: usize,
-}
-
-/// What a matrix-vector product may choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Tunables {
-    /// Units that a lane decodes together.
-    pub span: usize,
-    /// Lanes that share a row, a power of two; 1 for no reduction.
-    pub lanes: u32,
-    /// Groups of lanes in a cube.
-    pub groups: u32,
-    /// Rows of weights that a group multiplies at a time.
-    pub rows: usize,
-    /// Rows of activations that the kernel has sums for.
-    pub tokens: usize,
-    /// Spans whose loads a lane has under way together.
-    pub unroll: usize,
-    /// Cubes a core of the device (a multiprocessor, a compute unit), each of which goes on with other rows until there are
-    /// none; 0 for as many cubes as there are rows for.
-    pub cubes_per_core: u32,
-    /// Whether each cube quantizes the activations for itself, to its shared memory.
-    pub stage: bool,
-    /// Whether a lane has all loads of a turn under way before it decodes any, the first of them while its cube quantizes.
-    pub ahead: bool,
-    /// Whether each cube copies the format's codebook to its shared memory.
-    pub stage_codebook: bool,
-}
-
-impl Tunables {
-    /// Whether a kernel can be asked for with these: what a device makes of it shows when it is compiled.
-    pub fn are_sound(&self) -> bool {
-        let Self { span, lanes, groups, rows, tokens, unroll, .. } = *self;
-        let counts = [span, rows, tokens, unroll, groups as usize, lanes as usize];
-        let (sums, units) = (rows.saturating_mul(tokens), lanes.saturating_mul(groups));
-        counts.iter().all(|&count| (1..=MOST).contains(&count))
-            && lanes.is_power_of_two()
-            && sums.saturating_mul(unroll).saturating_mul(span) <= MOST
-            && units as usize <= MOST
-            && self.cubes_per_core as usize <= MOST
-    }
-}
-
-impl Tunables {
-    /// Whether the kernel that these ask for is right for the product on the device.
-    pub fn suit(&self, client: &Client, key: Key) -> bool {
-        let hardware = &client.properties().hardware;
-        let Self { span, lanes, groups, .. } = *self;
-        // Lanes add up by the operations of a plane, or else by shared memory that one group has for itself.
-        let reduces = match has_planes(client) {
-            true => lanes <= hardware.plane_size_max,
-            false => lanes == 1 || groups == 1,
-        };
-        let spans = format(key.ty).map_or([1, 1], |format| [format.narrow_span(), format.span()]);
-        let decodes = span == 1 || spans.contains(&span) && key.units.is_multiple_of(span);
-        self.are_sound() && reduces && decodes && lanes * groups <= hardware.max_units_per_cube
-    }
-}
-
-/// Upper limit of any setting: a table entry beyond it is corrupt.
-pub const MOST: usize = 1024;

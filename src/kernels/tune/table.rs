@@ -10,9 +10,8 @@ use cubecl::client::Client;
 use serde::{Deserialize, Serialize};
 
 use super::shipped::SHIPPED;
-use super::{Key, Tunables};
 use crate::kernels::formats::UNIT;
-use crate::kernels::matvec::{Blueprint, Operand};
+use crate::kernels::matvec::{Blueprint, Key, Operand, Tunables};
 
 /// The environment variable that names the folder of this machine's tables; empty, they are left out.
 pub const FOLDER: &str = "CUBE_GGUF_TUNE";

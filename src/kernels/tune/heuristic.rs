@@ -2,11 +2,10 @@
 
 use cubecl::client::Client;
 
-use super::{Key, Tunables};
+use crate::kernels::arch::target::Target;
 use crate::kernels::formats::{Format, UNIT, format, traits};
 use crate::kernels::launch::{has_planes, is_rasterizer};
-use crate::kernels::matvec::Operand;
-use crate::kernels::target::Target;
+use crate::kernels::matvec::{Key, Operand, Tunables};
 
 /// What suits the device for a product.
 pub fn rule(client: &Client, key: Key) -> Tunables {
@@ -25,20 +24,20 @@ pub fn rule(client: &Client, key: Key) -> Tunables {
         stage_codebook: false,
     };
     if let Some(cores) = hardware.num_cpu_cores {
-        Tunables { groups: cores.min(hardware.max_units_per_cube), ..one.with_few_kernels(key) }
+        Tunables { groups: cores.min(hardware.max_units_per_cube), ..with_few_kernels(one, key) }
     } else if is_rasterizer(client) {
-        one.with_few_kernels(key)
+        with_few_kernels(one, key)
     } else if !has_planes(client) {
-        Tunables { lanes: 64.min(hardware.max_units_per_cube), ..one.with_few_kernels(key) }
+        Tunables { lanes: 64.min(hardware.max_units_per_cube), ..with_few_kernels(one, key) }
     } else if matches!(Target::of(client.properties()), Target::Amd(_))
         || hardware.num_streaming_multiprocessors.is_none()
     {
-        few_registers(key, plane, one.with_few_kernels(key))
+        few_registers(key, plane, with_few_kernels(one, key))
     } else if traits(key.ty).dense {
         dense(client, key, one)
     } else if key.operand == Operand::Float {
         let rows = if key.tokens > 1 { 1 } else { 2 };
-        Tunables { lanes: plane, groups: 128 / plane, rows, ..one.with_few_kernels(key) }
+        Tunables { lanes: plane, groups: 128 / plane, rows, ..with_few_kernels(one, key) }
     } else {
         few_tokens(client, key, one)
     }
@@ -120,17 +119,15 @@ fn few_registers(key: Key, plane: u32, one: Tunables) -> Tunables {
     Tunables { lanes, groups: 128.max(plane) / lanes, rows, ..one }
 }
 
-impl Tunables {
-    /// Few kernels to compile where the decoding to floats costs most: one for all tokens but the first. A long span leaves
-    /// registers for few tokens.
-    fn with_few_kernels(self, key: Key) -> Self {
-        let tokens = match key.operand {
-            Operand::Float if !traits(key.ty).dense && key.tokens > 1 => 4,
-            _ if self.span > 4 => self.tokens.min(4),
-            _ => self.tokens,
-        };
-        Self { tokens, ..self }
-    }
+/// Few kernels to compile where the decoding to floats costs most: one for all tokens but the first. A long span leaves
+/// registers for few tokens.
+fn with_few_kernels(tunables: Tunables, key: Key) -> Tunables {
+    let tokens = match key.operand {
+        Operand::Float if !traits(key.ty).dense && key.tokens > 1 => 4,
+        _ if tunables.span > 4 => tunables.tokens.min(4),
+        _ => tunables.tokens,
+    };
+    Tunables { tokens, ..tunables }
 }
 
 /// `span` where it divides the row's units, else 1.

@@ -10,8 +10,8 @@ pub use candle_core::quantized::gguf_file::{DEFAULT_ALIGNMENT, Value, ValueType,
 use candle_core::{Result, Shape};
 
 use super::candle_error;
+use super::{Place, QTensor};
 use crate::gguf::{self, Encode, Endian, Header, MAX_ARRAY_DEPTH, Writer, encode_array_head};
-use crate::storage::{Place, QTensor};
 use crate::{Error, GgmlDType};
 
 /// A tensor in a file: its type, its extents (outermost first), and where it starts in the section of tensors, in bytes.

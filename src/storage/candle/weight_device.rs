@@ -4,8 +4,8 @@ use std::sync::{PoisonError, RwLock};
 
 use candle_core::{Device as CandleDevice, DeviceLocation};
 
-use super::device::{Backend, CubeDevice, Device};
 use crate::Result;
+use crate::storage::device::{Backend, CubeDevice, Device};
 
 /// The environment variable that names the device of weights that Candle's CPU device stands for.
 const VARIABLE: &str = "CUBE_GGUF_DEVICE";

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor};
 use candle_core::{CpuStorage, D, DType, Module, Result, Shape, Storage, Tensor};
 
-use super::device::Device;
 use super::host::{HostBlocks, NATIVE, candle_dtype, candle_product};
-use super::place::Place;
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
-use super::tensor::DeviceTensor;
+use super::weight_device::Place;
 use crate::Error;
 use crate::gguf::GgmlType;
+use crate::kernels::accuracy::Product;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::{FloatType, has_buffers};
-use crate::kernels::matmul::Arithmetic;
-use crate::kernels::product::Product;
+use crate::kernels::ops::Arithmetic;
+use crate::storage::device::Device;
+use crate::storage::tensor::DeviceTensor;
 
 /// Quantized values of any rank on one device; rows (the last dimension) are whole blocks.
 ///

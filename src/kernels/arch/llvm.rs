@@ -12,8 +12,6 @@ use pliron::builtin::attributes::StringAttr;
 use pliron_llvm::ops::InlineAsmOp;
 use pliron_llvm::types::VoidType;
 
-use super::dot::{Bytes, Instruction};
-
 /// `c` plus the products of the four bytes of `a` and of `b`.
 #[cube_op(name = "cube_gguf.dot4")]
 #[result_ty(same_as = c)]
@@ -26,28 +24,23 @@ pub struct Dot4Op {
     pub a_is_signed: BoolAttr,
 }
 
-const SDOT4: &str = "llvm.amdgcn.sdot4";
-const SUDOT4: &str = "llvm.amdgcn.sudot4";
-const IDP4A_SIGNED: &str = "llvm.nvvm.idp4a.s.s";
-const IDP4A_UNSIGNED: &str = "llvm.nvvm.idp4a.u.s";
+/// The intrinsics of a dot product of four bytes.
+pub const SDOT4: &str = "llvm.amdgcn.sdot4";
+pub const SUDOT4: &str = "llvm.amdgcn.sudot4";
+pub const IDP4A_SIGNED: &str = "llvm.nvvm.idp4a.s.s";
+pub const IDP4A_UNSIGNED: &str = "llvm.nvvm.idp4a.u.s";
 
-/// Appends the product by `instruction`, which must be one of LLVM's.
+/// Appends the product by one of these.
 pub fn dot4(
     scope: &Scope,
     a: NativeExpand<u32>,
     b: NativeExpand<u32>,
     c: NativeExpand<i32>,
-    instruction: Instruction,
-    bytes: Bytes,
+    intrinsic: &str,
+    a_is_signed: bool,
 ) -> NativeExpand<i32> {
-    let intrinsic = match (instruction, bytes) {
-        (Instruction::Sdot4, _) => SDOT4,
-        (Instruction::Sudot4, _) => SUDOT4,
-        (_, Bytes::Signed) => IDP4A_SIGNED,
-        (_, Bytes::Unsigned) => IDP4A_UNSIGNED,
-    };
     let (a, b, c) = (a.read_value(scope), b.read_value(scope), c.read_value(scope));
-    let op = Dot4Op::new(scope.ctx_mut(), a, b, c, intrinsic, BoolAttr::new(bytes == Bytes::Signed));
+    let op = Dot4Op::new(scope.ctx_mut(), a, b, c, intrinsic, BoolAttr::new(a_is_signed));
     scope.register_with_result(&op).into()
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device as CandleDevice, Module, Result, Tensor};
 
-use super::device::Device;
 use super::qtensor::QTensor;
 use crate::gguf::GgmlType;
-use crate::kernels::matmul::Arithmetic;
+use crate::kernels::ops::Arithmetic;
+use crate::storage::device::Device;
 
 /// A weight matrix `[n, k]` to multiply by.
 ///

@@ -1,96 +1,13 @@
-//! Which compiler makes a device's code, and for what: where LLVM does, kernels may use its intrinsics.
+//! Bytes of words in another order: an instruction of AMD's and of NVIDIA's, shifts and masks elsewhere.
 
 use cubecl::frontend::comptime;
 use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
-use super::formats::Words;
 #[cfg(feature = "llvm")]
 use super::llvm;
-
-/// A device's code, as far as it matters to kernels.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// AMD's, by LLVM: the processor, as `gfx1100`.
-    Amd(String),
-    /// NVIDIA's, by LLVM: the compute capability, as 90.
-    Nvidia(u32),
-    /// The host's, by LLVM.
-    Host,
-    /// By CUDA C++, SPIR-V, WGSL or Metal.
-    Other,
-}
-
-impl Target {
-    /// By the name that the device's compiler generates code for.
-    pub fn of(properties: &DeviceProperties) -> Self {
-        let name = &properties.identity.fingerprint;
-        let nvidia = || name.strip_prefix("ptx_sm")?.parse().ok();
-        match name.strip_prefix("hip-kernel_") {
-            Some(arch) if hip_is_by_llvm() => Self::Amd(processor(arch).to_owned()),
-            None if properties.hardware.num_cpu_cores.is_some() => Self::Host,
-            None if cuda_is_by_llvm() => nvidia().map_or(Self::Other, Self::Nvidia),
-            _ => Self::Other,
-        }
-    }
-}
-
-/// `gfx90a` of `gfx90a:sramecc+:xnack-`, as drivers have it.
-fn processor(arch: &str) -> &str {
-    arch.split_once(':').map_or(arch, |(processor, _)| processor)
-}
-
-/// Another crate's features may have chosen HIP RTC, which knows nothing of LLVM's intrinsics.
-fn hip_is_by_llvm() -> bool {
-    #[cfg(feature = "hip")]
-    return cubecl::hip::compiler::HipBackend::default() == cubecl::hip::compiler::HipBackend::Llvm;
-    #[cfg(not(feature = "hip"))]
-    false
-}
-
-/// As [`hip_is_by_llvm`], for NVRTC.
-fn cuda_is_by_llvm() -> bool {
-    #[cfg(feature = "cuda")]
-    return cubecl::cuda::compiler::CudaBackend::default() == cubecl::cuda::compiler::CudaBackend::Llvm;
-    #[cfg(not(feature = "cuda"))]
-    false
-}
-
-/// Nothing that comes after is done before: keeps LLVM from loading for all of an unrolled loop at once on AMD, where it
-/// takes more registers than there are.
-#[cube]
-pub fn schedule_barrier() {
-    let properties = comptime::device_properties();
-    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
-        amd_schedule_barrier();
-    }
-}
-
-#[cube]
-fn amd_schedule_barrier() {
-    intrinsic!(|_scope| {
-        #[cfg(feature = "llvm")]
-        llvm::schedule_barrier(_scope);
-    })
-}
-
-/// A [`schedule_barrier()`], and `index` after it: loads from there are not done before.
-#[cube]
-pub fn scheduled(index: usize) -> usize {
-    let properties = comptime::device_properties();
-    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) { amd_scheduled(index) } else { index }
-}
-
-#[cube]
-#[allow(unused_variables)]
-fn amd_scheduled(index: usize) -> usize {
-    intrinsic!(|_scope| {
-        #[cfg(feature = "llvm")]
-        return llvm::scheduled(_scope, index);
-        #[cfg(not(feature = "llvm"))]
-        unreachable!("only AMD's devices are scheduled")
-    })
-}
+use super::target::Target;
+use crate::kernels::vector::Words;
 
 /// 0xff for each byte of `ones` that is 1, where the others are 0.
 #[cube]
@@ -121,28 +38,6 @@ pub fn low_bytes(words: Words) -> u32 {
         }
         _ => (a & 0xff) | ((b & 0xff) << 8) | ((c & 0xff) << 16) | (d << 24),
     }
-}
-
-/// One over a positive normal number, to about its last bit.
-#[cube]
-pub fn reciprocal(value: f32) -> f32 {
-    let properties = comptime::device_properties();
-    match comptime!(Target::of(&properties)) {
-        Target::Amd(_) => reciprocal_by_llvm(value, true),
-        Target::Nvidia(_) => reciprocal_by_llvm(value, false),
-        _ => 1.0f32 / value,
-    }
-}
-
-#[cube]
-#[allow(unused_variables)]
-fn reciprocal_by_llvm(value: f32, #[comptime] amd: bool) -> f32 {
-    intrinsic!(|_scope| {
-        #[cfg(feature = "llvm")]
-        return llvm::reciprocal(_scope, value, amd);
-        #[cfg(not(feature = "llvm"))]
-        unreachable!("only LLVM has the instruction")
-    })
 }
 
 /// Whether [`of_sixteen()`] is for the device.

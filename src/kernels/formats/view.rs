@@ -3,9 +3,7 @@
 use cubecl::prelude::*;
 
 use super::loads;
-
-/// Four words, 16 bytes: what one load brings and one step of decoding works on.
-pub type Words = Vector<u32, Const<4>>;
+use crate::kernels::vector::Words;
 
 /// Values in a unit; rows are processed in whole units.
 pub const UNIT: usize = 32;

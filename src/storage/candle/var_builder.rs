@@ -7,8 +7,9 @@ use std::sync::Arc;
 use candle_core::{Device as CandleDevice, Result, Shape};
 
 use super::candle_error;
+use super::{Place, QTensor};
+use crate::Device;
 use crate::gguf::{Files, Gguf};
-use crate::storage::{Device, Place, QTensor};
 
 /// The tensors of a model, below a path of names. Cloning shares them.
 #[derive(Clone)]

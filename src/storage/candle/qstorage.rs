@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use candle_core::quantized::{GgmlType as CandleBlock, QuantizedType};
 use candle_core::{CpuStorage, Result, Storage};
 
-use super::device::{Backend, CubeDevice, Device};
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, check_blocks, ggml_type};
-use super::place::Place;
-use super::tensor::DeviceTensor;
+use super::weight_device::Place;
 use crate::Error;
 use crate::gguf::GgmlType;
 use crate::kernels::floats::FloatType;
+use crate::storage::device::{Backend, CubeDevice, Device};
+use crate::storage::tensor::DeviceTensor;
 
 /// Blocks of one type, in the memory of one device.
 pub enum QStorage {

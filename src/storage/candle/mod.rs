@@ -19,14 +19,23 @@
 //! for: with `Device::Cpu` that is [`default_device`], which the environment variable `CUBE_GGUF_DEVICE` names.
 
 pub mod gguf_file;
+mod host;
+mod qmatmul;
+mod qstorage;
+mod qtensor;
 mod var_builder;
+mod weight_device;
 
+pub use qmatmul::QMatMul;
+pub use qstorage::{
+    QCpuStorage, QCubeStorage, QCudaStorage, QMetalStorage, QRocmStorage, QStorage, QVulkanStorage, QWgpuStorage,
+    load_quantized,
+};
+pub use qtensor::{QTensor, qtensor_from_ggml};
 pub use var_builder::VarBuilder;
+pub use weight_device::{Place, default_device, set_default_device};
 
 pub use crate::GgmlDType;
-pub use crate::storage::{
-    Place, QMatMul, QStorage, QTensor, default_device, load_quantized, qtensor_from_ggml, set_default_device,
-};
 
 /// Any error of this crate as Candle's.
 fn candle_error(error: impl Into<crate::Error>) -> candle_core::Error {

@@ -8,10 +8,10 @@ use cubecl::frontend::comptime;
 use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
-use super::formats::Words;
 #[cfg(feature = "llvm")]
 use super::llvm;
 use super::target::Target;
+use crate::kernels::vector::Words;
 
 /// How the bytes of weights read; those of activations are always signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,10 +144,21 @@ fn byte_of(words: Words, #[comptime] byte: u32, #[comptime] bytes: Bytes) -> Vec
 fn by_llvm(a: u32, b: u32, c: i32, #[comptime] instruction: Instruction, #[comptime] bytes: Bytes) -> i32 {
     intrinsic!(|scope| {
         #[cfg(feature = "llvm")]
-        return llvm::dot4(scope, a, b, c, instruction, bytes);
+        return llvm::dot4(scope, a, b, c, intrinsic(instruction, bytes), bytes == Bytes::Signed);
         #[cfg(not(feature = "llvm"))]
         unreachable!("{instruction:?} is only for devices that LLVM compiles for")
     })
+}
+
+/// LLVM's intrinsic for an instruction that has one.
+#[cfg(feature = "llvm")]
+fn intrinsic(instruction: Instruction, bytes: Bytes) -> &'static str {
+    match (instruction, bytes) {
+        (Instruction::Sdot4, _) => llvm::SDOT4,
+        (Instruction::Sudot4, _) => llvm::SUDOT4,
+        (_, Bytes::Signed) => llvm::IDP4A_SIGNED,
+        (_, Bytes::Unsigned) => llvm::IDP4A_UNSIGNED,
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,5 @@
+//! Many tokens, on matrix units.
+
+mod dequantized;
+
+pub use dequantized::{has_matrix_units, striped};

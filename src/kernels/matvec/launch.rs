@@ -1,0 +1,246 @@
+//! Launches: the plan of a product's tokens, the activations made ready, the grid of cubes.
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::blueprint::Blueprint;
+use super::kernel::{MATRIX_BUFFERS, Matrix, MatrixLaunch, multiply_rows, multiply_staged};
+use super::problem::{MAX_TOKENS, Operand};
+use crate::kernels::activations::{Activations, pack};
+use crate::kernels::floats::FloatType;
+use crate::kernels::formats::{UNIT, traits};
+use crate::kernels::launch::{GridLaunch, Parts, buffer, cubes};
+use crate::kernels::quantize::activations::{Quantized, quantize};
+use crate::kernels::weights::Weights;
+
+/// The most matrices that one launch multiplies.
+const MAX_MATRICES: usize = 4;
+
+/// `x` times the transpose of `weights`, as contiguous `[tokens, n]` values of `x`'s type, by the blueprints that `pick` gives for
+/// so many tokens; dense weights take [`Operand::Float`] alone. What does not fit the weights or the activations is replaced
+/// by what does.
+///
+/// Any number of tokens is right; past [`MAX_TOKENS`] the weights are read again for each such group.
+pub fn matvec_with(
+    client: &Client,
+    weights: &Weights,
+    x: &Activations,
+    operand: Operand,
+    pick: impl Fn(usize) -> Blueprint,
+) -> Handle {
+    let out = results(client, &[weights], x);
+    let plan = Plan::new(weights, x, operand, pick);
+    plan.launch(client, &[weights], x, &mut None, &out, &[0]);
+    out.whole
+}
+
+/// The [`matvec_with`] of each of some matrices with as many columns, bit for bit: activations are quantized once, and matrices
+/// of one format share launches. `pick` is asked for the place of a matrix, an operand that it takes and so many tokens.
+pub fn matvec_many_with(
+    client: &Client,
+    weights: &[&Weights],
+    x: &Activations,
+    operand: Operand,
+    pick: impl Fn(usize, Operand, usize) -> Blueprint,
+) -> Vec<Handle> {
+    let out = results(client, weights, x);
+    let plan = |(i, weights): (usize, &&Weights)| {
+        let operand = operand_of(weights, operand);
+        Plan::new(weights, x, operand, |tokens| pick(i, operand, tokens))
+    };
+    let plans: Vec<Plan> = weights.iter().enumerate().map(plan).collect();
+    let mut left: Vec<usize> = (0..weights.len()).collect();
+    let mut ready = [None, None];
+    while let Some(&first) = left.first() {
+        let joins = |i: &usize| weights[*i].ty() == weights[first].ty() && plans[*i].sums_as(&plans[first]);
+        let members: Vec<usize> = left.iter().copied().filter(joins).take(most_matrices(client)).collect();
+        left.retain(|i| !members.contains(i));
+        // What suits the most rows.
+        let largest = members.iter().copied().max_by_key(|&i| weights[i].n()).unwrap_or(first);
+        let plan = &plans[largest];
+        let together: Vec<&Weights> = members.iter().map(|&i| weights[i]).collect();
+        plan.launch(client, &together, x, &mut ready[plan.operand as usize], &out, &members);
+    }
+    (0..weights.len()).map(|part| out.handle(part)).collect()
+}
+
+fn operand_of(weights: &Weights, operand: Operand) -> Operand {
+    if traits(weights.ty()).dense { Operand::Float } else { operand }
+}
+
+/// Matrices whose buffers a kernel has bindings for, beside those of the activations, the results and the arguments.
+fn most_matrices(client: &Client) -> usize {
+    let bindings = client.properties().hardware.max_bindings as usize;
+    (bindings.saturating_sub(4) / MATRIX_BUFFERS).clamp(1, MAX_MATRICES)
+}
+
+/// One buffer for the results of several matrices.
+fn results(client: &Client, weights: &[&Weights], x: &Activations) -> Parts {
+    Parts::new(client, weights.iter().map(|weights| x.tokens() * weights.n() * x.ty().bytes()))
+}
+
+/// The launches of a product: the first token of each, and its blueprint.
+struct Plan {
+    operand: Operand,
+    launches: Vec<(usize, Blueprint)>,
+}
+
+impl Plan {
+    fn new(weights: &Weights, x: &Activations, operand: Operand, pick: impl Fn(usize) -> Blueprint) -> Self {
+        let (tokens, mut first, mut launches) = (x.tokens(), 0, Vec::new());
+        while first < tokens {
+            let blueprint = pick(MAX_TOKENS.min(tokens - first)).fitted(weights, x, operand);
+            launches.push((first, blueprint));
+            first += blueprint.tokens;
+        }
+        Self { operand, launches }
+    }
+
+    /// Whether both add up in the same order.
+    fn sums_as(&self, other: &Self) -> bool {
+        let mut pairs = self.launches.iter().zip(&other.launches);
+        self.operand == other.operand
+            && self.launches.len() == other.launches.len()
+            && pairs.all(|((first, a), (other_first, b))| first == other_first && a.sums_as(b))
+    }
+
+    /// Multiplies matrices of one format, whose results lie at these `places`.
+    fn launch(
+        &self,
+        client: &Client,
+        weights: &[&Weights],
+        x: &Activations,
+        ready: &mut Option<Ready>,
+        out: &Parts,
+        places: &[usize],
+    ) {
+        for &(first, blueprint) in &self.launches {
+            let launch = Launch { client, weights, x, out, places, first };
+            match blueprint.staging {
+                Some(_) => launch.staged(blueprint),
+                None => launch.of(blueprint, ready.get_or_insert_with(|| Ready::new(client, x, self.operand))),
+            }
+        }
+    }
+}
+
+/// Activations as a kernel multiplies them.
+struct Ready {
+    codes: Handle,
+    /// Values, or the scales and sums of codes.
+    values: Handle,
+}
+
+impl Ready {
+    fn new(client: &Client, x: &Activations, operand: Operand) -> Self {
+        match operand {
+            Operand::Int8 => {
+                let Quantized { codes, sums } = quantize(client, x);
+                Self { codes, values: sums }
+            }
+            Operand::Float => {
+                let as_they_are = x.ty() == FloatType::F32
+                    && x.k().is_multiple_of(UNIT)
+                    && x.vector_stride().is_some_and(|stride| x.tokens() == 1 || stride == x.k());
+                let values = if as_they_are { x.handle().clone() } else { pack(client, x, FloatType::F32) };
+                Self { codes: values.clone(), values }
+            }
+        }
+    }
+}
+
+/// One launch, of rows of activations from `first` on.
+struct Launch<'a> {
+    client: &'a Client,
+    /// Of one format, with as many columns.
+    weights: &'a [&'a Weights],
+    x: &'a Activations,
+    out: &'a Parts,
+    places: &'a [usize],
+    first: usize,
+}
+
+impl Launch<'_> {
+    fn units(&self) -> usize {
+        self.weights[0].units()
+    }
+
+    /// The cubes, and each matrix with those that take its rows.
+    fn grid(&self, blueprint: &Blueprint) -> (CubeCount, GridLaunch, SequenceArg<Matrix>) {
+        let groups = blueprint.groups as usize;
+        let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows);
+        let wanted: usize = self.weights.iter().map(|weights| tasks(weights).div_ceil(groups)).sum();
+        let most = blueprint.cubes.map(|cubes| cubes as usize);
+        let count = most.map_or(wanted, |most| wanted.min(most));
+        let all_groups = (count * groups).max(1);
+        let (mut before, mut matrices) = (0, SequenceArg::new());
+        for (&weights, &place) in self.weights.iter().zip(self.places) {
+            let tasks = tasks(weights);
+            let start = self.out.begin(place) / self.x.ty().bytes();
+            let own = if most.is_some() { count } else { tasks.div_ceil(groups) };
+            matrices.push(MatrixLaunch::new(
+                weights.planes(),
+                weights.n(),
+                start,
+                own,
+                before,
+                tasks.div_ceil(all_groups),
+            ));
+            before = if most.is_some() { (before + tasks) % all_groups } else { before + own };
+        }
+        let (cubes, grid) = cubes(self.client, count, count);
+        (cubes, grid, matrices)
+    }
+
+    fn of(&self, blueprint: Blueprint, ready: &Ready) {
+        let (count, grid, matrices) = self.grid(&blueprint);
+        // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and units below the row's, so that
+        // what it reads of a matrix lies in the planes that were placed for its `n` rows, what it reads of the activations
+        // in `tokens` rows of `units`, and what it writes in `tokens` rows of `n` from the matrix's place on. Codebooks
+        // have an entry for every index that bits can form.
+        unsafe {
+            multiply_rows::launch_unchecked(
+                self.client,
+                count,
+                CubeDim::new_2d(blueprint.lanes, blueprint.groups),
+                matrices,
+                buffer(&ready.codes, 16),
+                buffer(&ready.values, 16),
+                buffer(&self.out.whole, self.x.ty().bytes()),
+                grid,
+                self.units() / blueprint.span,
+                self.first,
+                self.x.tokens(),
+                blueprint,
+                self.x.ty(),
+                self.x.ty().elem(),
+            );
+        }
+    }
+
+    fn staged(&self, blueprint: Blueprint) {
+        let (count, grid, matrices) = self.grid(&blueprint);
+        let stride = self.x.vector_stride().unwrap_or_default();
+        // SAFETY: as in `of`; a staged blueprint is of activations whose tokens are `stride` values apart, and has room in
+        // shared memory for the units of a row.
+        unsafe {
+            multiply_staged::launch_unchecked(
+                self.client,
+                count,
+                CubeDim::new_2d(blueprint.lanes, blueprint.groups),
+                matrices,
+                buffer(self.x.handle(), 4 * self.x.ty().bytes()),
+                buffer(&self.out.whole, self.x.ty().bytes()),
+                grid,
+                self.units() / blueprint.span,
+                stride / 4,
+                self.first,
+                self.x.tokens(),
+                blueprint,
+                self.x.ty(),
+                [self.x.ty().elem(), self.x.ty().elem()],
+            );
+        }
+    }
+}

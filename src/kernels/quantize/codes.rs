@@ -1,0 +1,93 @@
+//! 32 values as int8 codes: the scale, the rounding, and how lanes share them.
+
+use cubecl::prelude::*;
+
+use crate::kernels::arch::dot::sum4;
+use crate::kernels::arch::permute::low_bytes;
+use crate::kernels::arch::reciprocal::reciprocal;
+use crate::kernels::formats::UNIT;
+use crate::kernels::vector::Words;
+
+/// Lanes that share a unit where they can talk to each other, with four values each.
+pub const SHARERS: usize = UNIT / 4;
+
+/// The codes of a lane's part of a unit, four values a word, and in the first of the `parts` lanes that share the unit what
+/// [`Quantized::sums`](super::activations::Quantized::sums) has of it.
+#[cube]
+pub fn codes_of_part(
+    values: &Sequence<Vector<f32, Const<4>>>,
+    #[comptime] parts: usize,
+) -> (Sequence<u32>, Vector<f32, Const<4>>) {
+    let fours = values.len();
+    let mut largest = 0u32;
+    #[unroll]
+    for i in 0..fours {
+        largest = max(largest, largest_of(*values.index(i)));
+    }
+    #[unroll]
+    for step in 0..comptime!(parts.ilog2()) {
+        largest = max(largest, plane_shuffle_xor(largest, comptime!(1u32 << step)));
+    }
+    let scale = Scale::of(largest);
+    let mut codes = Sequence::<u32>::new();
+    let mut sum = 0i32;
+    #[unroll]
+    for i in 0..fours {
+        let word = round(*values.index(i), scale.inverse);
+        sum += sum4(word);
+        codes.push(word);
+    }
+    // Half of the lanes have either half of the unit.
+    let half = comptime!(parts.ilog2() - 1);
+    #[unroll]
+    for step in 0..half {
+        sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
+    }
+    (codes, of_unit(scale.scale, sum, plane_shuffle_xor(sum, comptime!(1u32 << half))))
+}
+
+/// The bits of the largest magnitude: past those of any number where there is a NaN or an infinity. An optimizer may take a
+/// comparison of floats to mean that there is no NaN.
+#[cube]
+pub fn largest_of(values: Vector<f32, Const<4>>) -> u32 {
+    let bits = Words::reinterpret(values) & Words::new(0x7fff_ffffu32);
+    max(max(bits.extract(0usize), bits.extract(1usize)), max(bits.extract(2usize), bits.extract(3usize)))
+}
+
+/// A unit's scale and what its values are multiplied by before they are rounded.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct Scale {
+    pub scale: f32,
+    pub inverse: f32,
+}
+
+#[cube]
+impl Scale {
+    /// By the bits of the largest magnitude. A scale too small for an inverse makes all codes zeros.
+    pub fn of(largest: u32) -> Scale {
+        let value = f32::reinterpret(largest);
+        Scale {
+            scale: select(largest < 0x7f80_0000, value * comptime!(1.0f32 / 127.0), f32::reinterpret(0x7fc0_0000u32)),
+            inverse: select(largest > 0x0300_0000, 127.0f32 * reciprocal(value), 0.0f32),
+        }
+    }
+}
+
+/// Four values times `inverse` as codes.
+#[cube]
+pub fn round(values: Vector<f32, Const<4>>, inverse: f32) -> u32 {
+    // Added to 1.5 * 2^23, a small number leaves its nearest integer in the low bits.
+    low_bytes(Words::reinterpret(values * Vector::new(inverse) + Vector::new(12_582_912.0f32)))
+}
+
+/// What [`Quantized::sums`](super::activations::Quantized::sums) has of a unit.
+#[cube]
+pub fn of_unit(scale: f32, sum_low: i32, sum_high: i32) -> Vector<f32, Const<4>> {
+    let mut out = Vector::<f32, Const<4>>::empty();
+    out.insert(0usize, scale);
+    out.insert(1usize, scale * f32::cast_from(sum_low + sum_high));
+    out.insert(2usize, f32::cast_from(sum_low));
+    out.insert(3usize, f32::cast_from(sum_high));
+    out
+}

@@ -1,0 +1,129 @@
+//! Activations as int8 codes in a cube's shared memory, by the cube that multiplies them.
+
+use cubecl::prelude::*;
+
+use super::codes::{SHARERS, codes_of_part};
+use crate::kernels::formats::UNIT;
+use crate::kernels::vector::Words;
+
+/// Codes of `tokens` rows of activations in a cube's shared memory, as [`staged()`] places them.
+///
+/// Row `t` starts at vector `t * stride` of `x`; rows past the last repeat it.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub fn stage<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    stride: usize,
+    first_token: usize,
+    all_tokens: usize,
+    units: usize,
+    codes: &mut [Words],
+    sums: &mut [Vector<f32, Const<4>>],
+    #[comptime] staging: Staging,
+    #[comptime] lanes: usize,
+) {
+    let fours = comptime!(staging.fours(lanes));
+    let (parts, row_parts) = comptime!((SHARERS / fours, staging.units * SHARERS / fours));
+    let all = comptime!(staging.tokens * row_parts);
+    let at_once = comptime!((LOADED_FOURS / fours).min(all.div_ceil(lanes)));
+    // All lanes take each turn, as those of a unit talk to each other.
+    for first in range_stepped(0usize, all, comptime!(at_once * lanes)) {
+        // All loads come before the first that is waited for.
+        let mut loaded = Sequence::<Sequence<Vector<f32, Const<4>>>>::new();
+        #[unroll]
+        for turn in 0..at_once {
+            let position = first + comptime!(turn * lanes) + UNIT_POS as usize;
+            let (token, at) = (first_token + position / row_parts, position % row_parts * fours);
+            let token = select(token < all_tokens, token, all_tokens - 1);
+            let at = select(at < units * SHARERS, at, 0);
+            let mut values = Sequence::<Vector<f32, Const<4>>>::new();
+            #[unroll]
+            for i in 0..fours {
+                values.push(Vector::<f32, Const<4>>::cast_from(x[token * stride + at + i]));
+            }
+            loaded.push(values);
+        }
+        #[unroll]
+        for turn in 0..at_once {
+            let first = first + comptime!(turn * lanes);
+            if comptime!(turn == 0) || first < all {
+                let position = first + UNIT_POS as usize;
+                let (token, at) = (position / row_parts, position % row_parts);
+                let (unit, part) = (at / parts, at % parts);
+                let (coded, of_unit) = codes_of_part(loaded.index(turn), parts);
+                if position < all && unit < units {
+                    let place = staged(token, unit / staging.span, unit % staging.span, staging);
+                    let (half, four) = (part / comptime!(parts / 2), part % comptime!(parts / 2) * fours);
+                    store(codes, place + half * comptime!(staging.vectors()), four, &coded);
+                    if part == 0 {
+                        sums[place] = of_unit;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Stores words of a vector from word `first` on.
+#[cube]
+fn store(vectors: &mut [Words], index: usize, first: usize, words: &Sequence<u32>) {
+    let count = words.len();
+    if comptime!(count == 4) {
+        let mut vector = Words::empty();
+        #[unroll]
+        for i in 0..count {
+            vector.insert(i, *words.index(i));
+        }
+        vectors[index] = vector;
+    } else {
+        let single = vectors.with_vector_size_mut::<Const<1>>();
+        #[unroll]
+        for i in 0..count {
+            single[4 * index + first + i] = Vector::new(*words.index(i));
+        }
+    }
+}
+
+/// Vectors of four activations that a lane has under way while it stages.
+const LOADED_FOURS: usize = 8;
+
+/// Room in shared memory for the codes of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Staging {
+    /// Rows of activations.
+    pub tokens: usize,
+    /// Units of a row, a multiple of the span.
+    pub units: usize,
+    /// Units that a lane multiplies together.
+    pub span: usize,
+}
+
+impl Staging {
+    /// Bytes of shared memory.
+    pub const fn bytes(self) -> usize {
+        self.vectors() * (UNIT + 16)
+    }
+
+    /// Vectors that the sums of all units take, and either half of their codes.
+    pub const fn vectors(self) -> usize {
+        self.tokens * self.stride()
+    }
+
+    /// Vectors of four values that each of a cube's lanes takes together, up to half a unit: as few as leave no lane idle.
+    fn fours(self, lanes: usize) -> usize {
+        let fours = self.tokens * self.units * SHARERS / lanes;
+        if fours < 2 { 1 } else { fours.min(4).next_multiple_of(2) }
+    }
+
+    /// Vectors from one token to the next: with the same unit of two tokens in different banks.
+    const fn stride(self) -> usize {
+        if self.tokens > 1 { self.units + 4 } else { self.units }
+    }
+}
+
+/// Where the first codes and the sums of unit `place` of a span are: side by side for the lanes that read them at once,
+/// which have neighbouring spans. The last codes of all units come after the first of all.
+#[cube]
+pub fn staged(token: usize, span: usize, place: usize, #[comptime] staging: Staging) -> usize {
+    token * comptime!(staging.stride()) + place * comptime!(staging.units / staging.span) + span
+}

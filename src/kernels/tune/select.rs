@@ -1,0 +1,59 @@
+//! The blueprint of a product: what the device's table says, or else the heuristic.
+
+use std::sync::OnceLock;
+
+use cubecl::client::Client;
+
+use super::heuristic::rule;
+use super::table::Table;
+use crate::gguf::GgmlType;
+use crate::kernels::activations::Activations;
+use crate::kernels::floats::FloatType;
+use crate::kernels::matvec::{Blueprint, Key, MAX_TOKENS, Operand, matvec_with};
+use crate::kernels::weights::Weights;
+
+/// What was selected for the products of a matrix, by their operand and number of tokens: each at the first of them.
+#[derive(Default)]
+pub struct Selection([[OnceLock<Blueprint>; MAX_TOKENS]; 2]);
+
+impl Selection {
+    /// The blueprint of products of so many tokens, at most [`MAX_TOKENS`].
+    pub fn blueprint(&self, client: &Client, weights: &Weights, operand: Operand, tokens: usize) -> Blueprint {
+        *self.0[operand as usize][tokens - 1].get_or_init(|| select(client, weights, operand, tokens))
+    }
+}
+
+/// An entry of the table whose kernel fails is left out from then on, with a warning.
+fn select(client: &Client, weights: &Weights, operand: Operand, tokens: usize) -> Blueprint {
+    let (n, ty) = (weights.n(), weights.ty());
+    let key = Key { ty, operand, tokens, n, units: weights.units() };
+    let table = Table::of(client);
+    while let Some(tunables) = table.get(key) {
+        let blueprint = Blueprint::of(client, key, tunables);
+        let works = match tunables.suit(client, key) {
+            true => table.proves(blueprint, || launches(blueprint, client, weights)),
+            false => Err("the device has no such kernel".to_owned()),
+        };
+        let Err(error) = works else { return blueprint };
+        let k = weights.k();
+        log::warn!("the tuned entry for {ty} of {n} x {k}, {tokens} tokens, is left out: {error}");
+        table.reject(tunables);
+    }
+    Blueprint::of(client, key, rule(client, key))
+}
+
+/// Whether the device compiles the kernel and launches it.
+fn launches(blueprint: Blueprint, client: &Client, weights: &Weights) -> Result<(), String> {
+    let x = client.create_from_slice(&vec![0; 4 * blueprint.tokens * weights.k()]);
+    let x = Activations::contiguous(x, FloatType::F32, vec![blueprint.tokens, weights.k()]);
+    let x = x.map_err(|error| error.to_string())?;
+    let out = matvec_with(client, weights, &x, blueprint.operand, |_| blueprint);
+    client.check([&out]).map(drop).map_err(|error| error.to_string())
+}
+
+/// The heuristic's blueprint for rows of so many units of 32 values, of which there are many: what a launch does with few is
+/// decided when there are weights.
+pub fn for_row(client: &Client, ty: GgmlType, units: usize, operand: Operand, tokens: usize) -> Blueprint {
+    let key = Key { ty, operand, tokens, n: 1 << 16, units };
+    Blueprint::of(client, key, rule(client, key))
+}
