@@ -5,10 +5,10 @@ use cubecl::server::Handle;
 pub use crate::kernels::arch::dot::{Bytes, dot16};
 pub use crate::kernels::catalogue::{Entry as Launch, entries};
 pub use crate::kernels::floats::has_buffers;
-pub use crate::kernels::formats::{FORMATS, Format, MAX_PLANES, UNIT, format, vectors_per_unit};
+pub use crate::kernels::formats::{CHUNK, FORMATS, Format, MAX_COMPONENTS, Vectors, format, vectors_per_chunk};
 pub use crate::kernels::launch::compiled;
-pub use crate::kernels::matvec::{Blueprint, Key, MAX_TOKENS, Reduction};
-pub use crate::kernels::tune::{for_row, rule};
+pub use crate::kernels::matvec::{Blueprint, MAX_TOKENS, Problem, Reduction};
+pub use crate::kernels::tune::{for_row, heuristic};
 pub use crate::kernels::vector::Words;
 use crate::{Activations, DeviceTensor, Result};
 

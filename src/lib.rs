@@ -21,14 +21,14 @@ pub mod tune;
 pub use cubecl;
 pub use error::{Error, Result};
 pub use gguf::GgmlType;
-pub use kernels::accuracy::Product;
+pub use kernels::accuracy::Accuracy;
 pub use kernels::activations::Activations;
 pub use kernels::floats::FloatType;
-pub use kernels::ops::Arithmetic;
+pub use kernels::ops::{Arithmetic, ParseArithmeticError};
 #[cfg(feature = "candle")]
 pub use storage::candle::{
-    self, Place, QCpuStorage, QCubeStorage, QCudaStorage, QMatMul, QMetalStorage, QRocmStorage, QStorage, QTensor,
-    QVulkanStorage, QWgpuStorage, default_device, load_quantized, qtensor_from_ggml, set_default_device,
+    self, QCpuStorage, QCubeStorage, QCudaStorage, QMatMul, QMetalStorage, QRocmStorage, QStorage, QTensor,
+    QVulkanStorage, QWgpuStorage, WeightDevice, default_device, load_quantized, qtensor_from_ggml, set_default_device,
 };
 pub use storage::{Backend, CubeDevice, Device, DeviceTensor};
 

@@ -6,29 +6,29 @@
 use cubecl::server::Handle;
 
 use crate::gguf::GgmlType;
-use crate::kernels::formats::{UNIT, traits};
-use crate::kernels::matvec::{Blueprint, Key};
-pub use crate::kernels::matvec::{Operand, Tunables};
+use crate::kernels::formats::{CHUNK, traits};
+pub use crate::kernels::matvec::{ActivationType, Settings};
+use crate::kernels::matvec::{Blueprint, Problem};
 pub use crate::kernels::tune::{Entry, Table};
-use crate::kernels::tune::{neighbours, rule};
+use crate::kernels::tune::{heuristic, neighbours};
 use crate::{Activations, CubeDevice, DeviceTensor, Result};
 
 /// How much faster a candidate must be to be taken: less is noise.
 const GAIN: f64 = 0.98;
-/// Rounds of the search, in each of which every tunable may change once.
+/// Rounds of the search, in each of which every setting may change once.
 const ROUNDS: usize = 3;
 
 /// A way to multiply, which a search asks to be measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    tunables: Tunables,
+    settings: Settings,
     blueprint: Blueprint,
 }
 
 impl Candidate {
     /// What it chooses.
-    pub fn tunables(&self) -> &Tunables {
-        &self.tunables
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The product of a matrix with the activations by this candidate, contiguous `[.., n]` values of their type on the device.
@@ -42,7 +42,7 @@ impl Candidate {
 }
 
 /// The entry for products of `tokens` rows of activations with an `n` x `k` matrix of type `ty`: the best that changing one
-/// tunable at a time from the heuristic's choice comes to.
+/// setting at a time from the heuristic's choice comes to.
 ///
 /// `measure` gives a candidate's microseconds, infinity where it fails or its answer is wrong. Where that is so of the heuristic's
 /// own choice, there is no entry.
@@ -58,11 +58,11 @@ pub fn search<E>(
     mut measure: impl FnMut(&Candidate) -> std::result::Result<f64, E>,
 ) -> std::result::Result<Option<Entry>, E> {
     let client = device.client();
-    let operand = if traits(ty).dense { Operand::Float } else { Operand::Int8 };
-    let key = Key { ty, operand, tokens, n, units: k.div_ceil(UNIT) };
+    let operand = if traits(ty).dense { ActivationType::Float } else { ActivationType::Int8 };
+    let problem = Problem { ty, operand, tokens, n, chunks: k.div_ceil(CHUNK) };
     let mut tried: Vec<(Blueprint, f64)> = Vec::new();
-    let mut time = |tunables: Tunables| {
-        let candidate = Candidate { tunables, blueprint: Blueprint::of(&client, key, tunables) };
+    let mut time = |settings: Settings| {
+        let candidate = Candidate { settings, blueprint: Blueprint::of(&client, problem, settings) };
         if let Some(&(_, us)) = tried.iter().find(|(tried, _)| *tried == candidate.blueprint) {
             return Ok(us);
         }
@@ -70,15 +70,15 @@ pub fn search<E>(
         tried.push((candidate.blueprint, us));
         Ok(us)
     };
-    let mut best = rule(&client, key);
-    let rule_us = time(best)?;
-    if !rule_us.is_finite() {
+    let mut best = heuristic(&client, problem);
+    let heuristic_us = time(best)?;
+    if !heuristic_us.is_finite() {
         return Ok(None);
     }
-    let mut us = rule_us;
+    let mut us = heuristic_us;
     for _ in 0..ROUNDS {
         let before = us;
-        for candidate in neighbours(&client, key, best) {
+        for candidate in neighbours(&client, problem, best) {
             let candidate_us = time(candidate)?;
             if candidate_us < GAIN * us {
                 (best, us) = (candidate, candidate_us);
@@ -88,6 +88,6 @@ pub fn search<E>(
             break;
         }
     }
-    let [us, rule_us] = [us, rule_us].map(|us| (us * 100.0).round() / 100.0);
-    Ok(Some(Entry { ty: ty.name().to_owned(), operand, tokens, n, k, tunables: best, us, rule_us }))
+    let [us, heuristic_us] = [us, heuristic_us].map(|us| (us * 100.0).round() / 100.0);
+    Ok(Some(Entry { ty: ty.name().to_owned(), operand, tokens, n, k, settings: best, us, heuristic_us }))
 }

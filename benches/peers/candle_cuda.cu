@@ -2,7 +2,7 @@
 // candle-core 0.11 launches for 1 to 8 rows of f32 activations (src/quantized/fast_mmvq.rs there). The kernels are
 // candle-kernels' own, in its src/mmvq_gguf.cu, compiled with the flags of its build.rs:
 //
-//   K=candle-kernels-0.11.1/src/mmvq_gguf.cu
+//   K=target/peers/candle-kernels/src/mmvq_gguf.cu  (BENCHMARKS.md says how it gets there)
 //   nvcc -O3 -std=c++17 --expt-relaxed-constexpr -arch=native -o candle_cuda benches/peers/candle_cuda.cu $K
 //   ./candle_cuda N K
 //

@@ -6,8 +6,10 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use cube_gguf::internals::{Blueprint, Format, Launch as Entry, UNIT, entries, for_row, format, vectors_per_unit};
-use cube_gguf::tune::Operand;
+use cube_gguf::internals::{
+    Blueprint, CHUNK, Format, Launch as Entry, Vectors, entries, for_row, format, vectors_per_chunk,
+};
+use cube_gguf::tune::ActivationType;
 use cube_gguf::{Backend, CubeDevice, FloatType, GgmlType};
 use cubecl::client::Client;
 
@@ -113,14 +115,15 @@ fn in_sample(client: &Client, entry: &Entry) -> bool {
 
 fn is_of_shape(client: &Client, blueprint: &Blueprint) -> bool {
     let Blueprint { ty, operand, tokens, .. } = *blueprint;
-    *blueprint == for_row(client, ty, SHAPE.1 / UNIT, operand, tokens)
+    *blueprint == for_row(client, ty, SHAPE.1 / CHUNK, operand, tokens)
 }
 
-/// Bytes of a unit's codes in the planes that are read 16 bytes at a time.
+/// Bytes of a chunk's codes in the components that are read 16 bytes at a time.
 fn code_bytes(format: &Format) -> usize {
-    let units = (format.ty.block_size() / UNIT).max(1);
-    let bits: usize = (format.layout)().planes.iter().filter(|plane| plane.is_wide()).map(|p| p.block_bits()).sum();
-    bits / units / 8
+    let chunks = (format.ty.block_size() / CHUNK).max(1);
+    let bits: usize =
+        (format.layout)().components.iter().filter(|component| component.is_wide()).map(|p| p.block_bits()).sum();
+    bits / chunks / 8
 }
 
 fn input(arch: &str, entry: &Entry) -> Input {
@@ -139,17 +142,19 @@ fn input(arch: &str, entry: &Entry) -> Input {
         ..Input::default()
     };
     let (Some(blueprint), Some(format)) = (entry.blueprint, entry.format.and_then(format)) else { return input };
-    let Blueprint { operand, span, lanes, groups, rows, tokens, .. } = blueprint;
+    let Blueprint {
+        operand, span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, tokens, ..
+    } = blueprint;
     let (values, wide_bytes) = if format.traits.dense {
         // A vector of 16 bytes, and as many floats of activations as it has values.
         let values = 16 / format.ty.block_bytes();
         (values, rows * 16 + tokens * values * 4)
     } else {
-        // The codes that a lane multiplies, and 32 bytes of int8 activations or 128 of floats for each unit.
-        let narrow = !span.is_multiple_of(format.span());
+        // The codes that a lane multiplies, and 32 bytes of int8 activations or 128 of floats for each chunk.
+        let narrow = !span.is_multiple_of(format.vector_span(Vectors::All));
         let codes = if narrow { 0 } else { rows * code_bytes(format) };
-        let activations = if operand == Operand::Int8 { 32 } else { 128 };
-        (UNIT * span, span * (codes + tokens * activations))
+        let activations = if operand == ActivationType::Int8 { 32 } else { 128 };
+        (CHUNK * span, span * (codes + tokens * activations))
     };
     Input {
         weights_per_trip: (values * rows) as u32,
@@ -164,28 +169,28 @@ fn input(arch: &str, entry: &Entry) -> Input {
 /// The launch of a product of one token in the arithmetic that the library picks for it.
 fn launch(client: &Client, entry: &Entry) -> Option<Launch> {
     let (blueprint, format) = (entry.blueprint?, format(entry.format?)?);
-    let usual = if format.traits.dense { Operand::Float } else { Operand::Int8 };
+    let usual = if format.traits.dense { ActivationType::Float } else { ActivationType::Int8 };
     let predicted = blueprint.tokens == 1
         && blueprint.operand == usual
         && entry.activations == Some(FloatType::F32)
         && is_of_shape(client, &blueprint);
     let (n, k) = SHAPE;
-    let placements = (format.layout)().place(n, k / format.ty.block_size()).filter(|_| predicted)?;
+    let offsets = (format.layout)().place(n, k / format.ty.block_size()).filter(|_| predicted)?;
     let hardware = &client.properties().hardware;
-    let Blueprint { span, lanes, groups, rows, .. } = blueprint;
+    let Blueprint { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, .. } = blueprint;
     let cubes = n.div_ceil(rows * groups as usize);
     Some(Launch {
         n: n as u64,
         k: k as u64,
-        weight_bytes: 4 * placements.words as u64,
+        weight_bytes: 4 * offsets.words as u64,
         waves: (cubes * (lanes * groups / hardware.plane_size_max) as usize) as u64,
-        trips: trips(format, k / UNIT, span).div_ceil(lanes as usize) as u32,
+        trips: trips(format, k / CHUNK, span).div_ceil(lanes as usize) as u32,
     })
 }
 
 /// Trips of all lanes of a row: spans, or vectors of 16 bytes.
-fn trips(format: &Format, units: usize, span: usize) -> usize {
-    if format.traits.dense { units * vectors_per_unit(format.ty) } else { units / span }
+fn trips(format: &Format, chunks: usize, span: usize) -> usize {
+    if format.traits.dense { chunks * vectors_per_chunk(format.ty) } else { chunks / span }
 }
 
 /// A sentence for each kernel of the library's sources that no row has: the catalogue lacks it.
@@ -229,8 +234,8 @@ mod tests {
     #[test]
     fn a_kernel_that_no_row_has_is_missed() {
         let row = |kernel: &str| Row { kernel: kernel.to_owned(), ..Row::default() };
-        let of_values = ["quantize_units_x_f32", "pack_values_x_f32_y_bf16", "multiply_staged_x_f32_o_f32"];
-        let names = ["repack", "decode_units", "decode_ragged"].into_iter().chain(of_values);
+        let of_values = ["quantize_chunks_x_f32", "pack_values_x_f32_y_bf16", "multiply_staged_x_f32_o_f32"];
+        let names = ["repack", "decode_chunks", "decode_ragged"].into_iter().chain(of_values);
         let mut rows: Vec<_> = names.map(row).collect();
         let missed = forgotten(&rows).unwrap();
         assert!(missed.len() == 1 && missed[0].contains("`multiply_rows`"), "{missed:?}");

@@ -111,9 +111,9 @@ impl Table {
         }
         let names = ["format", "shape"].into_iter().chain(cards.iter().copied());
         let header = names.map(str::to_owned).collect();
-        let cells = |(key, mut cells): ([String; 2], BTreeMap<&str, String>)| {
+        let cells = |(problem, mut cells): ([String; 2], BTreeMap<&str, String>)| {
             let of_cards = cards.iter().map(|card| cells.remove(card).unwrap_or_default());
-            key.clone().into_iter().chain(of_cards.collect::<Vec<_>>()).collect()
+            problem.clone().into_iter().chain(of_cards.collect::<Vec<_>>()).collect()
         };
         Self { header, lines: lines.into_iter().map(cells).collect() }
     }

@@ -292,8 +292,8 @@ pub mod tests {
     #[test]
     fn a_kernel_has_its_name_without_the_hash() {
         assert_eq!(without_hash("repack_5619c3a2"), "repack");
-        assert_eq!(without_hash("quantize_units_x_f32_5dc84eea"), "quantize_units_x_f32");
-        assert_eq!(without_hash("quantize_units"), "quantize_units");
+        assert_eq!(without_hash("quantize_chunks_x_f32_5dc84eea"), "quantize_chunks_x_f32");
+        assert_eq!(without_hash("quantize_chunks"), "quantize_chunks");
         assert_eq!(without_hash("kernel"), "kernel");
     }
 

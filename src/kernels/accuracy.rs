@@ -1,10 +1,10 @@
 //! What a product's arithmetic is in the end, and how far it may be from the exact product.
 
-use super::formats::UNIT;
+use super::formats::CHUNK;
 
 /// The arithmetic of a product, resolved for a device, a format and a number of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Product {
+pub enum Accuracy {
     /// Activations as int8 codes with a scale for each run of `block` values, integer products, f32 sums.
     Int8 {
         /// Values that share a scale.
@@ -23,9 +23,9 @@ pub enum Product {
     MatrixUnits,
 }
 
-impl Product {
+impl Accuracy {
     /// This crate's int8 product.
-    pub const INT8: Self = Self::Int8 { block: UNIT, half_scale: false };
+    pub const INT8: Self = Self::Int8 { block: CHUNK, half_scale: false };
 
     /// The name for people.
     pub const fn name(self) -> &'static str {
@@ -48,7 +48,7 @@ impl Product {
         let operands = match self {
             Self::Float => 0.0,
             Self::Halves { bits } => 2f64.powi(-(bits as i32)) * products,
-            // (1 + 2^-8)^2 - 1, the unit roundoff of eight significant bits.
+            // (1 + 2^-8)^2 - 1, the chunk roundoff of eight significant bits.
             Self::MatrixUnits => (2f64.powi(-7) + 2f64.powi(-16)) * products,
             Self::Int8 { block, half_scale } => {
                 let runs = weights.chunks(block).zip(x.chunks(block));

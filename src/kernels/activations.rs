@@ -1,4 +1,4 @@
-//! Activations made ready for a product: contiguous, in whole units of 32.
+//! Activations made ready for a product: contiguous, in whole chunks of 32.
 
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::floats::{FloatType, rounded};
-use super::formats::UNIT;
+use super::formats::CHUNK;
 use super::launch::{Grid, buffer, elementwise, used_bytes};
 use crate::{Error, Result};
 
@@ -156,10 +156,10 @@ pub(super) fn strides(x: &Activations, base: usize, [outer, inner]: [(usize, usi
     StridesLaunch::new(base, outer.1, inner.0, inner.1, column)
 }
 
-/// Contiguous `[tokens, units * 32]` values of type `to`, zeros past `k`.
+/// Contiguous `[tokens, chunks * 32]` values of type `to`, zeros past `k`.
 pub fn pack(client: &Client, x: &Activations, to: FloatType) -> Handle {
     let (tokens, k) = (x.tokens(), x.k());
-    let padded = k.next_multiple_of(UNIT);
+    let padded = k.next_multiple_of(CHUNK);
     let out = client.empty((tokens * padded * to.bytes()).max(16));
     x.for_each_run(|first, run, base, batch| {
         let (count, dim, grid) = elementwise(client, run * padded);
@@ -208,7 +208,7 @@ fn pack_values<X: Float, Y: Float>(
 
 /// The first `len` of a handle's f32 values, which it must have, as `to`.
 pub fn cast(client: &Client, values: &Handle, len: usize, to: FloatType) -> Handle {
-    let padded = len.next_multiple_of(UNIT);
+    let padded = len.next_multiple_of(CHUNK);
     let x = Activations { handle: values.clone(), ty: FloatType::F32, shape: vec![1, len], strides: vec![len, 1] };
     let out = pack(client, &x, to);
     out.offset_end(((padded - len) * to.bytes()) as u64)

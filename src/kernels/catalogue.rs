@@ -1,5 +1,7 @@
 //! Every kernel that the library can launch on a device, for tools that must forget none: a report of what the compiler
-//! made of them, a cache to be filled.
+//! made of them, a cache to be byte_mask.
+
+use std::num::NonZeroU32;
 
 use cubecl::client::Client;
 use cubecl::server::Handle;
@@ -7,11 +9,11 @@ use cubecl::server::Handle;
 use super::activations::{self, Activations};
 use super::dequantize;
 use super::floats::{FloatType, has_buffers};
-use super::formats::{FORMATS, Format, UNIT, format, traits};
+use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
 use super::matmul::{has_matrix_units, striped};
-use super::matvec::{Blueprint, Key, MAX_TOKENS, Operand, Tunables, matvec_many_with, matvec_with};
+use super::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_many_with, matvec_with};
 use super::quantize::activations::quantize;
-use super::tune::{for_row, rule};
+use super::tune::{for_row, heuristic};
 use super::weights::Weights;
 use crate::gguf::{Endian, GgmlType};
 
@@ -73,7 +75,7 @@ pub fn entries(client: &Client) -> Vec<Entry> {
 fn of_activations(floats: &[FloatType]) -> Vec<Entry> {
     let mut entries = Vec::new();
     for &from in floats {
-        let x = move |client: &Client| zeros(client, from, 1, UNIT);
+        let x = move |client: &Client| zeros(client, from, 1, CHUNK);
         entries.push(Entry::new("quantize activations", None, from.name(), move |client| {
             Some(quantize(client, &x(client)?).codes)
         }));
@@ -91,7 +93,7 @@ fn of_weights(format: &'static Format) -> Vec<Entry> {
     let ty = Some(format.ty);
     let mut entries =
         vec![Entry::new("upload", ty, "", move |client| Some(weights(client, format, false)?.handle().clone()))];
-    // Rows of dense formats may end inside a unit.
+    // Rows of dense formats may end inside a chunk.
     let ragged: &[bool] = if format.traits.dense { &[false, true] } else { &[false] };
     for to in [FloatType::F32, FloatType::F16, FloatType::BF16] {
         for &ragged in ragged {
@@ -109,7 +111,7 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
     let mut entries = Vec::new();
     for blueprint in blueprints(client, format.ty) {
         for &ty in floats {
-            let Blueprint { operand, lanes, rows, tokens, span, .. } = blueprint;
+            let Blueprint { operand, lanes_per_row: lanes, rows_per_group: rows, tokens, span, .. } = blueprint;
             let configuration = format!("{}, {tokens} tokens, {rows} rows, {lanes} lanes, spans of {span}", ty.name());
             let launch = move |client: &Client| {
                 let weights = weights(client, format, false)?;
@@ -118,8 +120,8 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
             };
             entries.push(Entry {
                 arithmetic: Some(match operand {
-                    Operand::Int8 => "int8",
-                    Operand::Float => "float",
+                    ActivationType::Int8 => "int8",
+                    ActivationType::Float => "float",
                 }),
                 blueprint: Some(blueprint),
                 activations: Some(ty),
@@ -132,16 +134,17 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
 
 /// All blueprints that the heuristic gives for weights of a type on a device.
 fn blueprints(client: &Client, ty: GgmlType) -> Vec<Blueprint> {
-    let operands: &[_] = if traits(ty).dense { &[Operand::Float] } else { &[Operand::Int8, Operand::Float] };
+    let operands: &[_] =
+        if traits(ty).dense { &[ActivationType::Float] } else { &[ActivationType::Int8, ActivationType::Float] };
     // Rows with and without enough spans for a plane of lanes, of whole spans and not.
-    let block = (ty.block_size() / UNIT).max(1);
-    let span = format(ty).map_or(1, Format::span);
+    let block = (ty.block_size() / CHUNK).max(1);
+    let span = format(ty).map_or(1, |format| format.vector_span(Vectors::All));
     let rows = [1024 * block, 1001 * block, span.max(block), block];
     let mut all = Vec::new();
     for &operand in operands {
         for tokens in 1..=MAX_TOKENS {
-            for units in rows {
-                let blueprint = for_row(client, ty, units, operand, tokens);
+            for chunks in rows {
+                let blueprint = for_row(client, ty, chunks, operand, tokens);
                 if !all.contains(&blueprint) {
                     all.push(blueprint);
                 }
@@ -151,19 +154,25 @@ fn blueprints(client: &Client, ty: GgmlType) -> Vec<Blueprint> {
     all
 }
 
-/// Products whose cubes quantize for themselves, which a table may ask for where the rule does not.
+/// Products whose cubes quantize for themselves, which a table may ask for where the heuristic does not.
 fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry> {
-    let units = (format.ty.block_size() / UNIT).max(format.span());
-    let key = Key { ty: format.ty, operand: Operand::Int8, tokens: 1, n: 2, units };
+    let chunks = (format.ty.block_size() / CHUNK).max(format.vector_span(Vectors::All));
+    let problem = Problem { ty: format.ty, operand: ActivationType::Int8, tokens: 1, n: 2, chunks };
     // Loads of one row ahead are what registers suffice for, whatever the format.
-    let tunables =
-        Tunables { rows: 1, stage: true, ahead: true, stage_codebook: true, cubes_per_core: 1, ..rule(client, key) };
-    let blueprint = Blueprint::of(client, key, tunables);
+    let settings = Settings {
+        rows_per_group: 1,
+        stage: true,
+        prefetch: true,
+        stage_codebook: true,
+        persistent_cubes_per_core: Some(NonZeroU32::MIN),
+        ..heuristic(client, problem)
+    };
+    let blueprint = Blueprint::of(client, problem, settings);
     blueprint.staging.filter(|_| !format.traits.dense)?;
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
         let x = zeros(client, FloatType::F32, 1, weights.k())?;
-        Some(matvec_with(client, &weights, &x, Operand::Int8, |_| blueprint))
+        Some(matvec_with(client, &weights, &x, ActivationType::Int8, |_| blueprint))
     };
     Some(Entry { arithmetic: Some("int8"), ..Entry::new("staged matvec", Some(format.ty), "f32, 1 token", launch) })
 }
@@ -173,8 +182,8 @@ fn of_several_matrices(format: &'static Format) -> Entry {
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
         let x = zeros(client, FloatType::F32, 1, weights.k())?;
-        let pick = |_, operand, tokens| for_row(client, format.ty, weights.units(), operand, tokens);
-        matvec_many_with(client, &[&weights, &weights], &x, Operand::Int8, pick).pop()
+        let pick = |_, operand, tokens| for_row(client, format.ty, weights.chunks(), operand, tokens);
+        matvec_many_with(client, &[&weights, &weights], &x, ActivationType::Int8, pick).pop()
     };
     let arithmetic = Some(if format.traits.dense { "float" } else { "int8" });
     Entry { arithmetic, ..Entry::new("matvec of several", Some(format.ty), "f32, 1 token, 2 matrices", launch) }
@@ -208,7 +217,7 @@ fn zeros(client: &Client, ty: FloatType, tokens: usize, k: usize) -> Option<Acti
 
 /// Two rows of weights that are zeros, each a span of the format, or a value more.
 fn weights(client: &Client, format: &'static Format, ragged: bool) -> Option<Weights> {
-    let k = format.ty.block_size().max(UNIT * format.span());
+    let k = format.ty.block_size().max(CHUNK * format.vector_span(Vectors::All));
     upload(client, format, 2, k + ragged as usize)
 }
 

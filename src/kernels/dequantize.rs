@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::floats::{FloatType, pack_two};
-use super::formats::{At, Planes, UNIT, traits, values};
+use super::formats::{At, CHUNK, MatrixView, traits, values};
 use super::launch::{Grid, buffer, elementwise};
 use super::vector::Words;
 use super::weights::Weights;
@@ -36,18 +36,18 @@ fn decode(
     let out = client.empty(4 * words.max(4));
     let gather = ids.is_some() as u32;
     let ids = ids.unwrap_or(&weights.codebook);
-    if k.is_multiple_of(UNIT) {
-        let (count, dim, grid) = elementwise(client, rows * k / UNIT);
-        decode_units::launch(
+    if k.is_multiple_of(CHUNK) {
+        let (count, dim, grid) = elementwise(client, rows * k / CHUNK);
+        decode_chunks::launch(
             client,
             count,
             dim,
-            weights.planes(),
+            weights.view(),
             buffer(ids, 4),
             buffer(&out, 16),
             grid,
             first,
-            k / UNIT,
+            k / CHUNK,
             gather,
             weights.ty(),
             to,
@@ -58,7 +58,7 @@ fn decode(
             client,
             count,
             dim,
-            weights.planes(),
+            weights.view(),
             buffer(ids, 4),
             buffer(&out, 4),
             grid,
@@ -83,16 +83,16 @@ fn source_row(ids: &[u32], first: usize, row: usize, gather: u32) -> usize {
     source
 }
 
-/// 32 values a unit; rows are whole units, so that every store is 16 bytes.
+/// 32 values a unit; rows are whole chunks, so that every store is 16 bytes.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
-fn decode_units(
-    planes: &Planes,
+fn decode_chunks(
+    view: &MatrixView,
     ids: &[u32],
     out: &mut [Words],
     grid: Grid,
     first: usize,
-    units_per_row: usize,
+    chunks_per_row: usize,
     gather: u32,
     #[comptime] ty: GgmlType,
     #[comptime] to: FloatType,
@@ -101,8 +101,8 @@ fn decode_units(
     if position >= grid.len {
         terminate!();
     }
-    let row = source_row(ids, first, position / units_per_row, gather);
-    let values = values(planes, &planes.codebook, At::unit(row, position % units_per_row), ty);
+    let row = source_row(ids, first, position / chunks_per_row, gather);
+    let values = values(view, &view.codebook, At::chunk(row, position % chunks_per_row), ty);
     if comptime!(to == FloatType::F32) {
         #[unroll]
         for i in 0..8usize {
@@ -123,11 +123,11 @@ fn decode_units(
     }
 }
 
-/// One word of output a unit, for dense rows that end inside a unit of 32.
+/// One word of output a unit, for dense rows that end inside a chunk.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 fn decode_ragged(
-    planes: &Planes,
+    view: &MatrixView,
     ids: &[u32],
     out: &mut [u32],
     grid: Grid,
@@ -143,10 +143,10 @@ fn decode_ragged(
         terminate!();
     }
     if comptime!(to == FloatType::F32) {
-        out[position] = u32::reinterpret(element(planes, ids, first, rows, k, position, gather, ty));
+        out[position] = u32::reinterpret(element(view, ids, first, rows, k, position, gather, ty));
     } else {
-        let low = element(planes, ids, first, rows, k, 2 * position, gather, ty);
-        let high = element(planes, ids, first, rows, k, 2 * position + 1, gather, ty);
+        let low = element(view, ids, first, rows, k, 2 * position, gather, ty);
+        let high = element(view, ids, first, rows, k, 2 * position + 1, gather, ty);
         out[position] = pack_two(low, high, to);
     }
 }
@@ -155,7 +155,7 @@ fn decode_ragged(
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn element(
-    planes: &Planes,
+    view: &MatrixView,
     ids: &[u32],
     first: usize,
     rows: usize,
@@ -164,16 +164,16 @@ fn element(
     gather: u32,
     #[comptime] ty: GgmlType,
 ) -> f32 {
-    comptime!(assert!(traits(ty).dense, "rows of block formats are whole units"));
+    comptime!(assert!(traits(ty).dense, "rows of block formats are whole chunks"));
     let mut out = 0.0f32;
     if index < rows * k {
         let row = source_row(ids, first, index / k, gather);
         let column = index % k;
-        let values = values(planes, &planes.codebook, At::unit(row, column / UNIT), ty);
+        let values = values(view, &view.codebook, At::chunk(row, column / CHUNK), ty);
         #[unroll]
-        for i in 0..UNIT {
+        for i in 0..CHUNK {
             let value = values.index(comptime!(i / 4)).extract(comptime!(i % 4));
-            out = select(column % UNIT == i, value, out);
+            out = select(column % CHUNK == i, value, out);
         }
     }
     out

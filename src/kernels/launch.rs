@@ -31,15 +31,15 @@ pub fn used_bytes(handle: &Handle) -> usize {
 }
 
 /// One allocation for several buffers: each is a task for the runtime's own thread.
-pub struct Parts {
+pub struct Suballocation {
     /// The buffer of all.
     pub whole: Handle,
     /// Where each part begins and how long it is, in bytes.
     places: Vec<(usize, usize)>,
 }
 
-impl Parts {
-    /// Parts of so many bytes, each of which may be bound to a kernel as a buffer of its own.
+impl Suballocation {
+    /// Suballocation of so many bytes, each of which may be bound to a kernel as a buffer of its own.
     pub fn new(client: &Client, sizes: impl IntoIterator<Item = usize>) -> Self {
         let alignment = (client.properties().memory.alignment as usize).max(16);
         let (mut places, mut bytes) = (Vec::new(), 0usize);

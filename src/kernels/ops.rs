@@ -2,25 +2,27 @@
 //!
 //! Few tokens go to [`matvec`](super::matvec), many to [`matmul`](super::matmul) where the device has matrix units.
 
+use std::str::FromStr;
+
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
-use super::accuracy::Product;
+use super::accuracy::Accuracy;
 use super::activations::Activations;
 use super::formats::traits;
 use super::matmul::{has_matrix_units, striped};
-use super::matvec::{MAX_TOKENS, Operand, matvec_many_with, matvec_with};
+use super::matvec::{ActivationType, MAX_TOKENS, matvec_many_with, matvec_with};
 use super::tune::Selection;
 use super::weights::Weights;
 use crate::gguf::GgmlType;
 
-/// How activations and weights are multiplied. [`Product::error_bound`] states how exactly.
+/// How activations and weights are multiplied. [`Accuracy::error_bound`] states how exactly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// `Int8` up to [`MAX_TOKENS`] tokens, then `Float`.
     #[default]
     Auto,
-    /// Activations quantized to int8 in units of 32, integer products: what llama.cpp and Candle do on GPUs. Weights
+    /// Activations quantized to int8 in chunks of 32, integer products: what llama.cpp and Candle do on GPUs. Weights
     /// that are floats themselves (F32, F16, BF16) are multiplied as such.
     Int8,
     /// Floating-point products, f32 sums: f32 products up to [`MAX_TOKENS`] tokens, products of bf16 on the matrix units for
@@ -28,14 +30,45 @@ pub enum Arithmetic {
     Float,
 }
 
+impl Arithmetic {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Int8, Self::Float];
+
+    /// The name, in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Int8 => "int8",
+            Self::Float => "float",
+        }
+    }
+}
+
+/// A string that names no arithmetic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` is no arithmetic: known are auto, int8 and float")]
+pub struct ParseArithmeticError {
+    name: String,
+}
+
+impl FromStr for Arithmetic {
+    type Err = ParseArithmeticError;
+
+    /// The arithmetic of a [`name`](Self::name).
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let named = Self::ALL.into_iter().find(|arithmetic| arithmetic.name() == name);
+        named.ok_or_else(|| ParseArithmeticError { name: name.to_owned() })
+    }
+}
+
 /// What `arithmetic` means for so many tokens of weights of type `ty` on this device.
-pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithmetic) -> Product {
+pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
     let few = tokens <= MAX_TOKENS;
     let int8 = arithmetic == Arithmetic::Int8 || arithmetic == Arithmetic::Auto && few;
     match () {
-        () if int8 && !traits(ty).dense => Product::INT8,
-        () if !few && has_matrix_units(client) => Product::MatrixUnits,
-        () => Product::Float,
+        () if int8 && !traits(ty).dense => Accuracy::INT8,
+        () if !few && has_matrix_units(client) => Accuracy::MatrixUnits,
+        () => Accuracy::Float,
     }
 }
 
@@ -56,12 +89,12 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
         matvec_with(client, weights, x, operand, pick)
     };
     match resolve(client, weights.ty(), x.tokens(), arithmetic) {
-        Product::Int8 { .. } => matvec(Operand::Int8),
+        Accuracy::Int8 { .. } => matvec(ActivationType::Int8),
         // Halves are the host's alone; `resolve` never names them.
-        Product::Float | Product::Halves { .. } => matvec(Operand::Float),
-        Product::MatrixUnits => {
+        Accuracy::Float | Accuracy::Halves { .. } => matvec(ActivationType::Float),
+        Accuracy::MatrixUnits => {
             // A blueprint that does not fit the device is refused before anything is launched.
-            striped(client, weights, x).unwrap_or_else(|_| matvec(Operand::Float))
+            striped(client, weights, x).unwrap_or_else(|_| matvec(ActivationType::Float))
         }
     }
 }
@@ -72,14 +105,14 @@ pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithm
     let products = matrices.iter().map(|matrix| resolve(client, matrix.weights.ty(), x.tokens(), arithmetic));
     let (mut int8, mut few) = (false, true);
     for product in products {
-        int8 |= matches!(product, Product::Int8 { .. });
-        few &= product != Product::MatrixUnits;
+        int8 |= matches!(product, Accuracy::Int8 { .. });
+        few &= product != Accuracy::MatrixUnits;
     }
     if !few {
         return matrices.iter().map(|&matrix| matmul(client, matrix, x, arithmetic)).collect();
     }
     let weights: Vec<&Weights> = matrices.iter().map(|matrix| matrix.weights).collect();
-    let operand = if int8 { Operand::Int8 } else { Operand::Float };
+    let operand = if int8 { ActivationType::Int8 } else { ActivationType::Float };
     matvec_many_with(client, &weights, x, operand, |i, operand, tokens| {
         matrices[i].selection.blueprint(client, weights[i], operand, tokens)
     })

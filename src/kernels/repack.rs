@@ -1,39 +1,40 @@
-//! Upload: GGUF blocks into the planes of the device layout, on the device.
+//! Upload: GGUF blocks into the components of the device layout, on the device.
 //!
-//! One kernel serves every format: each word of a plane is gathered from the bit fields that the format's
+//! One kernel serves every format: each word of a component is gathered from the bit fields that the format's
 //! [`Layout`] lists. The blocks arrive in chunks, so neither side ever holds a tensor twice.
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::formats::{Format, Layout, Placements};
+use super::formats::{ComponentOffsets, Format, Layout};
 use super::launch::{Grid, buffer, elementwise};
 use crate::gguf::Endian;
 
 /// The most GGUF bytes staged at once.
 const STAGING: usize = 16 << 20;
 
-/// The blocks whose fields fill whole words in every plane: what a chunk is a multiple of.
+/// The blocks whose fields fill whole words in every component: what a chunk is a multiple of.
 fn blocks_per_quantum(layout: &Layout) -> usize {
-    let whole = |blocks: usize| layout.planes.iter().all(|plane| (plane.block_bits() * blocks).is_multiple_of(32));
+    let whole =
+        |blocks: usize| layout.components.iter().all(|component| (component.block_bits() * blocks).is_multiple_of(32));
     [1, 2, 4, 8, 16].into_iter().find(|&blocks| whole(blocks)).unwrap_or(32)
 }
 
-/// Repacks a matrix into `out`, which has the words of `placements`.
+/// Repacks a matrix into `out`, which has the words of `offsets`.
 ///
 /// `data` is GGUF blocks of a byte order that the format has. At most two staging buffers are in flight; what fails on
 /// the device shows up at the next read of `out`.
-pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, placements: &Placements, out: &Handle) {
+pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, offsets: &ComponentOffsets, out: &Handle) {
     let layout = (format.layout)();
-    let (rows, blocks) = (placements.rows, placements.blocks);
+    let (rows, blocks) = (offsets.rows, offsets.blocks);
     let per_quantum = blocks_per_quantum(&layout);
     let block_bytes = layout.block_bytes;
-    // Rows of the widest plane in quanta; a narrower plane's surplus words lie past its row and are not written.
-    let per_row = layout.planes.iter().zip(&placements.planes);
+    // Rows of the widest component in quanta; a narrower component's surplus words lie past its row and are not written.
+    let per_row = layout.components.iter().zip(&offsets.components);
     let per_row =
-        per_row.map(|(plane, at)| at.stride.div_ceil(plane.block_bits() * per_quantum / 32)).max().unwrap_or(0);
-    let tables: Vec<_> = layout.planes.iter().map(|plane| field_table(client, &plane.fields)).collect();
+        per_row.map(|(component, at)| at.stride.div_ceil(component.block_bits() * per_quantum / 32)).max().unwrap_or(0);
+    let tables: Vec<_> = layout.components.iter().map(|component| field_table(client, &component.fields)).collect();
 
     let first_block = |quantum: usize| quantum / per_row * blocks + (quantum % per_row * per_quantum).min(blocks);
     let step = (STAGING / (per_quantum * block_bytes)).max(1);
@@ -45,8 +46,8 @@ pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, pla
         let mut bytes = bytes.into_owned();
         bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
         let staged = client.create(cubecl::bytes::Bytes::from_bytes_vec(bytes));
-        for ((plane, at), table) in layout.planes.iter().zip(&placements.planes).zip(&tables) {
-            let words_per_quantum = plane.block_bits() * per_quantum / 32;
+        for ((component, at), table) in layout.components.iter().zip(&offsets.components).zip(&tables) {
+            let words_per_quantum = component.block_bits() * per_quantum / 32;
             let (count, dim, grid) = elementwise(client, (end - first) * words_per_quantum);
             repack::launch(
                 client,
@@ -62,8 +63,8 @@ pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, pla
                 from,
                 at.offset,
                 at.stride,
-                plane.width as usize,
-                plane.fields.len(),
+                component.width as usize,
+                component.fields.len(),
                 8 * block_bytes,
                 per_quantum,
             );
@@ -80,7 +81,7 @@ fn field_table(client: &Client, fields: &[u16]) -> Handle {
     client.create_from_slice(bytemuck::cast_slice(&words))
 }
 
-/// One word of one plane a unit. `source` starts at block `from` of the tensor; quanta count from `first`.
+/// One word of one component a unit. `source` starts at block `from` of the tensor; quanta count from `first`.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
 fn repack(

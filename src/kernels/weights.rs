@@ -3,18 +3,18 @@
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
-use super::formats::{Format, Placements, PlanesLaunch, UNIT, format};
+use super::formats::{CHUNK, ComponentOffsets, Format, MatrixViewLaunch, format};
 use super::launch::buffer;
 use super::repack;
 use crate::gguf::{Endian, GgmlType};
 
-/// `n` rows of `k` weights, in the planes of their format's device layout.
+/// `n` rows of `k` weights, in the components of their format's device layout.
 #[derive(Clone)]
 pub struct Weights {
     format: &'static Format,
     n: usize,
     k: usize,
-    placements: Placements,
+    offsets: ComponentOffsets,
     handle: Handle,
     /// The format's codebook on the device, one zero word where it has none.
     pub(super) codebook: Handle,
@@ -39,10 +39,10 @@ impl Weights {
             return None;
         }
         let blocks = k / ty.block_size();
-        let placements = (format.layout)().place(n, blocks)?;
-        let handle = client.memory_persistent_allocation((), |()| client.empty(4 * placements.words.max(4)));
-        repack::upload(client, format, data, endian, &placements, &handle);
-        Some(Self { format, n, k, placements, handle, codebook })
+        let offsets = (format.layout)().place(n, blocks)?;
+        let handle = client.memory_persistent_allocation((), |()| client.empty(4 * offsets.words.max(4)));
+        repack::upload(client, format, data, endian, &offsets, &handle);
+        Some(Self { format, n, k, offsets, handle, codebook })
     }
 
     /// The format.
@@ -60,14 +60,14 @@ impl Weights {
         self.k
     }
 
-    /// Units of 32 values in a row, the last one perhaps padded.
-    pub fn units(&self) -> usize {
-        self.k.div_ceil(UNIT)
+    /// Chunks of 32 values in a row, the last one perhaps padded.
+    pub fn chunks(&self) -> usize {
+        self.k.div_ceil(CHUNK)
     }
 
     /// Bytes on the device, the codebook, which all tensors of a device share, left out.
     pub fn device_bytes(&self) -> usize {
-        4 * self.placements.words
+        4 * self.offsets.words
     }
 
     /// Bytes as GGUF.
@@ -75,7 +75,7 @@ impl Weights {
         self.n * self.k / self.ty().block_size() * self.ty().block_bytes()
     }
 
-    /// The buffer of all planes.
+    /// The buffer of all components.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -83,15 +83,15 @@ impl Weights {
     /// GGUF blocks again, bit for bit, from the buffer's words.
     pub fn to_gguf(&self, words: &[u32]) -> Vec<u8> {
         let mut out = vec![0; self.gguf_bytes()];
-        let words = &words[..self.placements.words];
+        let words = &words[..self.offsets.words];
         (self.format.layout)().to_gguf(words, self.n, self.k / self.ty().block_size(), &mut out);
         out
     }
 
     /// The matrix as a kernel argument.
-    pub(super) fn planes(&self) -> PlanesLaunch {
-        let [p0, p1, p2, p3] = self.placements.planes;
-        PlanesLaunch::new(
+    pub(super) fn view(&self) -> MatrixViewLaunch {
+        let [p0, p1, p2, p3] = self.offsets.components;
+        MatrixViewLaunch::new(
             buffer(&self.handle, 16),
             buffer(&self.handle, 4),
             buffer(&self.codebook, 4),

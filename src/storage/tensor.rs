@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 
 use super::device::CubeDevice;
 use crate::gguf::{Endian, GgmlType, TensorInfo};
-use crate::kernels::accuracy::Product;
+use crate::kernels::accuracy::Accuracy;
 use crate::kernels::activations::Activations;
 use crate::kernels::dequantize;
 use crate::kernels::floats::{FloatType, has_buffers};
@@ -178,7 +178,7 @@ impl DeviceTensor {
     }
 
     /// What a product with so many tokens computes on this device.
-    pub fn product(&self, tokens: usize, arithmetic: Arithmetic) -> Product {
+    pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         resolve(&self.0.device.client(), self.ty(), tokens, arithmetic)
     }
 

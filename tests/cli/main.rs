@@ -394,8 +394,11 @@ fn tune() {
         stderr.lines().any(|line| line.starts_with("cube-gguf: ") && line.contains("left out"))
     };
     assert!(!warned(&table));
-    let groups = format!("\"groups\":{}", table.split_once("\"groups\":").unwrap().1.split(',').next().unwrap());
-    assert!(warned(&table.replace(&groups, "\"groups\":1000")));
+    let groups = format!(
+        "\"groups_per_cube\":{}",
+        table.split_once("\"groups_per_cube\":").unwrap().1.split(',').next().unwrap()
+    );
+    assert!(warned(&table.replace(&groups, "\"groups_per_cube\":1000")));
     assert!(warned("{"));
 
     assert!(error(&["tune", "--device", "cpu"]).contains("nothing to tune"));

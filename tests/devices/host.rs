@@ -1,7 +1,7 @@
 //! What needs no device: the host decoders, the layouts, the byte order.
 
 use cube_gguf::gguf::{Endian, GgmlType};
-use cube_gguf::internals::{MAX_PLANES, format};
+use cube_gguf::internals::{MAX_COMPONENTS, format};
 use libtest_mimic::{Failed, Trial};
 
 use crate::fixtures::{Fixture, assert_same};
@@ -39,12 +39,12 @@ fn reads_big_endian(fixture: &Fixture) {
 fn layout_moves_every_bit_once(fixture: &Fixture) {
     let layout = (format(fixture.ty).unwrap().layout)();
     assert_eq!(layout.block_bytes, fixture.ty.block_bytes());
-    assert!(layout.planes.len() <= MAX_PLANES);
+    assert!(layout.components.len() <= MAX_COMPONENTS);
     let mut uses = vec![0; 8 * layout.block_bytes];
-    for plane in &layout.planes {
-        for &bit in &plane.fields {
-            assert_eq!(bit as u32 % plane.width, 0, "a field crosses a multiple of its width");
-            uses[bit as usize..][..plane.width as usize].iter_mut().for_each(|uses| *uses += 1);
+    for component in &layout.components {
+        for &bit in &component.fields {
+            assert_eq!(bit as u32 % component.width, 0, "a field crosses a multiple of its width");
+            uses[bit as usize..][..component.width as usize].iter_mut().for_each(|uses| *uses += 1);
         }
     }
     assert!(uses.iter().all(|&uses| uses == 1));

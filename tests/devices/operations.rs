@@ -1,9 +1,11 @@
 //! Every operation on every format.
 
+use std::num::NonZeroU32;
+
 use cube_gguf::gguf::Endian;
-use cube_gguf::internals::{Blueprint, Key, Reduction, has_buffers, matmul_by, rule};
-use cube_gguf::tune::{Operand, Tunables};
-use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType, Product};
+use cube_gguf::internals::{Blueprint, Problem, Reduction, has_buffers, heuristic, matmul_by};
+use cube_gguf::tune::{ActivationType, Settings};
+use cube_gguf::{Accuracy, Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType};
 use half::{bf16, f16};
 
 use crate::fixtures::{Case, Fixture, assert_bytes, assert_same, compares, noise};
@@ -12,7 +14,7 @@ use crate::{Check, Formats};
 /// A scale, a scale and a min in super-blocks, two scales, a codebook, plain floats.
 pub const VARIED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q6K, GgmlType::IQ3S, GgmlType::F16];
 
-/// Of these those that tunables bear on in another way: a span, a min, a codebook, floats.
+/// Of these those that settings bear on in another way: a span, a min, a codebook, floats.
 const TUNED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::IQ3S, GgmlType::F16];
 
 pub const CHECKS: &[(&str, Formats, Check)] = &[
@@ -28,7 +30,7 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("multiplies_strided_and_half_activations", Formats::Some(VARIED), multiplies_strided_and_half_activations),
     ("multiplies_odd_shapes", Formats::All, multiplies_odd_shapes),
     ("multiplies_through_shared_memory", Formats::Some(VARIED), multiplies_through_shared_memory),
-    ("multiplies_by_any_tunables", Formats::Compared(TUNED), multiplies_by_any_tunables),
+    ("multiplies_by_any_settings", Formats::Compared(TUNED), multiplies_by_any_settings),
     ("multiplies_several_matrices_at_once", Formats::Some(VARIED), multiplies_several_matrices_at_once),
     ("multiplies_non_finite_activations", Formats::All, multiplies_non_finite_activations),
 ];
@@ -107,11 +109,11 @@ fn assert_product(
     arithmetic: Arithmetic,
     rounding: f64,
 ) {
-    assert_product_is(tensor.product(x.len() / case.k, arithmetic), case, x, actual, rounding);
+    assert_product_is(tensor.accuracy(x.len() / case.k, arithmetic), case, x, actual, rounding);
 }
 
 #[track_caller]
-fn assert_product_is(product: Product, case: &Case, x: &[f32], actual: &[f32], rounding: f64) {
+fn assert_product_is(product: Accuracy, case: &Case, x: &[f32], actual: &[f32], rounding: f64) {
     let tokens = x.len() / case.k;
     assert_eq!(actual.len(), tokens * case.n);
     if !compares() {
@@ -256,24 +258,25 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
     // More cubes than one: some of them may run the waves in another order.
     let case = fixture.case("quantized").repeated(6, (lanes as usize + 1) * 32);
     let tensor = upload(device, fixture, &case);
-    let (tokens, dense) = (2, tensor.product(1, Arithmetic::Int8) == Product::Float);
+    let (tokens, dense) = (2, tensor.accuracy(1, Arithmetic::Int8) == Accuracy::Float);
     let values = noise(13, tokens * case.k);
     let x = client.create_from_slice(bytemuck::cast_slice(&values));
     let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
-    let (operand, product) = if dense { (Operand::Float, Product::Float) } else { (Operand::Int8, Product::INT8) };
+    let (operand, product) =
+        if dense { (ActivationType::Float, Accuracy::Float) } else { (ActivationType::Int8, Accuracy::INT8) };
     let blueprint = Blueprint {
         ty: fixture.ty,
         operand,
         reduction: Reduction::Shared,
         span: 1,
-        lanes,
-        groups: 1,
-        rows: 2,
+        lanes_per_row: lanes,
+        groups_per_cube: 1,
+        rows_per_group: 2,
         tokens,
         unroll: 1,
         cubes: None,
         staging: None,
-        ahead: false,
+        prefetch: false,
         codebook: 0,
         whole: false,
     };
@@ -283,34 +286,36 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
 }
 
 /// What may be chosen changes no answer beyond its bound, and where a cube makes its activations' codes itself, no bit.
-fn multiplies_by_any_tunables(device: &CubeDevice, fixture: &Fixture) {
+fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
     let case = fixture.case("quantized");
     let tensor = upload(device, fixture, case);
     let client = device.client();
     let few = rows(device, fixture, 3);
-    let dense = tensor.product(1, Arithmetic::Int8) == Product::Float;
-    let (operand, product) = if dense { (Operand::Float, Product::Float) } else { (Operand::Int8, Product::INT8) };
+    let dense = tensor.accuracy(1, Arithmetic::Int8) == Accuracy::Float;
+    let (operand, product) =
+        if dense { (ActivationType::Float, Accuracy::Float) } else { (ActivationType::Int8, Accuracy::INT8) };
     for tokens in [1, 3] {
-        let key = Key { ty: fixture.ty, operand, tokens, n: case.n, units: case.k.div_ceil(32) };
+        let problem = Problem { ty: fixture.ty, operand, tokens, n: case.n, chunks: case.k.div_ceil(32) };
         let values = noise(17, tokens * case.k);
         let x = client.create_from_slice(bytemuck::cast_slice(&values));
         let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
-        let multiply = |tunables| {
-            let blueprint = Blueprint::of(&client, key, tunables);
+        let multiply = |settings| {
+            let blueprint = Blueprint::of(&client, problem, settings);
             let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
             let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
             assert_product_is(product, case, &values, &y, 0.0);
             y
         };
-        let base = Tunables { stage: false, ahead: false, stage_codebook: false, ..rule(&client, key) };
-        for (span, rows, unroll, cubes_per_core) in [(1, 1, 2, 0), (1, 2, 3, 1), (base.span, 4, 1, 1)] {
-            let tunables = Tunables { span, rows, unroll, cubes_per_core, ..base };
-            let expected = multiply(tunables);
-            let staged = Tunables { stage: true, stage_codebook: true, ..tunables };
+        let base = Settings { stage: false, prefetch: false, stage_codebook: false, ..heuristic(&client, problem) };
+        for (span, rows_per_group, unroll, cubes) in [(1, 1, 2, 0), (1, 2, 3, 1), (base.span, 4, 1, 1)] {
+            let persistent_cubes_per_core = NonZeroU32::new(cubes);
+            let settings = Settings { span, rows_per_group, unroll, persistent_cubes_per_core, ..base };
+            let expected = multiply(settings);
+            let staged = Settings { stage: true, stage_codebook: true, ..settings };
             assert_same(&multiply(staged), &expected, "codes of a cube's own, or from memory");
-            let staged = Tunables { ahead: true, ..staged };
+            let staged = Settings { prefetch: true, ..staged };
             assert_same(&multiply(staged), &expected, "loads ahead of all decoding, or on the way");
-            let blueprint = Blueprint::of(&client, key, staged);
+            let blueprint = Blueprint::of(&client, problem, staged);
             let several = matmul_by(&[&few, &tensor, &few], &x, blueprint).unwrap();
             for (y, n) in client.read(several).unwrap().iter().zip([few.n(), case.n, few.n()]) {
                 for (y, expected) in FloatType::F32.to_f32(y, tokens * n).chunks(n).zip(expected.chunks(case.n)) {

@@ -1,8 +1,8 @@
 //! The storage layer on a device: Candle's surface, threads, errors.
 
 use cube_gguf::gguf::{Endian, GgmlType};
-use cube_gguf::internals::{Blueprint, Key, Reduction, has_buffers, matmul_by, rule};
-use cube_gguf::tune::Operand;
+use cube_gguf::internals::{Blueprint, Problem, Reduction, has_buffers, heuristic, matmul_by};
+use cube_gguf::tune::ActivationType;
 use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
 use cubecl_common::device::{DeviceId, ServiceId};
 use libtest_mimic::Trial;
@@ -110,19 +110,20 @@ fn refuses_kernels_that_it_lacks(device: &CubeDevice) {
     let client = device.client();
     let x = client.create_from_slice(&vec![0; 4 * tensor.k()]);
     let x = Activations::contiguous(x, FloatType::F32, vec![1, tensor.k()]).unwrap();
-    let key = Key { ty: tensor.ty(), operand: Operand::Int8, tokens: 1, n: tensor.n(), units: tensor.k() / 32 };
-    let good = Blueprint::of(&client, key, rule(&client, key));
+    let problem =
+        Problem { ty: tensor.ty(), operand: ActivationType::Int8, tokens: 1, n: tensor.n(), chunks: tensor.k() / 32 };
+    let good = Blueprint::of(&client, problem, heuristic(&client, problem));
     assert!(matmul_by(&[&tensor], &x, good).is_ok());
     for bad in [
         Blueprint { span: 3, ..good },
-        Blueprint { rows: 0, ..good },
+        Blueprint { rows_per_group: 0, ..good },
         Blueprint { tokens: usize::MAX, ..good },
         Blueprint { unroll: 0, ..good },
-        Blueprint { lanes: 3, ..good },
-        Blueprint { lanes: 2, groups: 2, reduction: Reduction::Shared, ..good },
-        Blueprint { lanes: 2, reduction: Reduction::None, ..good },
-        Blueprint { lanes: 1 << 31, groups: 2, ..good },
-        Blueprint { groups: 1 << 20, ..good },
+        Blueprint { lanes_per_row: 3, ..good },
+        Blueprint { lanes_per_row: 2, groups_per_cube: 2, reduction: Reduction::Shared, ..good },
+        Blueprint { lanes_per_row: 2, reduction: Reduction::None, ..good },
+        Blueprint { lanes_per_row: 1 << 31, groups_per_cube: 2, ..good },
+        Blueprint { groups_per_cube: 1 << 20, ..good },
         Blueprint { cubes: Some(0), ..good },
     ] {
         assert!(matches!(matmul_by(&[&tensor], &x, bad), Err(Error::Device { .. })), "{bad:?}");
@@ -241,7 +242,7 @@ mod candle {
             let (auto, tokens) = (cube_gguf::Arithmetic::Auto, 4);
             let x = noise(5, tokens * case.k);
             let xs = Tensor::from_slice(&x, (2, 2, case.k), &CandleDevice::Cpu).unwrap();
-            let bounds = [ours.product(tokens, auto), theirs.product(tokens, auto)];
+            let bounds = [ours.accuracy(tokens, auto), theirs.accuracy(tokens, auto)];
             let [a, b] = [ours, theirs].map(|tensor| QMatMul::from_qtensor(tensor).unwrap().forward(&xs).unwrap());
             assert_eq!(a.dims(), [2, 2, case.n]);
             assert_eq!(a.dims(), b.dims());

@@ -35,7 +35,7 @@ enum Task {
     Demo(demo::Args),
     /// Time products beside other programs, by turns, and write the ratios into BENCHMARKS.md.
     Bench(bench::Args),
-    /// Find the fastest tunables for the device here, for the library's next start or for the repository.
+    /// Find the fastest settings for the device here, for the library's next start or for the repository.
     Tune(tune::Args),
     /// Compile every kernel for every AMD architecture, and tell what the machine code is like.
     HipReport(hip_report::Args),

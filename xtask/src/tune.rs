@@ -1,4 +1,4 @@
-//! `cargo xtask tune`: the library's tunables for the device here, and the tables that the repository ships.
+//! `cargo xtask tune`: the library's settings for the device here, and the tables that the repository ships.
 
 use std::fmt::Write;
 use std::fs;

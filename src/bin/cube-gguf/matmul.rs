@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use cube_gguf::gguf::Files;
-use cube_gguf::{Arithmetic, Product};
+use cube_gguf::{Accuracy, Arithmetic};
 
 use crate::npy::{self, Writer};
 use crate::weights::Weights;
@@ -28,19 +29,15 @@ pub struct Arguments {
     /// The .npy file to write; it appears when it is whole.
     #[arg(short, long, value_name = "Y.npy")]
     output: PathBuf,
-    /// How to multiply; int8 for few tokens and float for many where this is not given.
-    #[arg(long, value_enum)]
-    arithmetic: Option<Kind>,
+    /// How to multiply: int8 quantizes the activations, as llama.cpp does; auto is that for few tokens, and float for many.
+    #[arg(long, default_value = "auto", value_parser = arithmetic())]
+    arithmetic: Arithmetic,
     #[command(flatten)]
     device: DeviceArgument,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    /// Activations quantized to int8, as llama.cpp does
-    Int8,
-    /// Floating-point products
-    Float,
+fn arithmetic() -> impl TypedValueParser<Value = Arithmetic> {
+    PossibleValuesParser::new(Arithmetic::ALL.map(Arithmetic::name)).try_map(|name| name.parse::<Arithmetic>())
 }
 
 pub fn run(arguments: &Arguments) -> Outcome {
@@ -49,18 +46,14 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let at = |error: Box<dyn std::error::Error>| format!("{}: {error}", arguments.tensor);
     let weights = Weights::new(gguf.tensor(&arguments.tensor)?).map_err(at)?;
     let x = npy::read(&arguments.x)?;
-    let arithmetic = match arguments.arithmetic {
-        None => Arithmetic::Auto,
-        Some(Kind::Int8) => Arithmetic::Int8,
-        Some(Kind::Float) => Arithmetic::Float,
-    };
+    let arithmetic = arguments.arithmetic;
     let Some((&k, batch)) = x.shape.split_last().filter(|(k, _)| **k == weights.k) else {
         return Err(at(cube_gguf::Error::Activations { shape: x.shape, k: weights.k }.into()).into());
     };
     let device = arguments.device.open()?;
     let loaded = weights.load(&device).map_err(|error| at(error.into()))?;
-    let product = loaded.product(x.values.len() / k, arithmetic);
-    if arithmetic == Arithmetic::Float && matches!(product, Product::Int8 { .. }) {
+    let accuracy = loaded.accuracy(x.values.len() / k, arithmetic);
+    if arithmetic == Arithmetic::Float && matches!(accuracy, Accuracy::Int8 { .. }) {
         let ty = weights.format.ty;
         return Err(format!(
             "Candle multiplies {ty} by int8 activations alone: --arithmetic float needs another device"

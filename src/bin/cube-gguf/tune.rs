@@ -1,12 +1,12 @@
-//! `cube-gguf tune`: a search for the tunables that suit this device, kept where the library finds them.
+//! `cube-gguf tune`: a search for the settings that suit this device, kept where the library finds them.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use cube_gguf::gguf::Endian;
 use cube_gguf::internals::{FORMATS, MAX_TOKENS, format};
-use cube_gguf::tune::{Candidate, Entry, Table, Tunables, search};
-use cube_gguf::{Activations, Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, Product};
+use cube_gguf::tune::{Candidate, Entry, Settings, Table, search};
+use cube_gguf::{Accuracy, Activations, Arithmetic, CubeDevice, Device, DeviceTensor, FloatType};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::bench::weights_type;
@@ -20,7 +20,7 @@ const SHAPES: &str = "14336x4096,4096x4096,4096x14336,1024x4096";
 
 #[derive(Args)]
 #[command(after_help = "\
-The search starts from the rule's choice and changes one tunable at a time for as long as that is faster; each
+The search starts from the heuristic's choice and changes one setting at a time for as long as that is faster; each
 candidate's answer is checked before it is timed. What was found is stored at once, so that an interrupted search goes
 on where it was; --again starts anew. The library reads the table at its next start.
 
@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         .collect();
     let bar = progress(jobs.len(), arguments.csv);
     if arguments.csv {
-        print("type,n,k,tokens,us,tunables\n")?;
+        print("type,n,k,tokens,us,settings\n")?;
     }
     let mut report = Vec::new();
     let mut bench: Option<Bench> = None;
@@ -134,28 +134,33 @@ fn progress(jobs: usize, hidden: bool) -> ProgressBar {
 fn table(entries: &[Entry]) -> String {
     let mut out = format!(
         "{:<8} {:>7} {:>7} {:>6} {:>9} {:>9} {:>6}  {}\n",
-        "type", "n", "k", "tokens", "rule us", "tuned us", "ratio", "tunables"
+        "type", "n", "k", "tokens", "heuristic", "tuned us", "ratio", "settings"
     );
-    for Entry { ty, n, k, tokens, tunables, us, rule_us, .. } in entries {
+    for Entry { ty, n, k, tokens, settings, us, heuristic_us, .. } in entries {
         let ty = ty.to_lowercase();
-        let ratio = rule_us / us;
-        out +=
-            &format!("{ty:<8} {n:>7} {k:>7} {tokens:>6} {rule_us:>9.2} {us:>9.2} {ratio:>6.2}  {}\n", words(tunables));
+        let ratio = heuristic_us / us;
+        out += &format!(
+            "{ty:<8} {n:>7} {k:>7} {tokens:>6} {heuristic_us:>9.2} {us:>9.2} {ratio:>6.2}  {}\n",
+            words(settings)
+        );
     }
     out
 }
 
-fn words(tunables: &Tunables) -> String {
-    let Tunables { span, lanes, groups, rows, tokens, unroll, cubes_per_core, stage, ahead, stage_codebook } = tunables;
-    let staged = match (stage, stage_codebook) {
+fn words(settings: &Settings) -> String {
+    let Settings { span, lanes_per_row, groups_per_cube, rows_per_group, tokens, unroll, .. } = settings;
+    let cubes = settings
+        .persistent_cubes_per_core
+        .map_or_else(|| "cubes for all rows".to_owned(), |cubes| format!("{cubes} cubes a core"));
+    let staged = match (settings.stage, settings.stage_codebook) {
         (true, true) => ", staged with the codebook",
         (true, false) => ", staged",
         (false, true) => ", the codebook staged",
         (false, false) => "",
     };
-    let ahead = if *ahead { ", loads ahead" } else { "" };
+    let prefetch = if settings.prefetch { ", prefetch" } else { "" };
     format!(
-        "span {span}; {lanes} lanes; {groups} groups; {rows} rows; {tokens} tokens; unroll {unroll}; {cubes_per_core} cubes a core{staged}{ahead}"
+        "span {span}; {lanes_per_row} lanes a row; {groups_per_cube} groups a cube; {rows_per_group} rows a group; {tokens} tokens; unroll {unroll}; {cubes}{staged}{prefetch}"
     )
 }
 
@@ -186,23 +191,23 @@ impl Bench {
     fn search(&self, tokens: usize, csv: bool, bar: &ProgressBar) -> Outcome<Entry> {
         let Case { ty, n, k } = self.case;
         let x = Random::new(1).normals(tokens * k);
-        let expected = self.expected(&x, self.tensors[0].product(tokens, Arithmetic::Int8));
+        let expected = self.expected(&x, self.tensors[0].accuracy(tokens, Arithmetic::Int8));
         let x = self.device.client().create_from_slice(bytemuck::cast_slice(&x));
         let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k])?;
         let entry = search(&self.device, ty, [n, k], tokens, |candidate| -> Outcome<f64> {
             let us = self.time(&x, candidate, &expected)?;
             bar.tick();
             if csv {
-                let words = words(candidate.tunables());
+                let words = words(candidate.settings());
                 print(&format!("{},{n},{k},{tokens},{us:.2},{words}\n", ty.name().to_lowercase()))?;
             }
             Ok(us)
         })?;
-        Ok(entry.ok_or_else(|| format!("{ty} of {n} x {k}: the rule's choice gives a wrong answer"))?)
+        Ok(entry.ok_or_else(|| format!("{ty} of {n} x {k}: the heuristic's choice gives a wrong answer"))?)
     }
 
     /// The exact product of each distinct row with each token, and how far off an answer may be.
-    fn expected(&self, x: &[f32], product: Product) -> Vec<(f64, f64)> {
+    fn expected(&self, x: &[f32], product: Accuracy) -> Vec<(f64, f64)> {
         let k = self.case.k;
         let exact = |row: &[f32], x: &[f32]| row.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
         let products = |x| self.rows.chunks_exact(k).map(move |row| (exact(row, x), product.error_bound(row, x)));

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use cube_gguf::gguf::{Files, TensorInfo};
 use cube_gguf::internals::MAX_TOKENS;
-use cube_gguf::{Arithmetic, Device, Error, FloatType, Product};
+use cube_gguf::{Accuracy, Arithmetic, Device, Error, FloatType};
 use globset::Glob;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -84,7 +84,7 @@ impl Finding {
             "max_error": self.worst.error,
             "bound": self.worst.bound,
             "error_over_bound": self.worst.ratio(),
-            "product": self.worst.product,
+            "product": self.worst.accuracy,
             "round_trip": self.round_trip,
             "device_bytes": self.device_bytes,
             "gguf_bytes": self.gguf_bytes,
@@ -118,7 +118,7 @@ struct Worst {
     error: f64,
     bound: f64,
     /// The arithmetic.
-    product: &'static str,
+    accuracy: &'static str,
 }
 
 impl Worst {
@@ -127,7 +127,7 @@ impl Worst {
     }
 
     fn add(&mut self, other: Self) {
-        if self.product.is_empty() || other.ratio() > self.ratio() {
+        if self.accuracy.is_empty() || other.ratio() > self.ratio() {
             *self = other;
         }
     }
@@ -246,23 +246,23 @@ fn multiply(weights: &Weights<'_>, loaded: &Loaded) -> Outcome<Worst> {
     let (n, k) = (weights.n, weights.k);
     let rows = sampled_rows(n);
     let mut worst = Worst::default();
-    let mut done: Vec<(usize, Product)> = Vec::new();
+    let mut done: Vec<(usize, Accuracy)> = Vec::new();
     for (tokens, arithmetic) in PRODUCTS {
-        let product = loaded.product(tokens, arithmetic);
+        let accuracy = loaded.accuracy(tokens, arithmetic);
         // Many tokens are a kernel of their own on matrix units alone.
-        if done.contains(&(tokens, product)) || tokens > MAX_TOKENS && product != Product::MatrixUnits {
+        if done.contains(&(tokens, accuracy)) || tokens > MAX_TOKENS && accuracy != Accuracy::MatrixUnits {
             continue;
         }
-        done.push((tokens, product));
+        done.push((tokens, accuracy));
         let x = Random::new(tokens as u64).normals(tokens * k);
         let y = loaded.matmul(&x, &[tokens, k], arithmetic)?;
         let of_row = |row: usize| {
             let mut values = vec![0.0; k];
             weights.decode_row(row, &mut values);
-            let mut worst = Worst { product: product.name(), ..Worst::default() };
+            let mut worst = Worst { accuracy: accuracy.name(), ..Worst::default() };
             for (x, y) in x.chunks_exact(k).zip(y.chunks_exact(n)) {
-                let (error, bound) = error_and_bound(product, &values, x, y[row]);
-                worst.add(Worst { error, bound, product: product.name() });
+                let (error, bound) = error_and_bound(accuracy, &values, x, y[row]);
+                worst.add(Worst { error, bound, accuracy: accuracy.name() });
             }
             worst
         };
@@ -279,11 +279,11 @@ fn sampled_rows(n: usize) -> Vec<usize> {
 }
 
 /// How far an output is from the product in f64, and how far it may be.
-fn error_and_bound(product: Product, weights: &[f32], x: &[f32], found: f32) -> (f64, f64) {
+fn error_and_bound(accuracy: Accuracy, weights: &[f32], x: &[f32], found: f32) -> (f64, f64) {
     let products = || weights.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64);
     let exact: f64 = products().sum();
     // Sums of denormals may be flushed to zero.
-    let bound = product.error_bound(weights, x) + weights.len() as f64 * f32::MIN_POSITIVE as f64;
+    let bound = accuracy.error_bound(weights, x) + weights.len() as f64 * f32::MIN_POSITIVE as f64;
     let magnitude: f64 = products().map(f64::abs).sum();
     match exact.is_finite() {
         // A weight that is no number makes an output that is none.
@@ -336,7 +336,7 @@ fn as_text(device: &Device, findings: &[Finding], skipped: &[Skipped]) -> String
         findings.len(),
         skipped.len(),
         worst.ratio(),
-        if worst.product.is_empty() { "none" } else { worst.product },
+        if worst.accuracy.is_empty() { "none" } else { worst.accuracy },
         on_device as f64 / in_file.max(1) as f64,
         if failed == 0 { "ok".to_owned() } else { format!("{failed} failed") },
     ));
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn errors_are_judged() {
         let judge = |weights: &[f32], found| {
-            let (error, bound) = error_and_bound(Product::Float, weights, &[1.0, 2.0], found);
+            let (error, bound) = error_and_bound(Accuracy::Float, weights, &[1.0, 2.0], found);
             error <= bound
         };
         assert!(judge(&[1.0, 1.0], 3.0));

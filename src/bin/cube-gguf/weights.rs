@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use candle_core::{Device as Host, Tensor};
 use cube_gguf::gguf::TensorInfo;
 use cube_gguf::internals::{Format, format};
-use cube_gguf::{Arithmetic, CubeDevice, Device, DeviceTensor, Error, FloatType, Product, QTensor};
+use cube_gguf::{Accuracy, Arithmetic, CubeDevice, Device, DeviceTensor, Error, FloatType, QTensor};
 use half::{bf16, f16};
 
 use crate::Outcome;
@@ -178,10 +178,10 @@ impl Loaded {
     }
 
     /// What a product computes.
-    pub fn product(&self, tokens: usize, arithmetic: Arithmetic) -> Product {
+    pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         match self {
-            Self::Cube(tensor) => tensor.product(tokens, arithmetic),
-            Self::Host(tensor) => tensor.product(tokens, arithmetic),
+            Self::Cube(tensor) => tensor.accuracy(tokens, arithmetic),
+            Self::Host(tensor) => tensor.accuracy(tokens, arithmetic),
         }
     }
 

@@ -124,7 +124,7 @@ impl ToLLVMDialect for ReciprocalOp {
 }
 
 /// A number that LLVM knows nothing of but that it is there from here on.
-#[cube_op(name = "cube_gguf.scheduled")]
+#[cube_op(name = "cube_gguf.pin_after_barrier")]
 #[result_ty(same_as = value)]
 #[op_traits(CanMaterialize, HasSideEffects, NoMemoryEffect)]
 pub struct ScheduledOp {
@@ -133,7 +133,7 @@ pub struct ScheduledOp {
 
 /// Appends a barrier, and `value` as known after it alone: what depends on it stays there, loads of constant memory
 /// included, which the barrier itself does not hold.
-pub fn scheduled(scope: &Scope, value: NativeExpand<usize>) -> NativeExpand<usize> {
+pub fn pin_after_barrier(scope: &Scope, value: NativeExpand<usize>) -> NativeExpand<usize> {
     schedule_barrier(scope);
     let value = value.read_value(scope);
     let op = ScheduledOp::new(scope.ctx_mut(), value);

@@ -11,11 +11,11 @@ use crate::kernels::vector::Words;
 
 /// 0xff for each byte of `ones` that is 1, where the others are 0.
 #[cube]
-pub fn filled(ones: u32) -> u32 {
+pub fn byte_mask(ones: u32) -> u32 {
     let properties = comptime::device_properties();
     // A product of 32 bits takes AMD four times as long as other instructions.
     if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
-        permuted(0x0000_ff00u32, 0x0000_ff00u32, ones, true)
+        byte_permute(0x0000_ff00u32, 0x0000_ff00u32, ones, true)
     } else {
         ones * 0xff
     }
@@ -29,25 +29,25 @@ pub fn low_bytes(words: Words) -> u32 {
     match comptime!(Target::of(&properties)) {
         // A selector of 12 is for a byte of zeros.
         Target::Amd(_) => {
-            let (low, high) = (permuted(b, a, 0x0c0c_0400u32, true), permuted(d, c, 0x0c0c_0400u32, true));
-            permuted(high, low, 0x0504_0100u32, true)
+            let (low, high) = (byte_permute(b, a, 0x0c0c_0400u32, true), byte_permute(d, c, 0x0c0c_0400u32, true));
+            byte_permute(high, low, 0x0504_0100u32, true)
         }
         Target::Nvidia(_) => {
-            let (low, high) = (permuted(b, a, 0x0040u32, false), permuted(d, c, 0x0040u32, false));
-            permuted(high, low, 0x5410u32, false)
+            let (low, high) = (byte_permute(b, a, 0x0040u32, false), byte_permute(d, c, 0x0040u32, false));
+            byte_permute(high, low, 0x5410u32, false)
         }
         _ => (a & 0xff) | ((b & 0xff) << 8) | ((c & 0xff) << 16) | (d << 24),
     }
 }
 
-/// Whether [`of_sixteen()`] is for the device.
+/// Whether [`lookup16()`] is for the device.
 pub fn permutes_bytes(properties: &DeviceProperties) -> bool {
     matches!(Target::of(properties), Target::Amd(_) | Target::Nvidia(_))
 }
 
 /// The bytes of a table that the nibbles of `indices` count: those of its low nibbles, and those of its high nibbles.
 #[cube]
-pub fn of_sixteen(indices: u32, #[comptime] table: [u8; 16]) -> (u32, u32) {
+pub fn lookup16(indices: u32, #[comptime] table: [u8; 16]) -> (u32, u32) {
     let properties = comptime::device_properties();
     let eighths = comptime!(eighths(table));
     // The first and the last eight values of the table, and which of the two an index is in.
@@ -63,16 +63,16 @@ pub fn of_sixteen(indices: u32, #[comptime] table: [u8; 16]) -> (u32, u32) {
         let order = half | 0x3210_3210;
         let front = of_four(in_half, order, eighths, false);
         let back = of_four(in_half >> 16, order >> 16, eighths, false);
-        (permuted(back, front, 0x6420u32, false), permuted(back, front, 0x7531u32, false))
+        (byte_permute(back, front, 0x6420u32, false), byte_permute(back, front, 0x7531u32, false))
     }
 }
 
 /// Four bytes of a table, by selectors in its first or last half, and by those that pick one of the two for each byte.
 #[cube]
 fn of_four(in_half: u32, order: u32, #[comptime] table: [u32; 4], #[comptime] amd: bool) -> u32 {
-    let first = permuted(table[1].runtime(), table[0].runtime(), in_half, amd);
-    let last = permuted(table[3].runtime(), table[2].runtime(), in_half, amd);
-    permuted(last, first, order, amd)
+    let first = byte_permute(table[1].runtime(), table[0].runtime(), in_half, amd);
+    let last = byte_permute(table[3].runtime(), table[2].runtime(), in_half, amd);
+    byte_permute(last, first, order, amd)
 }
 
 /// A table's words.
@@ -84,7 +84,7 @@ fn eighths(table: [u8; 16]) -> [u32; 4] {
 /// low half on NVIDIA.
 #[cube]
 #[allow(unused_variables)]
-fn permuted(high: u32, low: u32, selectors: u32, #[comptime] amd: bool) -> u32 {
+fn byte_permute(high: u32, low: u32, selectors: u32, #[comptime] amd: bool) -> u32 {
     intrinsic!(|_scope| {
         #[cfg(feature = "llvm")]
         return llvm::perm(_scope, high, low, selectors, amd);

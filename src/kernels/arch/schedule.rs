@@ -27,18 +27,18 @@ fn amd_schedule_barrier() {
 
 /// A [`schedule_barrier()`], and `index` after it: loads from there are not done before.
 #[cube]
-pub fn scheduled(index: usize) -> usize {
+pub fn pin_after_barrier(index: usize) -> usize {
     let properties = comptime::device_properties();
-    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) { amd_scheduled(index) } else { index }
+    if comptime!(matches!(Target::of(&properties), Target::Amd(_))) { amd_pin_after_barrier(index) } else { index }
 }
 
 #[cube]
 #[allow(unused_variables)]
-fn amd_scheduled(index: usize) -> usize {
+fn amd_pin_after_barrier(index: usize) -> usize {
     intrinsic!(|_scope| {
         #[cfg(feature = "llvm")]
-        return llvm::scheduled(_scope, index);
+        return llvm::pin_after_barrier(_scope, index);
         #[cfg(not(feature = "llvm"))]
-        unreachable!("only AMD's devices are scheduled")
+        unreachable!("only AMD's devices are pin_after_barrier")
     })
 }

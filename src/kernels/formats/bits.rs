@@ -1,11 +1,11 @@
-//! Bit work that formats share: codes out of planes, small floats to f32, arithmetic on four bytes at once.
+//! Bit work that formats share: codes out of view, small floats to f32, arithmetic on four bytes at once.
 
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;
 
 use super::format::Codes;
-use super::view::{At, Planes};
-use crate::kernels::arch::permute::filled;
+use super::view::{At, MatrixView};
+use crate::kernels::arch::permute::byte_mask;
 use crate::kernels::floats::has_f16;
 use crate::kernels::vector::Words;
 
@@ -15,13 +15,13 @@ pub fn splat(#[comptime] word: u32) -> Words {
     Words::new(word.runtime())
 }
 
-/// 4-bit codes of a unit, 0 to 15: the first 16 and the last 16.
+/// 4-bit codes of a chunk, 0 to 15: the first 16 and the last 16.
 #[cube]
-pub fn nibbles(plane: Words) -> (Words, Words) {
-    (plane & splat(0x0f0f_0f0fu32), (plane >> splat(4u32)) & splat(0x0f0f_0f0fu32))
+pub fn nibbles(codes: Words) -> (Words, Words) {
+    (codes & splat(0x0f0f_0f0fu32), (codes >> splat(4u32)) & splat(0x0f0f_0f0fu32))
 }
 
-/// 2-bit codes of a unit, 0 to 3, from its two words.
+/// 2-bit codes of a chunk, 0 to 3, from its two words.
 #[cube]
 fn crumbs(first: u32, second: u32) -> (Words, Words) {
     let low = words(first, second, first >> 2, second >> 2);
@@ -29,13 +29,13 @@ fn crumbs(first: u32, second: u32) -> (Words, Words) {
     (low & splat(0x0303_0303u32), high & splat(0x0303_0303u32))
 }
 
-/// The 2-bit codes of a unit from plane `plane`, two words a unit.
+/// The 2-bit codes of a chunk from component `component`, two words a chunk.
 #[cube]
-pub fn crumbs_of(planes: &Planes, #[comptime] plane: usize, at: At) -> (Words, Words) {
-    crumbs(planes.unit_word(plane, at, 2usize, 0usize), planes.unit_word(plane, at, 2usize, 1usize))
+pub fn crumbs_of(view: &MatrixView, #[comptime] component: usize, at: At) -> (Words, Words) {
+    crumbs(view.chunk_word(component, at, 2usize, 0usize), view.chunk_word(component, at, 2usize, 1usize))
 }
 
-/// 1-bit codes of a unit from its word.
+/// 1-bit codes of a chunk from its word.
 #[cube]
 pub fn ones(word: u32) -> (Words, Words) {
     let low = words(word, word >> 1, word >> 2, word >> 3);
@@ -64,7 +64,7 @@ pub fn negate(word: u32, signs: u32) -> u32 {
 /// Negates the bytes of `word` that are 1 in `ones`, where the others are 0. Bytes are in 1..=127.
 #[cube]
 pub fn negate_ones(word: u32, ones: u32) -> u32 {
-    (word ^ filled(ones)) + ones
+    (word ^ byte_mask(ones)) + ones
 }
 
 /// The eight signs of a 7-bit sign index: the eighth makes their number even.

@@ -1,14 +1,14 @@
 //! F32, F16, BF16: floats as they are, so that no operation needs to know that a tensor was not quantized.
 //!
-//! A "block" is one value. Rows are padded with zeros to whole units of 32, which their readers multiply or leave out.
+//! A "block" is one value. Rows are padded with zeros to whole chunks of 32, which their readers multiply or leave out.
 
 use cubecl::prelude::*;
 
 use super::bits;
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at, u32_at};
-use super::layout::{Layout, Plane};
-use super::view::Planes;
+use super::layout::{Component, Layout};
+use super::view::MatrixView;
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -18,7 +18,7 @@ pub mod float32 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::F32,
         traits: Traits::DENSE,
-        layout: || Layout { block_bytes: 4, planes: vec![Plane::raw(16, 0, 2).of_units()] },
+        layout: || Layout { block_bytes: 4, components: vec![Component::raw(16, 0, 2).of_chunks()] },
         dequantize: |block, out| out[0] = f32::from_bits(u32_at(block, 0)),
         multibyte: Some(&[Field::u32s(0, 1)]),
         codebook: None,
@@ -26,8 +26,8 @@ pub mod float32 {
 
     /// Four values of a row.
     #[cube]
-    pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        out.push(Vector::<f32, Const<4>>::reinterpret(planes.wide(0usize, row, index)));
+    pub fn vector(view: &MatrixView, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
+        out.push(Vector::<f32, Const<4>>::reinterpret(view.wide(0usize, row, index)));
     }
 }
 
@@ -37,7 +37,7 @@ pub mod float16 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::F16,
         traits: Traits::DENSE,
-        layout: || Layout { block_bytes: 2, planes: vec![Plane::raw(16, 0, 1).of_units()] },
+        layout: || Layout { block_bytes: 2, components: vec![Component::raw(16, 0, 1).of_chunks()] },
         dequantize: |block, out| out[0] = f16_at(block, 0),
         multibyte: Some(&[Field::u16s(0, 1)]),
         codebook: None,
@@ -45,8 +45,8 @@ pub mod float16 {
 
     /// Eight values of a row.
     #[cube]
-    pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        eight(planes.wide(0usize, row, index), out, false);
+    pub fn vector(view: &MatrixView, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
+        eight(view.wide(0usize, row, index), out, false);
     }
 }
 
@@ -56,7 +56,7 @@ pub mod bfloat16 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::BF16,
         traits: Traits::DENSE,
-        layout: || Layout { block_bytes: 2, planes: vec![Plane::raw(16, 0, 1).of_units()] },
+        layout: || Layout { block_bytes: 2, components: vec![Component::raw(16, 0, 1).of_chunks()] },
         dequantize: |block, out| out[0] = half::bf16::from_bits(u16_at(block, 0)).to_f32(),
         multibyte: Some(&[Field::u16s(0, 1)]),
         codebook: None,
@@ -64,8 +64,8 @@ pub mod bfloat16 {
 
     /// Eight values of a row.
     #[cube]
-    pub fn vector(planes: &Planes, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        eight(planes.wide(0usize, row, index), out, true);
+    pub fn vector(view: &MatrixView, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
+        eight(view.wide(0usize, row, index), out, true);
     }
 }
 

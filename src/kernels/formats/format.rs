@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use cubecl::ir::DeviceProperties;
 
-use super::layout::{Layout, Plane};
-use super::view::UNIT;
+use super::layout::{Component, Layout};
+use super::view::CHUNK;
 use crate::gguf::{Endian, GgmlType};
 use crate::kernels::arch::permute::permutes_bytes;
 
@@ -27,18 +27,18 @@ pub struct Format {
 /// What kernels know of a format at compile time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Traits {
-    /// Scales (and mins) in a unit of 32 values: 1 or 2.
+    /// Scales (and mins) in a chunk of 32 values: 1 or 2.
     pub scales: u32,
     /// Whether a min is added.
     pub min: bool,
     /// Whether values are floats without codes.
     pub dense: bool,
     /// Whether codes are indices of sixteen values.
-    pub of_sixteen: bool,
+    pub lookup16: bool,
     pub codes: Codes,
 }
 
-/// What the bytes that a unit decodes to stand for.
+/// What the bytes that a chunk decodes to stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codes {
     /// Signed numbers.
@@ -49,7 +49,7 @@ pub enum Codes {
 
 impl Traits {
     pub(super) const ONE_SCALE: Self =
-        Self { scales: 1, min: false, dense: false, of_sixteen: false, codes: Codes::Signed };
+        Self { scales: 1, min: false, dense: false, lookup16: false, codes: Codes::Signed };
     pub(super) const TWO_SCALES: Self = Self { scales: 2, ..Self::ONE_SCALE };
     pub(super) const SCALE_AND_MIN: Self = Self { min: true, ..Self::ONE_SCALE };
     pub(super) const TWO_SCALES_AND_MINS: Self = Self { scales: 2, min: true, ..Self::ONE_SCALE };
@@ -61,8 +61,8 @@ impl Traits {
     }
 
     /// The same with codes that are indices of sixteen values.
-    pub(super) const fn of_sixteen(self) -> Self {
-        Self { of_sixteen: true, ..self }
+    pub(super) const fn lookup16(self) -> Self {
+        Self { lookup16: true, ..self }
     }
 }
 
@@ -84,39 +84,40 @@ impl Field {
     }
 }
 
-impl Format {
-    /// Units of 32 values that a lane decodes together, so that it reads all their codes in vectors of 16 bytes.
-    pub fn span(&self) -> usize {
-        self.span_of(|_| true)
-    }
+/// Which components of codes a span has whole vectors of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vectors {
+    /// All of them.
+    All,
+    /// That with the most bits a value: neighbouring lanes then read neighbouring vectors of it.
+    Widest,
+}
 
-    /// As [`span`](Self::span) for the codes of the widest plane alone: neighbouring lanes then read neighbouring vectors.
-    pub fn narrow_span(&self) -> usize {
+impl Format {
+    /// Chunks that a lane decodes together, so that it reads its codes in vectors of 16 bytes (llama.cpp calls it VDR).
+    pub fn vector_span(&self, vectors: Vectors) -> usize {
+        let chunks = (self.ty.block_size() / CHUNK).max(1);
         let layout = (self.layout)();
-        let widest = layout.planes.iter().filter(|plane| plane.is_wide()).map(Plane::block_bits).max();
-        self.span_of(|plane| Some(plane.block_bits()) == widest)
+        let wide = layout.components.iter().filter(|component| component.is_wide());
+        let widest = wide.clone().map(Component::block_bits).max();
+        let counts = |component: &Component| vectors == Vectors::All || Some(component.block_bits()) == widest;
+        let whole = |span: usize| {
+            let bits = |component: &Component| component.block_bits() * span / chunks;
+            wide.clone().filter(|component| counts(component)).all(|component| bits(component).is_multiple_of(128))
+        };
+        [1, 2, 4].into_iter().find(|&span| whole(span)).unwrap_or(chunks)
     }
 
     /// The codebook that kernels read on a device; none where they permute bytes instead.
     pub fn codebook_on(&self, properties: &DeviceProperties) -> Option<fn() -> Vec<u32>> {
-        self.codebook.filter(|_| !(self.traits.of_sixteen && permutes_bytes(properties)))
+        self.codebook.filter(|_| !(self.traits.lookup16 && permutes_bytes(properties)))
     }
 
-    /// Words that what is read of a unit takes.
-    pub fn unit_words(&self) -> usize {
-        let units = (self.ty.block_size() / UNIT).max(1);
-        let words = |plane: &Plane| plane.block_bits().div_ceil(units * 32);
-        (self.layout)().planes.iter().map(words).sum()
-    }
-
-    fn span_of(&self, counts: impl Fn(&Plane) -> bool) -> usize {
-        let units = (self.ty.block_size() / UNIT).max(1);
-        let layout = (self.layout)();
-        let whole = |span: usize| {
-            let bits = |plane: &Plane| plane.block_bits() * span / units;
-            layout.planes.iter().filter(|p| p.is_wide() && counts(p)).all(|plane| bits(plane).is_multiple_of(128))
-        };
-        [1, 2, 4].into_iter().find(|&span| whole(span)).unwrap_or(units)
+    /// Words that what is read of a chunk takes.
+    pub fn chunk_words(&self) -> usize {
+        let chunks = (self.ty.block_size() / CHUNK).max(1);
+        let words = |component: &Component| component.block_bits().div_ceil(chunks * 32);
+        (self.layout)().components.iter().map(words).sum()
     }
 
     /// Decodes whole little-endian blocks.

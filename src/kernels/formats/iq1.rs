@@ -20,13 +20,13 @@ use super::bits::{f16, words};
 use super::codebooks::IQ1S_GRID;
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at};
-use super::layout::{Layout, Plane};
-use super::view::{At, Planes, Unit};
+use super::layout::{Component, Layout};
+use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
-/// Units of 32 in a block.
-const UNITS: usize = 8;
+/// Chunks of 32 in a block.
+const CHUNKS: usize = 8;
 
 /// Value `j` of a grid point.
 fn grid(point: usize, j: usize) -> i32 {
@@ -47,7 +47,7 @@ fn shifted(scale: f32, point: usize, j: usize, down: bool) -> f32 {
     scale * (grid(point, j) as f32 + if down { -0.125 } else { 0.125 })
 }
 
-/// The codes of half a unit: two grid points, each shifted down where bit 0 of its `down` is set.
+/// The codes of half a chunk: two grid points, each shifted down where bit 0 of its `down` is set.
 #[cube]
 fn points(codebook: &[u32], first: u32, first_down: u32, second: u32, second_down: u32) -> Words {
     let (first, second) = (usize::cast_from(first), usize::cast_from(second));
@@ -77,13 +77,13 @@ pub mod iq1_s {
         traits: Traits::ONE_SCALE.biased(128),
         layout: || Layout {
             block_bytes: 50,
-            planes: vec![Plane::raw(8, 2, 32).wide(), Plane::raw(16, 34, 8), Plane::raw(16, 0, 1)],
+            components: vec![Component::raw(8, 2, 32).wide(), Component::raw(16, 34, 8), Component::raw(16, 0, 1)],
         },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
-                let (unit, group) = (v / 32, v % 32 / 8);
-                let high = u16_at(block, 34 + 2 * unit) as usize;
+                let (chunk, group) = (v / 32, v % 32 / 8);
+                let high = u16_at(block, 34 + 2 * chunk) as usize;
                 let scale = d * (2 * (high >> 12 & 7) + 1) as f32;
                 let point = block[2 + v / 8] as usize | (high >> (3 * group) & 7) << 8;
                 *out = shifted(scale, point, v % 8, high & 0x8000 != 0);
@@ -94,16 +94,16 @@ pub mod iq1_s {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let low = planes.unit_word(0usize, at, 1usize, 0usize);
-        let high = planes.unit_half(1usize, at);
-        let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let low = view.chunk_word(0usize, at, 1usize, 0usize);
+        let high = view.chunk_half(1usize, at);
+        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
         let down = high >> 15;
         let first = (low & 0xff) | ((high & 7) << 8);
         let second = ((low >> 8) & 0xff) | (((high >> 3) & 7) << 8);
         let third = ((low >> 16) & 0xff) | (((high >> 6) & 7) << 8);
         let fourth = (low >> 24) | (((high >> 9) & 7) << 8);
-        Unit::scaled(
+        Chunk::scaled(
             points(codebook, first, down, second, down),
             points(codebook, third, down, fourth, down),
             scaled(d, high >> 12),
@@ -119,7 +119,7 @@ pub mod iq1_m {
         traits: Traits::TWO_SCALES.biased(128),
         layout: || Layout {
             block_bytes: 56,
-            planes: vec![Plane::raw(8, 0, 32).wide(), Plane::raw(8, 32, 16), Plane::raw(16, 48, 4)],
+            components: vec![Component::raw(8, 0, 32).wide(), Component::raw(8, 32, 16), Component::raw(16, 48, 4)],
         },
         dequantize: |block, out| {
             let words: [u16; 4] = std::array::from_fn(|i| u16_at(block, 48 + 2 * i));
@@ -138,21 +138,21 @@ pub mod iq1_m {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let low = planes.unit_word(0usize, at, 1usize, 0usize);
-        let high = planes.unit_half(1usize, at);
-        let block = at.block(UNITS);
-        let front = planes.word(2usize, at.row, 2 * block);
-        let back = planes.word(2usize, at.row, 2 * block + 1);
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let low = view.chunk_word(0usize, at, 1usize, 0usize);
+        let high = view.chunk_half(1usize, at);
+        let block = at.block(CHUNKS);
+        let front = view.word(2usize, at.row, 2 * block);
+        let back = view.word(2usize, at.row, 2 * block + 1);
         let d = f16(((front >> 12) & 0xf) | ((front >> 24) & 0xf0) | ((back >> 4) & 0xf00) | ((back >> 16) & 0xf000));
-        let unit = u32::cast_from(at.in_block(UNITS));
-        // Four scales of three bits in each 16-bit word, two a unit.
-        let scales = select(unit < 4, front, back) >> ((unit % 4) / 2 * 16 + (unit % 2) * 6);
+        let chunk = u32::cast_from(at.in_block(CHUNKS));
+        // Four scales of three bits in each 16-bit word, two a chunk.
+        let scales = select(chunk < 4, front, back) >> ((chunk % 4) / 2 * 16 + (chunk % 2) * 6);
         let first = (low & 0xff) | ((high & 7) << 8);
         let second = ((low >> 8) & 0xff) | (((high >> 4) & 7) << 8);
         let third = ((low >> 16) & 0xff) | (((high >> 8) & 7) << 8);
         let fourth = (low >> 24) | (((high >> 12) & 7) << 8);
-        Unit::halves(
+        Chunk::halves(
             points(codebook, first, high >> 3, second, high >> 7),
             points(codebook, third, high >> 11, fourth, high >> 15),
             scaled(d, scales),

@@ -1,6 +1,6 @@
 //! IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S: groups of 8 (or 4) magnitudes from a grid, with signs beside them.
 //!
-//! Blocks of 256 values as `ggml/src/ggml-common.h` has them; `d` is a half, the rest is for a unit of 32 values:
+//! Blocks of 256 values as `ggml/src/ggml-common.h` has them; `d` is a half, the rest is for a chunk of 32 values:
 //!
 //! | format | grid indices | signs | scale | value |
 //! |---|---|---|---|---|
@@ -20,13 +20,13 @@ use super::codebooks::{
 };
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at, u32_at};
-use super::layout::{Layout, Plane};
-use super::view::{At, Planes, Unit};
+use super::layout::{Component, Layout};
+use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
-/// Units of 32 in a block.
-const UNITS: usize = 8;
+/// Chunks of 32 in a block.
+const CHUNKS: usize = 8;
 
 /// Magnitude `j` of a grid point of eight.
 fn magnitude_2(point: u16, j: usize) -> u8 {
@@ -60,7 +60,7 @@ fn signed(magnitude: u8, signs: u8, j: usize) -> f32 {
     if signs >> j & 1 == 1 { -(magnitude as f32) } else { magnitude as f32 }
 }
 
-/// Codes of a unit of IQ2: four grid points of eight, of `len`, each with eight signs, four bytes of `signs`.
+/// Codes of a chunk of IQ2: four grid points of eight, of `len`, each with eight signs, four bytes of `signs`.
 #[cube]
 fn points_of_eight(codebook: &[u32], points: Words, signs: u32, #[comptime] len: usize) -> (Words, Words) {
     let mut codes = Sequence::<u32>::new();
@@ -74,7 +74,7 @@ fn points_of_eight(codebook: &[u32], points: Words, signs: u32, #[comptime] len:
     in_order(&codes)
 }
 
-/// Codes of a unit of IQ3: eight grid points of four, and the signs as a plane of 1-bit codes has them.
+/// Codes of a chunk of IQ3: eight grid points of four, and the signs as a component of 1-bit codes has them.
 #[cube]
 fn points_of_four(codebook: &[u32], points: Sequence<u32>, signs: u32) -> (Words, Words) {
     let mut codes = Sequence::<u32>::new();
@@ -120,14 +120,17 @@ pub mod iq2_xxs {
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ2XXS,
         traits: Traits::ONE_SCALE,
-        layout: || Layout { block_bytes: 66, planes: vec![Plane::raw(16, 2, 32).wide(), Plane::raw(16, 0, 1)] },
+        layout: || Layout {
+            block_bytes: 66,
+            components: vec![Component::raw(16, 2, 32).wide(), Component::raw(16, 0, 1)],
+        },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
-                let (unit, group, j) = (v / 32, v % 32 / 8, v % 8);
-                let signs = u32_at(block, 2 + 8 * unit + 4);
+                let (chunk, group, j) = (v / 32, v % 32 / 8, v % 8);
+                let signs = u32_at(block, 2 + 8 * chunk + 4);
                 let scale = d * (0.5 + (signs >> 28) as f32) * 0.25;
-                let point = IQ2XXS_GRID[block[2 + 8 * unit + group] as usize];
+                let point = IQ2XXS_GRID[block[2 + 8 * chunk + group] as usize];
                 *out = scale * signed(magnitude_2(point, j), even_signs_host(signs >> (7 * group)), j);
             }
         },
@@ -136,12 +139,12 @@ pub mod iq2_xxs {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let points = planes.unit_word(0usize, at, 2usize, 0usize);
-        let signs = planes.unit_word(0usize, at, 2usize, 1usize);
-        let d = f16(planes.half(1usize, at.row, at.block(UNITS)));
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let points = view.chunk_word(0usize, at, 2usize, 0usize);
+        let signs = view.chunk_word(0usize, at, 2usize, 1usize);
+        let d = f16(view.half(1usize, at.row, at.block(CHUNKS)));
         let (low, high) = points_of_eight(codebook, four_bytes(points), four_even_signs(signs), IQ2XXS_GRID.len());
-        Unit::scaled(low, high, iq2_scale(d, signs >> 28))
+        Chunk::scaled(low, high, iq2_scale(d, signs >> 28))
     }
 }
 
@@ -153,14 +156,14 @@ pub mod iq2_xs {
         traits: Traits::TWO_SCALES,
         layout: || Layout {
             block_bytes: 74,
-            planes: vec![Plane::raw(16, 2, 32).wide(), Plane::raw(8, 66, 8), Plane::raw(16, 0, 1)],
+            components: vec![Component::raw(16, 2, 32).wide(), Component::raw(8, 66, 8), Component::raw(16, 0, 1)],
         },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
-                let (unit, group, j) = (v / 32, v % 32 / 8, v % 8);
-                let scale = d * (0.5 + (block[66 + unit] >> (4 * (group / 2)) & 0xf) as f32) * 0.25;
-                let q = u16_at(block, 2 + 8 * unit + 2 * group);
+                let (chunk, group, j) = (v / 32, v % 32 / 8, v % 8);
+                let scale = d * (0.5 + (block[66 + chunk] >> (4 * (group / 2)) & 0xf) as f32) * 0.25;
+                let q = u16_at(block, 2 + 8 * chunk + 2 * group);
                 let point = IQ2XS_GRID[(q & 511) as usize];
                 *out = scale * signed(magnitude_2(point, j), even_signs_host((q >> 9) as u32), j);
             }
@@ -170,18 +173,18 @@ pub mod iq2_xs {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let first = planes.unit_word(0usize, at, 2usize, 0usize);
-        let second = planes.unit_word(0usize, at, 2usize, 1usize);
-        let scales = planes.byte(1usize, at.row, at.index());
-        let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let first = view.chunk_word(0usize, at, 2usize, 0usize);
+        let second = view.chunk_word(0usize, at, 2usize, 1usize);
+        let scales = view.byte(1usize, at.row, at.index());
+        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
         let points = words(first & 511, (first >> 16) & 511, second & 511, (second >> 16) & 511);
         let signs = even_signs(first >> 9)
             | (even_signs(first >> 25) << 8)
             | (even_signs(second >> 9) << 16)
             | (even_signs(second >> 25) << 24);
         let (low, high) = points_of_eight(codebook, points, signs, IQ2XS_GRID.len());
-        Unit::halves(low, high, iq2_scale(d, scales & 0xf), iq2_scale(d, scales >> 4))
+        Chunk::halves(low, high, iq2_scale(d, scales & 0xf), iq2_scale(d, scales >> 4))
     }
 }
 
@@ -193,22 +196,22 @@ pub mod iq2_s {
         traits: Traits::TWO_SCALES,
         layout: || Layout {
             block_bytes: 82,
-            planes: vec![
-                Plane::raw(8, 2, 32).wide(),
-                Plane::raw(8, 34, 32).wide(),
-                // A unit's top bits and scales side by side.
-                Plane::gathered(8, (0..8).flat_map(|unit| [8 * (66 + unit), 8 * (74 + unit)])),
-                Plane::raw(16, 0, 1),
+            components: vec![
+                Component::raw(8, 2, 32).wide(),
+                Component::raw(8, 34, 32).wide(),
+                // A chunk's top bits and scales side by side.
+                Component::gathered(8, (0..8).flat_map(|chunk| [8 * (66 + chunk), 8 * (74 + chunk)])),
+                Component::raw(16, 0, 1),
             ],
         },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
-                let (unit, group, j) = (v / 32, v % 32 / 8, v % 8);
-                let scale = d * (0.5 + (block[74 + unit] >> (4 * (group / 2)) & 0xf) as f32) * 0.25;
-                let top = (block[66 + unit] >> (2 * group) & 3) as usize;
-                let point = IQ2S_GRID[block[2 + 4 * unit + group] as usize | top << 8];
-                *out = scale * signed(magnitude_2(point, j), block[34 + 4 * unit + group], j);
+                let (chunk, group, j) = (v / 32, v % 32 / 8, v % 8);
+                let scale = d * (0.5 + (block[74 + chunk] >> (4 * (group / 2)) & 0xf) as f32) * 0.25;
+                let top = (block[66 + chunk] >> (2 * group) & 3) as usize;
+                let point = IQ2S_GRID[block[2 + 4 * chunk + group] as usize | top << 8];
+                *out = scale * signed(magnitude_2(point, j), block[34 + 4 * chunk + group], j);
             }
         },
         multibyte: Some(&[Field::u16s(0, 1)]),
@@ -216,15 +219,15 @@ pub mod iq2_s {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let points = planes.unit_word(0usize, at, 1usize, 0usize);
-        let signs = planes.unit_word(1usize, at, 1usize, 0usize);
-        let tops_and_scales = planes.unit_half(2usize, at);
-        let d = f16(planes.half(3usize, at.row, at.block(UNITS)));
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let points = view.chunk_word(0usize, at, 1usize, 0usize);
+        let signs = view.chunk_word(1usize, at, 1usize, 0usize);
+        let tops_and_scales = view.chunk_half(2usize, at);
+        let d = f16(view.half(3usize, at.row, at.block(CHUNKS)));
         let t = tops_and_scales;
         let tops = words((t & 3) << 8, (t & 0xc) << 6, (t & 0x30) << 4, (t & 0xc0) << 2);
         let (low, high) = points_of_eight(codebook, four_bytes(points) | tops, signs, IQ2S_GRID.len());
-        Unit::halves(low, high, iq2_scale(d, (t >> 8) & 0xf), iq2_scale(d, t >> 12))
+        Chunk::halves(low, high, iq2_scale(d, (t >> 8) & 0xf), iq2_scale(d, t >> 12))
     }
 }
 
@@ -236,17 +239,17 @@ pub mod iq3_xxs {
         traits: Traits::ONE_SCALE,
         layout: || Layout {
             block_bytes: 98,
-            planes: vec![
-                Plane::raw(8, 2, 64).wide(),
-                Plane::codes(1, 256, |v| 8 * (66 + 4 * (v / 32)) + sign_bit(v % 32)),
-                Plane::raw(16, 0, 1),
+            components: vec![
+                Component::raw(8, 2, 64).wide(),
+                Component::codes(1, 256, |v| 8 * (66 + 4 * (v / 32)) + sign_bit(v % 32)),
+                Component::raw(16, 0, 1),
             ],
         },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
-                let (unit, group) = (v / 32, v % 32 / 8);
-                let signs = u32_at(block, 66 + 4 * unit);
+                let (chunk, group) = (v / 32, v % 32 / 8);
+                let signs = u32_at(block, 66 + 4 * chunk);
                 let scale = d * (0.5 + (signs >> 28) as f32) * 0.5;
                 let point = IQ3XXS_GRID[block[2 + v / 4] as usize];
                 let magnitude = magnitude_3(point, v % 4, &IQ3XXS_VALUES);
@@ -257,7 +260,7 @@ pub mod iq3_xxs {
         codebook: Some(|| codebook_3(&IQ3XXS_GRID, &IQ3XXS_VALUES)),
     };
 
-    /// The bit of a unit's 28 bits of signs and four of scale that lies where a plane of signs has that of value `v`:
+    /// The bit of a chunk's 28 bits of signs and four of scale that lies where a component of signs has that of value `v`:
     /// where the eighth sign of a group would be, a bit of the scale.
     fn sign_bit(v: usize) -> usize {
         if v % 8 == 7 { 28 + v / 8 } else { 7 * (v / 8) + v % 8 }
@@ -283,20 +286,20 @@ pub mod iq3_xxs {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let signs = planes.unit_word(1usize, at, 1usize, 0usize);
-        let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let signs = view.chunk_word(1usize, at, 1usize, 0usize);
+        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
         let mut points = Sequence::<u32>::new();
         #[unroll]
         for half in 0..2usize {
-            let word = planes.unit_word(0usize, at, 2usize, half);
+            let word = view.chunk_word(0usize, at, 2usize, half);
             #[unroll]
             for i in 0..4usize {
                 points.push((word >> comptime!(8 * i as u32)) & 0xff);
             }
         }
         let (low, high) = points_of_four(codebook, points, with_eighths(signs));
-        Unit::scaled(low, high, d * (0.5f32 + f32::cast_from(scale(signs))) * 0.5f32)
+        Chunk::scaled(low, high, d * (0.5f32 + f32::cast_from(scale(signs))) * 0.5f32)
     }
 }
 
@@ -308,20 +311,20 @@ pub mod iq3_s {
         traits: Traits::ONE_SCALE,
         layout: || Layout {
             block_bytes: 110,
-            planes: vec![
-                Plane::raw(8, 2, 64).wide(),
-                Plane::codes(1, 256, |v| 8 * 74 + v),
-                // Three words a block: the top bits of eight units, then their scales.
-                Plane::gathered(8, (66..74).chain(106..110).map(|byte| 8 * byte)),
-                Plane::raw(16, 0, 1),
+            components: vec![
+                Component::raw(8, 2, 64).wide(),
+                Component::codes(1, 256, |v| 8 * 74 + v),
+                // Three words a block: the top bits of eight chunks, then their scales.
+                Component::gathered(8, (66..74).chain(106..110).map(|byte| 8 * byte)),
+                Component::raw(16, 0, 1),
             ],
         },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
-                let (unit, i) = (v / 32, v % 32 / 4);
-                let scale = d * (1 + 2 * (block[106 + unit / 2] >> (4 * (unit % 2)) & 0xf) as i32) as f32;
-                let top = (block[66 + unit] >> i & 1) as usize;
+                let (chunk, i) = (v / 32, v % 32 / 4);
+                let scale = d * (1 + 2 * (block[106 + chunk / 2] >> (4 * (chunk % 2)) & 0xf) as i32) as f32;
+                let top = (block[66 + chunk] >> i & 1) as usize;
                 let point = IQ3S_GRID[block[2 + v / 4] as usize | top << 8];
                 let magnitude = magnitude_3(point, v % 4, &IQ3S_VALUES);
                 *out = scale * signed(magnitude, block[74 + v / 8], v % 8);
@@ -332,18 +335,18 @@ pub mod iq3_s {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let signs = planes.unit_word(1usize, at, 1usize, 0usize);
-        let block = at.block(UNITS);
-        let tops = planes.unit_bits(2usize, at, UNITS, 8usize, 3 * block);
-        let scale = planes.unit_bits(2usize, at, UNITS, 4usize, 3 * block + 2);
-        let d = f16(planes.half(3usize, at.row, block));
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let signs = view.chunk_word(1usize, at, 1usize, 0usize);
+        let block = at.block(CHUNKS);
+        let tops = view.chunk_bits(2usize, at, CHUNKS, 8usize, 3 * block);
+        let scale = view.chunk_bits(2usize, at, CHUNKS, 4usize, 3 * block + 2);
+        let d = f16(view.half(3usize, at.row, block));
         // Two indices at a time, in halves of a word: bytes 0 and 2, then 1 and 3, and their top bits from two places apart.
         let tops = tops | (tops << 14);
         let mut points = Sequence::<u32>::new();
         #[unroll]
         for half in 0..2usize {
-            let word = planes.unit_word(0usize, at, 2usize, half);
+            let word = view.chunk_word(0usize, at, 2usize, half);
             let even = (word & 0x00ff_00ff) | ((tops << comptime!((8 - 4 * half) as u32)) & 0x0100_0100);
             let odd = ((word >> 8) & 0x00ff_00ff) | ((tops << comptime!((7 - 4 * half) as u32)) & 0x0100_0100);
             points.push(even & 0xffff);
@@ -352,6 +355,6 @@ pub mod iq3_s {
             points.push(odd >> 16);
         }
         let (low, high) = points_of_four(codebook, points, signs);
-        Unit::scaled(low, high, d * (1.0f32 + 2.0f32 * f32::cast_from(scale)))
+        Chunk::scaled(low, high, d * (1.0f32 + 2.0f32 * f32::cast_from(scale)))
     }
 }

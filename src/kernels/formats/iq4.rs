@@ -20,10 +20,10 @@ use super::bits::f16;
 use super::codebooks::{E2M1_VALUES, IQ4NL_VALUES};
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, nibble_at, nibble_bit, u16_at};
-use super::layout::{Layout, Plane};
-use super::view::{At, Planes, Unit};
+use super::layout::{Component, Layout};
+use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
-use crate::kernels::arch::permute::{of_sixteen, permutes_bytes};
+use crate::kernels::arch::permute::{lookup16, permutes_bytes};
 use crate::kernels::vector::Words;
 
 /// The codebook of a table of 16 values: for each byte its low nibble's value in bits 0 to 7, its high nibble's in
@@ -33,20 +33,20 @@ fn pairs(values: &[i8; 16]) -> Vec<u32> {
     (0..256).map(|byte| value(byte & 0xf) | value(byte >> 4) << 16).collect()
 }
 
-/// Codes of a unit: by instructions that permute bytes where the device has them, or by way of the codebook.
+/// Codes of a chunk: by instructions that permute bytes where the device has them, or by way of the codebook.
 #[cube]
-fn looked_up(codebook: &[u32], plane: Words, #[comptime] values: [i8; 16]) -> (Words, Words) {
+fn looked_up(codebook: &[u32], codes: Words, #[comptime] values: [i8; 16]) -> (Words, Words) {
     let properties = comptime::device_properties();
     let mut low = Words::empty();
     let mut high = Words::empty();
     #[unroll]
     for i in 0..4usize {
         if comptime!(permutes_bytes(&properties)) {
-            let (low_codes, high_codes) = of_sixteen(plane.extract(i), comptime!(values.map(|value| value as u8)));
+            let (low_codes, high_codes) = lookup16(codes.extract(i), comptime!(values.map(|value| value as u8)));
             low.insert(i, low_codes);
             high.insert(i, high_codes);
         } else {
-            let word = plane.extract(i);
+            let word = codes.extract(i);
             let first = codebook[usize::cast_from(word & 0xff)];
             let second = codebook[usize::cast_from((word >> 8) & 0xff)];
             let third = codebook[usize::cast_from((word >> 16) & 0xff)];
@@ -65,8 +65,11 @@ pub mod iq4_nl {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ4NL,
-        traits: Traits::ONE_SCALE.of_sixteen(),
-        layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)] },
+        traits: Traits::ONE_SCALE.lookup16(),
+        layout: || Layout {
+            block_bytes: 18,
+            components: vec![Component::codes(4, 32, nibble_bit(2)), Component::raw(16, 0, 1)],
+        },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -78,27 +81,27 @@ pub mod iq4_nl {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
-        Unit::scaled(low, high, f16(planes.unit_half(1usize, at)))
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
+        Chunk::scaled(low, high, f16(view.chunk_half(1usize, at)))
     }
 }
 
 pub mod iq4_xs {
     use super::*;
 
-    /// Units of 32 in a block.
-    const UNITS: usize = 8;
+    /// Chunks of 32 in a block.
+    const CHUNKS: usize = 8;
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ4XS,
-        traits: Traits::ONE_SCALE.of_sixteen(),
+        traits: Traits::ONE_SCALE.lookup16(),
         layout: || Layout {
             block_bytes: 136,
-            planes: vec![
-                Plane::codes(4, 256, |v| 128 * (v / 32) + nibble_bit(8)(v % 32)),
+            components: vec![
+                Component::codes(4, 256, |v| 128 * (v / 32) + nibble_bit(8)(v % 32)),
                 // Two words a block: the low halves of all scales; then `d` under the top bits.
-                Plane::gathered(16, [32, 48, 0, 16]),
+                Component::gathered(16, [32, 48, 0, 16]),
             ],
         },
         dequantize: |block, out| {
@@ -116,14 +119,14 @@ pub mod iq4_xs {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
-        let block = at.block(UNITS);
-        let sub_block = u32::cast_from(at.in_block(UNITS));
-        let halves = planes.word(1usize, at.row, 2 * block) >> (sub_block * 4);
-        let tops = planes.word(1usize, at.row, 2 * block + 1);
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
+        let block = at.block(CHUNKS);
+        let sub_block = u32::cast_from(at.in_block(CHUNKS));
+        let halves = view.word(1usize, at.row, 2 * block) >> (sub_block * 4);
+        let tops = view.word(1usize, at.row, 2 * block + 1);
         let scale = (halves & 0xf) | (((tops >> (16 + sub_block * 2)) & 3) << 4);
-        Unit::scaled(low, high, f16(tops & 0xffff) * (f32::cast_from(scale) - 32.0f32))
+        Chunk::scaled(low, high, f16(tops & 0xffff) * (f32::cast_from(scale) - 32.0f32))
     }
 }
 
@@ -132,8 +135,11 @@ pub mod mxfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::MXFP4,
-        traits: Traits::ONE_SCALE.of_sixteen(),
-        layout: || Layout { block_bytes: 17, planes: vec![Plane::codes(4, 32, nibble_bit(1)), Plane::raw(8, 0, 1)] },
+        traits: Traits::ONE_SCALE.lookup16(),
+        layout: || Layout {
+            block_bytes: 17,
+            components: vec![Component::codes(4, 32, nibble_bit(1)), Component::raw(8, 0, 1)],
+        },
         dequantize: |block, out| {
             let d = f32::from_bits(half_of_e8m0(block[0] as u32));
             for (v, out) in out.iter_mut().enumerate() {
@@ -151,11 +157,11 @@ pub mod mxfp4 {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
-        let e = planes.byte(1usize, at.row, at.index());
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
+        let e = view.byte(1usize, at.row, at.index());
         let bits = select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23);
-        Unit::scaled(low, high, f32::reinterpret(bits))
+        Chunk::scaled(low, high, f32::reinterpret(bits))
     }
 }
 
@@ -164,12 +170,12 @@ pub mod nvfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::NVFP4,
-        traits: Traits::TWO_SCALES.of_sixteen(),
+        traits: Traits::TWO_SCALES.lookup16(),
         layout: || Layout {
             block_bytes: 36,
-            planes: vec![
-                Plane::codes(4, 64, |v| 8 * (4 + 8 * (v / 16) + v % 8) + 4 * (v % 16 / 8)),
-                Plane::raw(8, 0, 4),
+            components: vec![
+                Component::codes(4, 64, |v| 8 * (4 + 8 * (v / 16) + v % 8) + 4 * (v % 16 / 8)),
+                Component::raw(8, 0, 4),
             ],
         },
         dequantize: |block, out| {
@@ -202,9 +208,9 @@ pub mod nvfp4 {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, codebook: &[u32], at: At) -> Unit {
-        let (low, high) = looked_up(codebook, planes.unit_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
-        let scales = planes.unit_half(1usize, at);
-        Unit::halves(low, high, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
+    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
+        let scales = view.chunk_half(1usize, at);
+        Chunk::halves(low, high, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
     }
 }

@@ -19,12 +19,12 @@ use cubecl::prelude::*;
 use super::bits::{crumbs_of, f16, nibbles, ones, signed_byte, splat};
 use super::format::{Field, Format, Traits};
 use super::host::{crumb_at, crumb_bit, f16_at, u32_at};
-use super::layout::{Layout, Plane};
-use super::view::{At, Planes, Unit};
+use super::layout::{Component, Layout};
+use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 
-/// Units of 32 in a super-block.
-const UNITS: usize = 8;
+/// Chunks of 32 in a super-block.
+const CHUNKS: usize = 8;
 
 /// The bit of value `v`'s nibble: 32 bytes hold 64 values, the first 32 in their low halves.
 fn nibble_bit(byte: usize) -> impl Fn(usize) -> usize {
@@ -35,10 +35,10 @@ fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
     block[byte + 32 * (v / 64) + v % 32] >> (4 * (v % 64 / 32)) & 0xf
 }
 
-/// The halves `d` and `dmin` of the unit's block.
+/// The halves `d` and `dmin` of the chunk's block.
 #[cube]
-fn d_and_dmin(planes: &Planes, #[comptime] plane: usize, at: At) -> (f32, f32) {
-    let word = planes.word(plane, at.row, at.block(UNITS));
+fn d_and_dmin(view: &MatrixView, #[comptime] component: usize, at: At) -> (f32, f32) {
+    let word = view.word(component, at.row, at.block(CHUNKS));
     (f16(word & 0xffff), f16(word >> 16))
 }
 
@@ -46,8 +46,8 @@ fn d_and_dmin(planes: &Planes, #[comptime] plane: usize, at: At) -> (f32, f32) {
 mod six_bits {
     use super::*;
 
-    /// The plane: scales' low halves, mins' low halves, then two bits of each scale and min in turn.
-    pub fn plane(byte: usize) -> Vec<usize> {
+    /// The component: scales' low halves, mins' low halves, then two bits of each scale and min in turn.
+    pub fn component(byte: usize) -> Vec<usize> {
         let at = |byte: usize, bit: usize| 8 * byte + bit;
         let low = |byte: usize, bit: usize| [at(byte, bit), at(byte, bit + 2)];
         let scale_low = (0..8).flat_map(|j| low(byte + if j < 4 { j } else { j + 4 }, 0));
@@ -67,14 +67,14 @@ mod six_bits {
         }
     }
 
-    /// Scale and min of the unit as floats.
+    /// Scale and min of the chunk as floats.
     #[cube]
-    pub fn unit(planes: &Planes, #[comptime] plane: usize, at: At) -> (f32, f32) {
-        let first = 3 * at.block(UNITS);
-        let shift = u32::cast_from(at.in_block(UNITS)) * 4;
-        let high = planes.word(plane, at.row, first + 2) >> shift;
-        let scale = ((planes.word(plane, at.row, first) >> shift) & 0xf) | ((high & 3) << 4);
-        let min = ((planes.word(plane, at.row, first + 1) >> shift) & 0xf) | ((high & 0xc) << 2);
+    pub fn chunk(view: &MatrixView, #[comptime] component: usize, at: At) -> (f32, f32) {
+        let first = 3 * at.block(CHUNKS);
+        let shift = u32::cast_from(at.in_block(CHUNKS)) * 4;
+        let high = view.word(component, at.row, first + 2) >> shift;
+        let scale = ((view.word(component, at.row, first) >> shift) & 0xf) | ((high & 3) << 4);
+        let min = ((view.word(component, at.row, first + 1) >> shift) & 0xf) | ((high & 0xc) << 2);
         (f32::cast_from(scale), f32::cast_from(min))
     }
 }
@@ -85,7 +85,12 @@ pub mod q2_k {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q2K,
         traits: Traits::TWO_SCALES_AND_MINS.biased(0),
-        layout: || Layout::new(84, [Plane::codes(2, 256, crumb_bit(16)), Plane::raw(8, 0, 16), Plane::raw(16, 80, 2)]),
+        layout: || {
+            Layout::new(
+                84,
+                [Component::codes(2, 256, crumb_bit(16)), Component::raw(8, 0, 16), Component::raw(16, 80, 2)],
+            )
+        },
         dequantize: |block, out| {
             let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
             for (v, out) in out.iter_mut().enumerate() {
@@ -98,11 +103,11 @@ pub mod q2_k {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = crumbs_of(planes, 0usize, at);
-        let (d, dmin) = d_and_dmin(planes, 2usize, at);
-        let scales = planes.unit_half(1usize, at);
-        Unit {
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = crumbs_of(view, 0usize, at);
+        let (d, dmin) = d_and_dmin(view, 2usize, at);
+        let scales = view.chunk_half(1usize, at);
+        Chunk {
             low,
             high,
             scale_low: d * f32::cast_from(scales & 0xf),
@@ -134,10 +139,10 @@ pub mod q3_k {
             Layout::new(
                 110,
                 [
-                    Plane::codes(2, 256, crumb_bit(32)),
-                    Plane::codes(1, 256, |v| 8 * (v % 32) + v / 32),
-                    Plane::gathered(2, low.chain(high)),
-                    Plane::raw(16, 108, 1),
+                    Component::codes(2, 256, crumb_bit(32)),
+                    Component::codes(1, 256, |v| 8 * (v % 32) + v / 32),
+                    Component::gathered(2, low.chain(high)),
+                    Component::raw(16, 108, 1),
                 ],
             )
         },
@@ -157,18 +162,18 @@ pub mod q3_k {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = crumbs_of(planes, 0usize, at);
-        let (low_bit, high_bit) = ones(planes.unit_word(1usize, at, 1usize, 0usize));
-        let block = at.block(UNITS);
-        let d = f16(planes.half(3usize, at.row, block));
-        let sub_block = u32::cast_from(at.in_block(UNITS)) * 2;
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = crumbs_of(view, 0usize, at);
+        let (low_bit, high_bit) = ones(view.chunk_word(1usize, at, 1usize, 0usize));
+        let block = at.block(CHUNKS);
+        let d = f16(view.half(3usize, at.row, block));
+        let sub_block = u32::cast_from(at.in_block(CHUNKS)) * 2;
         // Word 0 holds the low halves of scales 0 to 7, word 1 those of 8 to 15, word 2 the top bits of all.
-        let halves = planes.word(2usize, at.row, 3 * block + at.in_block(UNITS) / 4) >> ((sub_block % 8) * 4);
-        let tops = planes.word(2usize, at.row, 3 * block + 2) >> (sub_block * 2);
+        let halves = view.word(2usize, at.row, 3 * block + at.in_block(CHUNKS) / 4) >> ((sub_block % 8) * 4);
+        let tops = view.word(2usize, at.row, 3 * block + 2) >> (sub_block * 2);
         let scale_low = (halves & 0xf) | ((tops & 3) << 4);
         let scale_high = ((halves >> 4) & 0xf) | ((tops & 0xc) << 2);
-        Unit::halves(
+        Chunk::halves(
             low | (low_bit << splat(2u32)),
             high | (high_bit << splat(2u32)),
             d * (f32::cast_from(scale_low) - 32.0f32),
@@ -186,7 +191,11 @@ pub mod q4_k {
         layout: || {
             Layout::new(
                 144,
-                [Plane::codes(4, 256, nibble_bit(16)), Plane::gathered(2, six_bits::plane(4)), Plane::raw(16, 0, 2)],
+                [
+                    Component::codes(4, 256, nibble_bit(16)),
+                    Component::gathered(2, six_bits::component(4)),
+                    Component::raw(16, 0, 2),
+                ],
             )
         },
         dequantize: |block, out| {
@@ -201,11 +210,11 @@ pub mod q4_k {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
-        let (scale, min) = six_bits::unit(planes, 1usize, at);
-        let (d, dmin) = d_and_dmin(planes, 2usize, at);
-        Unit::with_min(low, high, d * scale, -(dmin * min))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
+        let (scale, min) = six_bits::chunk(view, 1usize, at);
+        let (d, dmin) = d_and_dmin(view, 2usize, at);
+        Chunk::with_min(low, high, d * scale, -(dmin * min))
     }
 }
 
@@ -219,10 +228,10 @@ pub mod q5_k {
             Layout::new(
                 176,
                 [
-                    Plane::codes(4, 256, nibble_bit(48)),
-                    Plane::codes(1, 256, |v| 8 * (16 + v % 32) + v / 32),
-                    Plane::gathered(2, six_bits::plane(4)),
-                    Plane::raw(16, 0, 2),
+                    Component::codes(4, 256, nibble_bit(48)),
+                    Component::codes(1, 256, |v| 8 * (16 + v % 32) + v / 32),
+                    Component::gathered(2, six_bits::component(4)),
+                    Component::raw(16, 0, 2),
                 ],
             )
         },
@@ -239,12 +248,12 @@ pub mod q5_k {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
-        let (low_bit, high_bit) = ones(planes.unit_word(1usize, at, 1usize, 0usize));
-        let (scale, min) = six_bits::unit(planes, 2usize, at);
-        let (d, dmin) = d_and_dmin(planes, 3usize, at);
-        Unit::with_min(low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)), d * scale, -(dmin * min))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
+        let (low_bit, high_bit) = ones(view.chunk_word(1usize, at, 1usize, 0usize));
+        let (scale, min) = six_bits::chunk(view, 2usize, at);
+        let (d, dmin) = d_and_dmin(view, 3usize, at);
+        Chunk::with_min(low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)), d * scale, -(dmin * min))
     }
 }
 
@@ -258,10 +267,10 @@ pub mod q6_k {
             Layout::new(
                 210,
                 [
-                    Plane::codes(4, 256, low_bit),
-                    Plane::codes(2, 256, crumb_bit(128)),
-                    Plane::raw(8, 192, 16),
-                    Plane::raw(16, 208, 1),
+                    Component::codes(4, 256, low_bit),
+                    Component::codes(2, 256, crumb_bit(128)),
+                    Component::raw(8, 192, 16),
+                    Component::raw(16, 208, 1),
                 ],
             )
         },
@@ -283,12 +292,12 @@ pub mod q6_k {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
-        let (low_top, high_top) = crumbs_of(planes, 1usize, at);
-        let scales = planes.unit_half(2usize, at);
-        let d = f16(planes.half(3usize, at.row, at.block(UNITS)));
-        Unit::halves(
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
+        let (low_top, high_top) = crumbs_of(view, 1usize, at);
+        let scales = view.chunk_half(2usize, at);
+        let d = f16(view.half(3usize, at.row, at.block(CHUNKS)));
+        Chunk::halves(
             low | (low_top << splat(4u32)),
             high | (high_top << splat(4u32)),
             d * signed_byte(scales, 0u32),
@@ -303,7 +312,9 @@ pub mod q8_k {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q8K,
         traits: Traits::ONE_SCALE,
-        layout: || Layout::new(292, [Plane::raw(8, 4, 256).wide(), Plane::raw(16, 0, 2), Plane::raw(16, 260, 16)]),
+        layout: || {
+            Layout::new(292, [Component::raw(8, 4, 256).wide(), Component::raw(16, 0, 2), Component::raw(16, 260, 16)])
+        },
         dequantize: |block, out| {
             let d = f32::from_bits(u32_at(block, 0));
             for (v, out) in out.iter_mut().enumerate() {
@@ -315,9 +326,9 @@ pub mod q8_k {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let low = planes.unit_wide(0usize, at, 2usize, 0usize);
-        let high = planes.unit_wide(0usize, at, 2usize, 1usize);
-        Unit::scaled(low, high, f32::reinterpret(planes.word(1usize, at.row, at.block(UNITS))))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let low = view.chunk_wide(0usize, at, 2usize, 0usize);
+        let high = view.chunk_wide(0usize, at, 2usize, 1usize);
+        Chunk::scaled(low, high, f32::reinterpret(view.word(1usize, at.row, at.block(CHUNKS))))
     }
 }

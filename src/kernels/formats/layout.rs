@@ -1,12 +1,12 @@
-//! A format's device layout: GGUF's blocks, an array of structs of odd sizes, taken apart into planes.
+//! A format's device layout: GGUF's blocks, an array of structs of odd sizes, taken apart into components.
 //!
-//! A plane holds one kind of field (codes, high bits, scales) of all blocks, `n` rows of whole words, so that
+//! A component holds one kind of field (codes, high bits, scales) of all blocks, `n` rows of whole words, so that
 //! neighbouring lanes read neighbouring addresses. A layout only moves bits: it is a permutation of a block's bit
 //! fields, written once as a list, and both directions on both sides (host and device) are derived from that list.
 
-/// One plane: where the fields of a block come from, in the order in which they lie on the device.
+/// One component: where the fields of a block come from, in the order in which they lie on the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plane {
+pub struct Component {
     /// Bits a field: 1, 2, 4, 8 or 16. A field never crosses a multiple of its width in the block.
     pub width: u32,
     /// For each field of the device block, the bit of the GGUF block at which it starts.
@@ -15,13 +15,13 @@ pub struct Plane {
     pub row_align: usize,
 }
 
-/// Bytes a row of a plane that is read in 16-byte vectors is padded to.
+/// Bytes a row of a component that is read in 16-byte vectors is padded to.
 const WIDE: usize = 16;
-/// Bytes a row of any other plane is padded to.
+/// Bytes a row of any other component is padded to.
 const WORD: usize = 4;
 
-impl Plane {
-    /// Codes of `width` bits in units of 32 that decode by a shift and a mask, where `source(v)` is the bit of value `v` of the block.
+impl Component {
+    /// Codes of `width` bits in chunks of 32 that decode by a shift and a mask, where `source(v)` is the bit of value `v` of the block.
     pub fn codes(width: u32, values: usize, source: impl Fn(usize) -> usize) -> Self {
         let fields = canonical(width, values).map(|v| source(v) as u16).collect();
         Self { width, fields, row_align: WIDE }
@@ -37,23 +37,23 @@ impl Plane {
         Self { width, fields: bits.into_iter().map(|bit| bit as u16).collect(), row_align: WORD }
     }
 
-    /// The same plane with rows padded for 16-byte loads.
+    /// The same component with rows padded for 16-byte loads.
     pub fn wide(self) -> Self {
         Self { row_align: WIDE, ..self }
     }
 
-    /// The same plane of single values with rows padded to whole units of 32.
-    pub fn of_units(self) -> Self {
+    /// The same component of single values with rows padded to whole chunks of 32.
+    pub fn of_chunks(self) -> Self {
         let row_align = 4 * self.block_bits();
         Self { row_align, ..self }
     }
 
-    /// Whether kernels read the plane in 16-byte vectors.
+    /// Whether kernels read the component in 16-byte vectors.
     pub fn is_wide(&self) -> bool {
         self.row_align == WIDE
     }
 
-    /// Bits of one block in this plane.
+    /// Bits of one block in this component.
     pub fn block_bits(&self) -> usize {
         self.width as usize * self.fields.len()
     }
@@ -64,89 +64,89 @@ impl Plane {
     }
 }
 
-/// The value behind each field of a plane of codes, in device order.
+/// The value behind each field of a component of codes, in device order.
 ///
-/// Values go in units of 32. A unit of `width`-bit codes is `width` words; word `c % width`, shifted right by
+/// Values go in chunks of 32. A chunk of `width`-bit codes is `width` words; word `c % width`, shifted right by
 /// `width * (c / width)` and masked to the low `width` bits of each byte, holds values `4c..4c + 4`, one a byte.
 /// So one shift and one mask give four codes ready for an int8 dot product, whatever the width.
 pub fn canonical(width: u32, values: usize) -> impl Iterator<Item = usize> {
     let width = width as usize;
     let per_word = 32 / width;
     (0..values).map(move |field| {
-        let (unit, in_unit) = (field / 32, field % 32);
-        let (word, bit) = (in_unit / per_word, in_unit % per_word * width);
+        let (chunk, in_chunk) = (field / 32, field % 32);
+        let (word, bit) = (in_chunk / per_word, in_chunk % per_word * width);
         let code_word = word + width * (bit % 8 / width);
-        32 * unit + 4 * code_word + bit / 8
+        32 * chunk + 4 * code_word + bit / 8
     })
 }
 
-/// All planes of a format.
+/// All components of a format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of a GGUF block.
     pub block_bytes: usize,
-    /// At most [`MAX_PLANES`].
-    pub planes: Vec<Plane>,
+    /// At most [`MAX_COMPONENTS`].
+    pub components: Vec<Component>,
 }
 
-/// The most planes that a format may have: what a kernel takes as arguments.
-pub const MAX_PLANES: usize = 4;
+/// The most components that a format may have: what a kernel takes as arguments.
+pub const MAX_COMPONENTS: usize = 4;
 
-/// Where one plane of a matrix lies in its device buffer, in words of 4 bytes.
+/// Where one component of a matrix lies in its device buffer, in words of 4 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Placement {
+pub struct ComponentOffset {
     pub offset: usize,
     /// From one row to the next.
     pub stride: usize,
 }
 
-/// Where the planes of an `n` x `k` matrix lie in one device buffer.
+/// Where the components of an `n` x `k` matrix lie in one device buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placements {
+pub struct ComponentOffsets {
     /// Rows of the matrix.
     pub rows: usize,
     /// Blocks of a row.
     pub blocks: usize,
-    pub planes: [Placement; MAX_PLANES],
+    pub components: [ComponentOffset; MAX_COMPONENTS],
     /// Words of the buffer, a multiple of 4.
     pub words: usize,
 }
 
 impl Layout {
-    /// The planes of a format whose GGUF block has `block_bytes` bytes.
-    pub fn new(block_bytes: usize, planes: impl IntoIterator<Item = Plane>) -> Self {
-        Self { block_bytes, planes: planes.into_iter().collect() }
+    /// The components of a format whose GGUF block has `block_bytes` bytes.
+    pub fn new(block_bytes: usize, components: impl IntoIterator<Item = Component>) -> Self {
+        Self { block_bytes, components: components.into_iter().collect() }
     }
 
-    /// Places the planes of `rows` rows of `blocks` blocks one after the other; `None` where that overflows.
-    pub fn place(&self, rows: usize, blocks: usize) -> Option<Placements> {
-        let mut planes = [Placement::default(); MAX_PLANES];
+    /// Places the components of `rows` rows of `blocks` blocks one after the other; `None` where that overflows.
+    pub fn place(&self, rows: usize, blocks: usize) -> Option<ComponentOffsets> {
+        let mut components = [ComponentOffset::default(); MAX_COMPONENTS];
         let mut words = 0usize;
-        for (plane, placement) in self.planes.iter().zip(&mut planes) {
-            let bits = plane.block_bits().checked_mul(blocks)?;
+        for (component, offset) in self.components.iter().zip(&mut components) {
+            let bits = component.block_bits().checked_mul(blocks)?;
             bits.checked_add(8 * WIDE)?;
-            *placement = Placement { offset: words, stride: plane.row_words(blocks) };
-            words = words.checked_add(placement.stride.checked_mul(rows)?)?.checked_next_multiple_of(4)?;
+            *offset = ComponentOffset { offset: words, stride: component.row_words(blocks) };
+            words = words.checked_add(offset.stride.checked_mul(rows)?)?.checked_next_multiple_of(4)?;
         }
-        Some(Placements { rows, blocks, planes, words })
+        Some(ComponentOffsets { rows, blocks, components, words })
     }
 
-    /// GGUF bytes of `rows` rows of `blocks` blocks, from the words of their device planes: the inverse of the upload.
+    /// GGUF bytes of `rows` rows of `blocks` blocks, from the words of their device components: the inverse of the upload.
     pub fn to_gguf(&self, words: &[u32], rows: usize, blocks: usize, out: &mut [u8]) {
-        let Some(placements) = self.place(rows, blocks) else { return };
-        debug_assert_eq!(words.len(), placements.words);
+        let Some(offsets) = self.place(rows, blocks) else { return };
+        debug_assert_eq!(words.len(), offsets.words);
         debug_assert_eq!(out.len(), rows * blocks * self.block_bytes);
         out.fill(0);
-        for (plane, at) in self.planes.iter().zip(placements.planes) {
-            let width = plane.width as usize;
+        for (component, at) in self.components.iter().zip(offsets.components) {
+            let width = component.width as usize;
             let mask = u32::MAX >> (32 - width);
             for row in 0..rows {
                 let source = &words[at.offset + row * at.stride..][..at.stride];
                 let row_bytes = blocks * self.block_bytes;
                 let target = &mut out[row * row_bytes..][..row_bytes];
                 for (block, target) in target.chunks_exact_mut(self.block_bytes).enumerate() {
-                    let first = block * plane.fields.len();
-                    for (i, &to) in plane.fields.iter().enumerate() {
+                    let first = block * component.fields.len();
+                    for (i, &to) in component.fields.iter().enumerate() {
                         let from = (first + i) * width;
                         let field = (source[from / 32] >> (from % 32)) & mask;
                         let (byte, bit) = (to as usize / 8, to % 8);

@@ -19,30 +19,30 @@ use cubecl::prelude::*;
 use super::bits::{f16, nibbles, ones, splat};
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, nibble_at, nibble_bit, u32_at};
-use super::layout::{Layout, Plane};
-use super::view::{At, Planes, Unit};
+use super::layout::{Component, Layout};
+use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
 /// Scale and min of a block from the word that holds both.
 #[cube]
-fn scale_and_min(planes: &Planes, #[comptime] plane: usize, at: At) -> (f32, f32) {
-    let word = planes.word(plane, at.row, at.index());
+fn scale_and_min(view: &MatrixView, #[comptime] component: usize, at: At) -> (f32, f32) {
+    let word = view.word(component, at.row, at.index());
     (f16(word & 0xffff), f16(word >> 16))
 }
 
-/// 5-bit codes: nibbles of plane 0, fifth bits of plane 1.
+/// 5-bit codes: nibbles of component 0, fifth bits of component 1.
 #[cube]
-fn five_bits(planes: &Planes, at: At) -> (Words, Words) {
-    let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
-    let (low_bit, high_bit) = ones(planes.unit_word(1usize, at, 1usize, 0usize));
+fn five_bits(view: &MatrixView, at: At) -> (Words, Words) {
+    let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
+    let (low_bit, high_bit) = ones(view.chunk_word(1usize, at, 1usize, 0usize));
     (low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)))
 }
 
-/// 8-bit codes of plane 0.
+/// 8-bit codes of component 0.
 #[cube]
-fn bytes(planes: &Planes, at: At) -> (Words, Words) {
-    (planes.unit_wide(0usize, at, 2usize, 0usize), planes.unit_wide(0usize, at, 2usize, 1usize))
+fn bytes(view: &MatrixView, at: At) -> (Words, Words) {
+    (view.chunk_wide(0usize, at, 2usize, 0usize), view.chunk_wide(0usize, at, 2usize, 1usize))
 }
 
 pub mod q4_0 {
@@ -51,7 +51,7 @@ pub mod q4_0 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q4_0,
         traits: Traits::ONE_SCALE.biased(8),
-        layout: || Layout::new(18, [Plane::codes(4, 32, nibble_bit(2)), Plane::raw(16, 0, 1)]),
+        layout: || Layout::new(18, [Component::codes(4, 32, nibble_bit(2)), Component::raw(16, 0, 1)]),
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -63,9 +63,9 @@ pub mod q4_0 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
-        Unit::scaled(low, high, f16(planes.unit_half(1usize, at)))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
+        Chunk::scaled(low, high, f16(view.chunk_half(1usize, at)))
     }
 }
 
@@ -75,7 +75,7 @@ pub mod q4_1 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q4_1,
         traits: Traits::SCALE_AND_MIN.biased(0),
-        layout: || Layout::new(20, [Plane::codes(4, 32, nibble_bit(4)), Plane::raw(16, 0, 2)]),
+        layout: || Layout::new(20, [Component::codes(4, 32, nibble_bit(4)), Component::raw(16, 0, 2)]),
         dequantize: |block, out| {
             let (d, m) = (f16_at(block, 0), f16_at(block, 2));
             for (v, out) in out.iter_mut().enumerate() {
@@ -87,10 +87,10 @@ pub mod q4_1 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = nibbles(planes.unit_wide(0usize, at, 1usize, 0usize));
-        let (scale, min) = scale_and_min(planes, 1usize, at);
-        Unit::with_min(low, high, scale, min)
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
+        let (scale, min) = scale_and_min(view, 1usize, at);
+        Chunk::with_min(low, high, scale, min)
     }
 }
 
@@ -101,7 +101,10 @@ pub mod q5_0 {
         ty: GgmlType::Q5_0,
         traits: Traits::ONE_SCALE.biased(16),
         layout: || {
-            Layout::new(22, [Plane::codes(4, 32, nibble_bit(6)), Plane::codes(1, 32, |v| 16 + v), Plane::raw(16, 0, 1)])
+            Layout::new(
+                22,
+                [Component::codes(4, 32, nibble_bit(6)), Component::codes(1, 32, |v| 16 + v), Component::raw(16, 0, 1)],
+            )
         },
         dequantize: |block, out| {
             let (d, fifth) = (f16_at(block, 0), u32_at(block, 2));
@@ -115,9 +118,9 @@ pub mod q5_0 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = five_bits(planes, at);
-        Unit::scaled(low, high, f16(planes.unit_half(2usize, at)))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = five_bits(view, at);
+        Chunk::scaled(low, high, f16(view.chunk_half(2usize, at)))
     }
 }
 
@@ -128,7 +131,10 @@ pub mod q5_1 {
         ty: GgmlType::Q5_1,
         traits: Traits::SCALE_AND_MIN.biased(0),
         layout: || {
-            Layout::new(24, [Plane::codes(4, 32, nibble_bit(8)), Plane::codes(1, 32, |v| 32 + v), Plane::raw(16, 0, 2)])
+            Layout::new(
+                24,
+                [Component::codes(4, 32, nibble_bit(8)), Component::codes(1, 32, |v| 32 + v), Component::raw(16, 0, 2)],
+            )
         },
         dequantize: |block, out| {
             let (d, m, fifth) = (f16_at(block, 0), f16_at(block, 2), u32_at(block, 4));
@@ -142,10 +148,10 @@ pub mod q5_1 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = five_bits(planes, at);
-        let (scale, min) = scale_and_min(planes, 2usize, at);
-        Unit::with_min(low, high, scale, min)
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = five_bits(view, at);
+        let (scale, min) = scale_and_min(view, 2usize, at);
+        Chunk::with_min(low, high, scale, min)
     }
 }
 
@@ -155,7 +161,7 @@ pub mod q8_0 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q8_0,
         traits: Traits::ONE_SCALE,
-        layout: || Layout::new(34, [Plane::raw(8, 2, 32).wide(), Plane::raw(16, 0, 1)]),
+        layout: || Layout::new(34, [Component::raw(8, 2, 32).wide(), Component::raw(16, 0, 1)]),
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -167,9 +173,9 @@ pub mod q8_0 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = bytes(planes, at);
-        Unit::scaled(low, high, f16(planes.unit_half(1usize, at)))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = bytes(view, at);
+        Chunk::scaled(low, high, f16(view.chunk_half(1usize, at)))
     }
 }
 
@@ -179,7 +185,7 @@ pub mod q8_1 {
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q8_1,
         traits: Traits::ONE_SCALE,
-        layout: || Layout::new(36, [Plane::raw(8, 4, 32).wide(), Plane::raw(16, 0, 2)]),
+        layout: || Layout::new(36, [Component::raw(8, 4, 32).wide(), Component::raw(16, 0, 2)]),
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -191,8 +197,8 @@ pub mod q8_1 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = bytes(planes, at);
-        Unit::scaled(low, high, f16(planes.word(1usize, at.row, at.index()) & 0xffff))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = bytes(view, at);
+        Chunk::scaled(low, high, f16(view.word(1usize, at.row, at.index()) & 0xffff))
     }
 }

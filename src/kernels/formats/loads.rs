@@ -1,4 +1,4 @@
-//! Loading apart from decoding: a format says once how a unit is decoded from its planes, and what it reads on the way can be
+//! Loading apart from decoding: a format says once how a chunk is decoded from its view, and what it reads on the way can be
 //! on its way long before.
 
 use std::collections::VecDeque;
@@ -10,14 +10,14 @@ use cubecl::ir::prelude::{Context, Value};
 use cubecl::ir::{Scope, ident};
 use cubecl::prelude::*;
 
-use super::registry::unit;
-use super::view::{At, Planes, Unit};
+use super::registry::chunk;
+use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
-/// What a unit reads of its planes, in registers.
+/// What a chunk reads of its view, in registers.
 #[derive(CubeType)]
-pub struct Loads {
+pub struct Prefetched {
     wide: Array<Words>,
     narrow: Array<u32>,
     #[cube(comptime)]
@@ -27,12 +27,12 @@ pub struct Loads {
 }
 
 #[cube]
-impl Loads {
-    /// The loads for the unit at `at`.
-    pub fn of(planes: &Planes, at: At, #[comptime] ty: GgmlType) -> Loads {
-        let read = read(planes, at, ty);
+impl Prefetched {
+    /// The loads for the chunk at `at`.
+    pub fn of(view: &MatrixView, at: At, #[comptime] ty: GgmlType) -> Prefetched {
+        let read = read(view, at, ty);
         let (wide_count, narrow_count) = comptime!((read.wide.len(), read.narrow.len()));
-        let mut loads = Loads {
+        let mut loads = Prefetched {
             wide: Array::new(comptime!(wide_count.max(1))),
             narrow: Array::new(comptime!(narrow_count.max(1))),
             wide_count,
@@ -42,9 +42,9 @@ impl Loads {
         loads
     }
 
-    /// Replaces them by those for another unit, which is in the same place of its span.
-    pub fn replace(&mut self, planes: &Planes, at: At, #[comptime] ty: GgmlType) {
-        let read = read(planes, at, ty);
+    /// Replaces them by those for another chunk, which is in the same place of its span.
+    pub fn replace(&mut self, view: &MatrixView, at: At, #[comptime] ty: GgmlType) {
+        let read = read(view, at, ty);
         self.set(&read);
     }
 
@@ -59,8 +59,8 @@ impl Loads {
         }
     }
 
-    /// The unit that they are for, as [`unit()`] decodes it.
-    pub fn decode(&self, planes: &Planes, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Unit {
+    /// The chunk that they are for, as [`chunk()`] decodes it.
+    pub fn decode(&self, view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
         let mut read = Read { wide: Sequence::new(), narrow: Sequence::new() };
         #[unroll]
         for i in 0..self.wide_count {
@@ -71,28 +71,28 @@ impl Loads {
             read.narrow.push(self.narrow[i]);
         }
         give(&read);
-        let unit = unit(planes, codebook, at, ty);
+        let chunk = chunk(view, codebook, at, ty);
         given();
-        unit
+        chunk
     }
 }
 
-/// What the decoding of a unit read, in order.
+/// What the decoding of a chunk read, in order.
 #[derive(CubeType)]
 struct Read {
     wide: Sequence<Words>,
     narrow: Sequence<u32>,
 }
 
-/// All that the decoding of a unit reads. The rest of it has no effect, and the compiler leaves it out.
+/// All that the decoding of a chunk reads. The rest of it has no effect, and the compiler leaves it out.
 #[cube]
-fn read(planes: &Planes, at: At, #[comptime] ty: GgmlType) -> Read {
+fn read(view: &MatrixView, at: At, #[comptime] ty: GgmlType) -> Read {
     note();
-    let _unit = unit(planes, &planes.codebook, at, ty);
+    let _chunk = chunk(view, &view.codebook, at, ty);
     noted()
 }
 
-/// Who watches the reads of a kernel's planes while it is written.
+/// Who watches the reads of a kernel's components while it is written.
 enum Watch {
     /// Notes what was read.
     Noting(Vec<Value>, Vec<Value>),
@@ -104,24 +104,24 @@ static WATCH: LazyLock<Identifier> = LazyLock::new(|| ident("cube_gguf_watch"));
 
 /// The kernel's watch.
 fn watch(ctx: &mut Context) -> Option<&mut Watch> {
-    let key = *ctx.aux_data_map.get(&*WATCH)?;
-    ctx.aux_data.get_mut(key)?.downcast_mut()
+    let problem = *ctx.aux_data_map.get(&*WATCH)?;
+    ctx.aux_data.get_mut(problem)?.downcast_mut()
 }
 
 /// Ends the kernel's watch.
 fn unwatch(scope: &Scope) -> Option<Watch> {
     let ctx = scope.ctx_mut();
-    let key = ctx.aux_data_map.remove(&*WATCH)?;
-    ctx.aux_data.remove(key)?.downcast().ok().map(|watch| *watch)
+    let problem = ctx.aux_data_map.remove(&*WATCH)?;
+    ctx.aux_data.remove(problem)?.downcast().ok().map(|watch| *watch)
 }
 
 fn begin(scope: &Scope, watch: Watch) {
     let ctx = scope.ctx_mut();
-    let key = ctx.aux_data.insert(Box::new(watch));
-    ctx.aux_data_map.insert(WATCH.clone(), key);
+    let problem = ctx.aux_data.insert(Box::new(watch));
+    ctx.aux_data_map.insert(WATCH.clone(), problem);
 }
 
-/// 16 bytes that were read from a plane: every such read goes through here.
+/// 16 bytes that were read from a component: every such read goes through here.
 #[cube]
 #[allow(unused_variables)]
 pub fn wide(value: Words) -> Words {
@@ -136,7 +136,7 @@ pub fn wide(value: Words) -> Words {
     })
 }
 
-/// A word that was read from a plane: every such read goes through here.
+/// A word that was read from a component: every such read goes through here.
 #[cube]
 #[allow(unused_variables)]
 pub fn narrow(value: u32) -> u32 {

@@ -18,16 +18,16 @@ use cubecl::prelude::*;
 use super::bits::{crumbs_of, f16, ones, splat, words};
 use super::format::{Field, Format, Traits};
 use super::host::{crumb_at, crumb_bit, f16_at};
-use super::layout::{Layout, Plane};
-use super::view::{At, Planes, Unit};
+use super::layout::{Component, Layout};
+use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
 pub mod tq1_0 {
     use super::*;
 
-    /// Units of 32 in a block.
-    const UNITS: usize = 8;
+    /// Chunks of 32 in a block.
+    const CHUNKS: usize = 8;
 
     /// The byte and the digit of value `v`.
     fn place(v: usize) -> (usize, u32) {
@@ -43,7 +43,7 @@ pub mod tq1_0 {
         traits: Traits::ONE_SCALE.biased(1),
         layout: || Layout {
             block_bytes: 54,
-            planes: vec![Plane::raw(8, 0, 48).wide(), Plane::raw(8, 48, 4), Plane::raw(16, 52, 1)],
+            components: vec![Component::raw(8, 0, 48).wide(), Component::raw(8, 48, 4), Component::raw(16, 52, 1)],
         },
         dequantize: |block, out| {
             let d = f16_at(block, 52);
@@ -78,14 +78,14 @@ pub mod tq1_0 {
 
     /// The codes of 16 values, the `group`-th of the block.
     #[cube]
-    fn group(planes: &Planes, at: At, group: u32) -> Words {
-        let block = at.block(UNITS);
+    fn group(view: &MatrixView, at: At, group: u32) -> Words {
+        let block = at.block(CHUNKS);
         let last = group == 15;
-        // Groups 0 to 9 are in the first 32 bytes, 10 to 14 in the next 16, the last in the four of plane 1.
+        // Groups 0 to 9 are in the first 32 bytes, 10 to 14 in the next 16, the last in the four of component 1.
         let vector = select(group < 10, group % 2, 2u32);
         let power = power_of_three(select(group < 10, group / 2, (group - 10) % 5));
-        let bytes = planes.wide(0usize, at.row, 3 * block + usize::cast_from(vector));
-        let tail = planes.word(1usize, at.row, block);
+        let bytes = view.wide(0usize, at.row, 3 * block + usize::cast_from(vector));
+        let tail = view.word(1usize, at.row, block);
         let bytes = select_many(Vector::<bool, Const<4>>::new(last), Words::new(tail), bytes);
         let powers =
             select_many(Vector::<bool, Const<4>>::new(last), words(1u32, 3u32, 9u32, 27u32), Words::new(power));
@@ -93,23 +93,26 @@ pub mod tq1_0 {
     }
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let first = u32::cast_from(at.in_block(UNITS)) * 2;
-        let d = f16(planes.half(2usize, at.row, at.block(UNITS)));
-        Unit::scaled(group(planes, at, first), group(planes, at, first + 1), d)
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let first = u32::cast_from(at.in_block(CHUNKS)) * 2;
+        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
+        Chunk::scaled(group(view, at, first), group(view, at, first + 1), d)
     }
 }
 
 pub mod tq2_0 {
     use super::*;
 
-    /// Units of 32 in a block.
-    const UNITS: usize = 8;
+    /// Chunks of 32 in a block.
+    const CHUNKS: usize = 8;
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::TQ2_0,
         traits: Traits::ONE_SCALE.biased(1),
-        layout: || Layout { block_bytes: 66, planes: vec![Plane::codes(2, 256, crumb_bit(0)), Plane::raw(16, 64, 1)] },
+        layout: || Layout {
+            block_bytes: 66,
+            components: vec![Component::codes(2, 256, crumb_bit(0)), Component::raw(16, 64, 1)],
+        },
         dequantize: |block, out| {
             let d = f16_at(block, 64);
             for (v, out) in out.iter_mut().enumerate() {
@@ -121,22 +124,25 @@ pub mod tq2_0 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = crumbs_of(planes, 0usize, at);
-        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.block(UNITS))))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = crumbs_of(view, 0usize, at);
+        Chunk::scaled(low, high, f16(view.half(1usize, at.row, at.block(CHUNKS))))
     }
 }
 
 pub mod q1_0 {
     use super::*;
 
-    /// Units of 32 in a block.
-    const UNITS: usize = 4;
+    /// Chunks of 32 in a block.
+    const CHUNKS: usize = 4;
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q1_0,
         traits: Traits::ONE_SCALE.biased(1),
-        layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(1, 128, |v| 16 + v), Plane::raw(16, 0, 1)] },
+        layout: || Layout {
+            block_bytes: 18,
+            components: vec![Component::codes(1, 128, |v| 16 + v), Component::raw(16, 0, 1)],
+        },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -148,23 +154,26 @@ pub mod q1_0 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = ones(planes.unit_word(0usize, at, 1usize, 0usize));
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = ones(view.chunk_word(0usize, at, 1usize, 0usize));
         // 0 and 2, which the bias makes -1 and 1.
-        Unit::scaled(low + low, high + high, f16(planes.half(1usize, at.row, at.block(UNITS))))
+        Chunk::scaled(low + low, high + high, f16(view.half(1usize, at.row, at.block(CHUNKS))))
     }
 }
 
 pub mod q2_0 {
     use super::*;
 
-    /// Units of 32 in a block.
-    const UNITS: usize = 2;
+    /// Chunks of 32 in a block.
+    const CHUNKS: usize = 2;
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::Q2_0,
         traits: Traits::ONE_SCALE.biased(1),
-        layout: || Layout { block_bytes: 18, planes: vec![Plane::codes(2, 64, |v| 16 + 2 * v), Plane::raw(16, 0, 1)] },
+        layout: || Layout {
+            block_bytes: 18,
+            components: vec![Component::codes(2, 64, |v| 16 + 2 * v), Component::raw(16, 0, 1)],
+        },
         dequantize: |block, out| {
             let d = f16_at(block, 0);
             for (v, out) in out.iter_mut().enumerate() {
@@ -176,8 +185,8 @@ pub mod q2_0 {
     };
 
     #[cube]
-    pub fn unit(planes: &Planes, at: At) -> Unit {
-        let (low, high) = crumbs_of(planes, 0usize, at);
-        Unit::scaled(low, high, f16(planes.half(1usize, at.row, at.block(UNITS))))
+    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
+        let (low, high) = crumbs_of(view, 0usize, at);
+        Chunk::scaled(low, high, f16(view.half(1usize, at.row, at.block(CHUNKS))))
     }
 }

@@ -1,7 +1,7 @@
 //! The formats: what a GGUF block holds, how it lies on the device, and how it becomes numbers.
 //!
 //! A family of formats is one file. A format is a [`Format`] constant (the block, the device [`Layout`], the host's
-//! decoder) and one `#[cube]` function that decodes 32 values: `unit` for block formats, `vector` for plain floats. The
+//! decoder) and one `#[cube]` function that decodes 32 values: `chunk` for block formats, `vector` for plain floats. The
 //! registry has two tables that name every format, [`FORMATS`] and the decoders'; nothing outside this folder names any.
 
 mod bits;
@@ -20,8 +20,8 @@ mod low_bits;
 mod registry;
 mod view;
 
-pub use format::{Codes, Format, Traits};
-pub use layout::{Layout, MAX_PLANES, Placements};
-pub use loads::Loads;
-pub use registry::{FORMATS, dense_vector, format, traits, unit, values, vectors_per_unit};
-pub use view::{At, Planes, PlanesLaunch, UNIT, Unit};
+pub use format::{Codes, Format, Traits, Vectors};
+pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
+pub use loads::Prefetched;
+pub use registry::{FORMATS, chunk, dense_vector, format, traits, values, vectors_per_chunk};
+pub use view::{At, CHUNK, Chunk, MatrixView, MatrixViewLaunch};

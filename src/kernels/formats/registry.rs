@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::bits::to_floats;
 use super::format::{Format, Traits};
-use super::view::{At, Planes, UNIT, Unit};
+use super::view::{At, CHUNK, Chunk, MatrixView};
 use super::{dense, iq1, iq2_iq3, iq4, k_quants, legacy, low_bits};
 use crate::gguf::GgmlType;
 
@@ -42,37 +42,37 @@ pub static FORMATS: &[Format] = &[
     dense::bfloat16::FORMAT,
 ];
 
-/// Decodes the 32 values at `at` of a block format; `codebook` is the planes' own, wherever it lies.
+/// Decodes the 32 values at `at` of a block format; `codebook` is the view's own, wherever it lies.
 #[cube]
-pub fn unit(planes: &Planes, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Unit {
+pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
     match ty {
-        GgmlType::Q4_0 => legacy::q4_0::unit(planes, at),
-        GgmlType::Q4_1 => legacy::q4_1::unit(planes, at),
-        GgmlType::Q5_0 => legacy::q5_0::unit(planes, at),
-        GgmlType::Q5_1 => legacy::q5_1::unit(planes, at),
-        GgmlType::Q8_0 => legacy::q8_0::unit(planes, at),
-        GgmlType::Q8_1 => legacy::q8_1::unit(planes, at),
-        GgmlType::Q2K => k_quants::q2_k::unit(planes, at),
-        GgmlType::Q3K => k_quants::q3_k::unit(planes, at),
-        GgmlType::Q4K => k_quants::q4_k::unit(planes, at),
-        GgmlType::Q5K => k_quants::q5_k::unit(planes, at),
-        GgmlType::Q6K => k_quants::q6_k::unit(planes, at),
-        GgmlType::Q8K => k_quants::q8_k::unit(planes, at),
-        GgmlType::IQ1S => iq1::iq1_s::unit(planes, codebook, at),
-        GgmlType::IQ1M => iq1::iq1_m::unit(planes, codebook, at),
-        GgmlType::IQ2XXS => iq2_iq3::iq2_xxs::unit(planes, codebook, at),
-        GgmlType::IQ2XS => iq2_iq3::iq2_xs::unit(planes, codebook, at),
-        GgmlType::IQ2S => iq2_iq3::iq2_s::unit(planes, codebook, at),
-        GgmlType::IQ3XXS => iq2_iq3::iq3_xxs::unit(planes, codebook, at),
-        GgmlType::IQ3S => iq2_iq3::iq3_s::unit(planes, codebook, at),
-        GgmlType::IQ4NL => iq4::iq4_nl::unit(planes, codebook, at),
-        GgmlType::IQ4XS => iq4::iq4_xs::unit(planes, codebook, at),
-        GgmlType::TQ1_0 => low_bits::tq1_0::unit(planes, at),
-        GgmlType::TQ2_0 => low_bits::tq2_0::unit(planes, at),
-        GgmlType::MXFP4 => iq4::mxfp4::unit(planes, codebook, at),
-        GgmlType::NVFP4 => iq4::nvfp4::unit(planes, codebook, at),
-        GgmlType::Q1_0 => low_bits::q1_0::unit(planes, at),
-        GgmlType::Q2_0 => low_bits::q2_0::unit(planes, at),
+        GgmlType::Q4_0 => legacy::q4_0::chunk(view, at),
+        GgmlType::Q4_1 => legacy::q4_1::chunk(view, at),
+        GgmlType::Q5_0 => legacy::q5_0::chunk(view, at),
+        GgmlType::Q5_1 => legacy::q5_1::chunk(view, at),
+        GgmlType::Q8_0 => legacy::q8_0::chunk(view, at),
+        GgmlType::Q8_1 => legacy::q8_1::chunk(view, at),
+        GgmlType::Q2K => k_quants::q2_k::chunk(view, at),
+        GgmlType::Q3K => k_quants::q3_k::chunk(view, at),
+        GgmlType::Q4K => k_quants::q4_k::chunk(view, at),
+        GgmlType::Q5K => k_quants::q5_k::chunk(view, at),
+        GgmlType::Q6K => k_quants::q6_k::chunk(view, at),
+        GgmlType::Q8K => k_quants::q8_k::chunk(view, at),
+        GgmlType::IQ1S => iq1::iq1_s::chunk(view, codebook, at),
+        GgmlType::IQ1M => iq1::iq1_m::chunk(view, codebook, at),
+        GgmlType::IQ2XXS => iq2_iq3::iq2_xxs::chunk(view, codebook, at),
+        GgmlType::IQ2XS => iq2_iq3::iq2_xs::chunk(view, codebook, at),
+        GgmlType::IQ2S => iq2_iq3::iq2_s::chunk(view, codebook, at),
+        GgmlType::IQ3XXS => iq2_iq3::iq3_xxs::chunk(view, codebook, at),
+        GgmlType::IQ3S => iq2_iq3::iq3_s::chunk(view, codebook, at),
+        GgmlType::IQ4NL => iq4::iq4_nl::chunk(view, codebook, at),
+        GgmlType::IQ4XS => iq4::iq4_xs::chunk(view, codebook, at),
+        GgmlType::TQ1_0 => low_bits::tq1_0::chunk(view, at),
+        GgmlType::TQ2_0 => low_bits::tq2_0::chunk(view, at),
+        GgmlType::MXFP4 => iq4::mxfp4::chunk(view, codebook, at),
+        GgmlType::NVFP4 => iq4::nvfp4::chunk(view, codebook, at),
+        GgmlType::Q1_0 => low_bits::q1_0::chunk(view, at),
+        GgmlType::Q2_0 => low_bits::q2_0::chunk(view, at),
         _ => comptime!(panic!("{ty} has no codes")),
     }
 }
@@ -80,23 +80,23 @@ pub fn unit(planes: &Planes, codebook: &[u32], at: At, #[comptime] ty: GgmlType)
 /// Decodes a vector of 16 bytes of a row of a dense format, four values a vector, to the end of `out`.
 #[cube]
 pub fn dense_vector(
-    planes: &Planes,
+    view: &MatrixView,
     row: usize,
     index: usize,
     out: &mut Sequence<Vector<f32, Const<4>>>,
     #[comptime] ty: GgmlType,
 ) {
     match ty {
-        GgmlType::F32 => dense::float32::vector(planes, row, index, out),
-        GgmlType::F16 => dense::float16::vector(planes, row, index, out),
-        GgmlType::BF16 => dense::bfloat16::vector(planes, row, index, out),
+        GgmlType::F32 => dense::float32::vector(view, row, index, out),
+        GgmlType::F16 => dense::float16::vector(view, row, index, out),
+        GgmlType::BF16 => dense::bfloat16::vector(view, row, index, out),
         _ => comptime!(panic!("{ty} is not dense")),
     }
 }
 
-/// Vectors of 16 bytes of a unit of 32 values of a dense format.
-pub fn vectors_per_unit(ty: GgmlType) -> usize {
-    UNIT * ty.block_bytes() / 16
+/// Vectors of 16 bytes of a chunk of 32 values of a dense format.
+pub fn vectors_per_chunk(ty: GgmlType) -> usize {
+    CHUNK * ty.block_bytes() / 16
 }
 
 /// The format of `ty`; `None` for integers and f64, which are not weights.
@@ -111,24 +111,29 @@ pub fn traits(ty: GgmlType) -> Traits {
 
 /// The 32 values at `at`, four a vector in order. The arithmetic is ggml's, so the values are ggml's, bit for bit.
 #[cube]
-pub fn values(planes: &Planes, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Sequence<Vector<f32, Const<4>>> {
+pub fn values(
+    view: &MatrixView,
+    codebook: &[u32],
+    at: At,
+    #[comptime] ty: GgmlType,
+) -> Sequence<Vector<f32, Const<4>>> {
     let traits = comptime!(traits(ty));
     let mut out = Sequence::<Vector<f32, Const<4>>>::new();
     if comptime!(traits.dense) {
-        let first = at.index() * comptime!(vectors_per_unit(ty));
+        let first = at.index() * comptime!(vectors_per_chunk(ty));
         #[unroll]
-        for vector in 0..comptime!(vectors_per_unit(ty)) {
-            dense_vector(planes, at.row, first + vector, &mut out, ty);
+        for vector in 0..comptime!(vectors_per_chunk(ty)) {
+            dense_vector(view, at.row, first + vector, &mut out, ty);
         }
     } else {
-        let unit = unit(planes, codebook, at, ty);
+        let chunk = chunk(view, codebook, at, ty);
         #[unroll]
         for i in 0..4usize {
-            out.push(scaled(unit.low.extract(i), unit.scale_low, unit.min_low, traits));
+            out.push(scaled(chunk.low.extract(i), chunk.scale_low, chunk.min_low, traits));
         }
         #[unroll]
         for i in 0..4usize {
-            out.push(scaled(unit.high.extract(i), unit.scale_high, unit.min_high, traits));
+            out.push(scaled(chunk.high.extract(i), chunk.scale_high, chunk.min_high, traits));
         }
     }
     out

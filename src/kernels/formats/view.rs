@@ -1,16 +1,16 @@
-//! The planes of a matrix as a kernel sees them, and the unit of 32 values that every format decodes to.
+//! The components of a matrix as a kernel sees them, and the chunk of 32 values that every format decodes to.
 
 use cubecl::prelude::*;
 
 use super::loads;
 use crate::kernels::vector::Words;
 
-/// Values in a unit; rows are processed in whole units.
-pub const UNIT: usize = 32;
+/// Values in a chunk; rows are processed in whole chunks.
+pub const CHUNK: usize = 32;
 
 /// A matrix on the device.
 #[derive(CubeType, CubeLaunch)]
-pub struct Planes {
+pub struct MatrixView {
     /// The matrix's buffer, read in vectors of 16 bytes.
     wide: Box<[Words]>,
     /// The same buffer, read in words.
@@ -27,128 +27,134 @@ pub struct Planes {
     stride_3: usize,
 }
 
-/// A unit of 32 values in a matrix, alone or as one of the neighbours that a lane decodes together: a span.
+/// A chunk of 32 values in a matrix, alone or as one of the neighbours that a lane decodes together: a span.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct At {
     pub row: usize,
     /// The span in its row.
     span: usize,
-    /// Units in a span.
+    /// Chunks in a span.
     #[cube(comptime)]
-    units: usize,
-    /// The unit's place in its span.
+    chunks: usize,
+    /// The chunk's place in its span.
     #[cube(comptime)]
     place: usize,
 }
 
 #[cube]
 impl At {
-    /// Unit `unit` of a row.
-    pub fn unit(row: usize, unit: usize) -> At {
-        At { row, span: unit, units: comptime!(1usize), place: comptime!(0usize) }
+    /// Chunk `chunk` of a row.
+    pub fn chunk(row: usize, chunk: usize) -> At {
+        At { row, span: chunk, chunks: comptime!(1usize), place: comptime!(0usize) }
     }
 
-    /// Unit `place` of a span of `units`, which divide the row, and the units of a block or these them.
-    pub fn in_span(row: usize, span: usize, #[comptime] units: usize, #[comptime] place: usize) -> At {
-        At { row, span, units, place }
+    /// Chunk `place` of a span of `chunks`, which divide the row, and the chunks of a block or these them.
+    pub fn in_span(row: usize, span: usize, #[comptime] chunks: usize, #[comptime] place: usize) -> At {
+        At { row, span, chunks, place }
     }
 
-    /// The unit in its row.
+    /// The chunk in its row.
     pub fn index(&self) -> usize {
-        self.span * self.units + self.place
+        self.span * self.chunks + self.place
     }
 
-    /// The block that holds the unit, of `units` units a block.
-    pub fn block(&self, #[comptime] units: usize) -> usize {
-        self.span / comptime!(units / self.units)
+    /// The block that holds the chunk, of `chunks` chunks a block.
+    pub fn block(&self, #[comptime] chunks: usize) -> usize {
+        self.span / comptime!(chunks / self.chunks)
     }
 
-    /// The unit's place in its block.
-    pub fn in_block(&self, #[comptime] units: usize) -> usize {
-        self.span % comptime!(units / self.units) * self.units + self.place
+    /// The chunk's place in its block.
+    pub fn in_block(&self, #[comptime] chunks: usize) -> usize {
+        self.span % comptime!(chunks / self.chunks) * self.chunks + self.place
     }
 }
 
 #[cube]
-impl Planes {
-    /// The first word of a row of a plane.
-    fn row(&self, #[comptime] plane: usize, row: usize) -> usize {
-        if comptime!(plane == 0) {
+impl MatrixView {
+    /// The first word of a row of a component.
+    fn row(&self, #[comptime] component: usize, row: usize) -> usize {
+        if comptime!(component == 0) {
             self.offset_0 + row * self.stride_0
-        } else if comptime!(plane == 1) {
+        } else if comptime!(component == 1) {
             self.offset_1 + row * self.stride_1
-        } else if comptime!(plane == 2) {
+        } else if comptime!(component == 2) {
             self.offset_2 + row * self.stride_2
         } else {
             self.offset_3 + row * self.stride_3
         }
     }
 
-    /// 16 bytes: the vector `index` of a row of a plane whose rows are 16-byte aligned.
-    pub fn wide(&self, #[comptime] plane: usize, row: usize, index: usize) -> Words {
-        loads::wide(self.wide[self.row(plane, row) / 4 + index])
+    /// 16 bytes: the vector `index` of a row of a component whose rows are 16-byte aligned.
+    pub fn wide(&self, #[comptime] component: usize, row: usize, index: usize) -> Words {
+        loads::wide(self.wide[self.row(component, row) / 4 + index])
     }
 
-    /// The word `index` of a row of a plane.
-    pub fn word(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
-        loads::narrow(self.words[self.row(plane, row) + index])
+    /// The word `index` of a row of a component.
+    pub fn word(&self, #[comptime] component: usize, row: usize, index: usize) -> u32 {
+        loads::narrow(self.words[self.row(component, row) + index])
     }
 
-    /// The 16-bit field `index` of a row of a plane.
-    pub fn half(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
-        let word = self.word(plane, row, index / 2);
+    /// The 16-bit field `index` of a row of a component.
+    pub fn half(&self, #[comptime] component: usize, row: usize, index: usize) -> u32 {
+        let word = self.word(component, row, index / 2);
         (word >> (u32::cast_from(index % 2) * 16)) & 0xffff
     }
 
-    /// The byte `index` of a row of a plane.
-    pub fn byte(&self, #[comptime] plane: usize, row: usize, index: usize) -> u32 {
-        let word = self.word(plane, row, index / 4);
+    /// The byte `index` of a row of a component.
+    pub fn byte(&self, #[comptime] component: usize, row: usize, index: usize) -> u32 {
+        let word = self.word(component, row, index / 4);
         (word >> (u32::cast_from(index % 4) * 8)) & 0xff
     }
 
-    /// Vector `i` of the unit's `vectors` in a plane of codes.
-    pub fn unit_wide(
+    /// Vector `i` of the chunk's `vectors` in a component of codes.
+    pub fn chunk_wide(
         &self,
-        #[comptime] plane: usize,
+        #[comptime] component: usize,
         at: At,
         #[comptime] vectors: usize,
         #[comptime] i: usize,
     ) -> Words {
-        self.wide(plane, at.row, at.index() * vectors + i)
+        self.wide(component, at.row, at.index() * vectors + i)
     }
 
-    /// Word `i` of the unit's `words` in a plane of codes: in 16-byte loads, which the units of a span share.
-    pub fn unit_word(&self, #[comptime] plane: usize, at: At, #[comptime] words: usize, #[comptime] i: usize) -> u32 {
-        let span_words = comptime!(at.units * words);
+    /// Word `i` of the chunk's `words` in a component of codes: in 16-byte loads, which the chunks of a span share.
+    pub fn chunk_word(
+        &self,
+        #[comptime] component: usize,
+        at: At,
+        #[comptime] words: usize,
+        #[comptime] i: usize,
+    ) -> u32 {
+        let span_words = comptime!(at.chunks * words);
         if comptime!(span_words.is_multiple_of(4)) {
             let word = comptime!(at.place * words + i);
             let vector = at.span * comptime!(span_words / 4) + comptime!(word / 4);
-            self.wide(plane, at.row, vector).extract(comptime!(word % 4))
+            self.wide(component, at.row, vector).extract(comptime!(word % 4))
         } else {
-            self.word(plane, at.row, at.index() * words + i)
+            self.word(component, at.row, at.index() * words + i)
         }
     }
 
-    /// The unit's field of `bits` among those of the `units` of its block, which begin with word `first` of a plane's row.
-    pub fn unit_bits(
+    /// The chunk's field of `bits` among those of the `chunks` of its block, which begin with word `first` of a component's row.
+    pub fn chunk_bits(
         &self,
-        #[comptime] plane: usize,
+        #[comptime] component: usize,
         at: At,
-        #[comptime] units: usize,
+        #[comptime] chunks: usize,
         #[comptime] bits: usize,
         first: usize,
     ) -> u32 {
-        // What the units of a span share comes first, so that each has but a shift of its own.
-        let span_bits = comptime!(at.units * bits);
-        let span = at.span % comptime!(units / at.units);
+        // What the chunks of a span share comes first, so that each has but a shift of its own.
+        let span_bits = comptime!(at.chunks * bits);
+        let span = at.span % comptime!(chunks / at.chunks);
         let (word, shift) = if comptime!(span_bits >= 32) {
             let first_bit = comptime!(at.place * bits);
             let word = first + span * comptime!(span_bits / 32) + comptime!(first_bit / 32);
-            (self.word(plane, at.row, word), comptime!((first_bit % 32) as u32).runtime())
+            (self.word(component, at.row, word), comptime!((first_bit % 32) as u32).runtime())
         } else {
             let spans = comptime!(32 / span_bits);
-            let word = self.word(plane, at.row, first + span / spans);
+            let word = self.word(component, at.row, first + span / spans);
             (
                 word >> (u32::cast_from(span % spans) * comptime!(span_bits as u32)),
                 comptime!((at.place * bits) as u32).runtime(),
@@ -157,13 +163,13 @@ impl Planes {
         (word >> shift) & comptime!((1u32 << bits) - 1)
     }
 
-    /// The unit's 16-bit field of a plane with one for each.
-    pub fn unit_half(&self, #[comptime] plane: usize, at: At) -> u32 {
-        if comptime!(at.units.is_multiple_of(2)) {
-            let word = self.word(plane, at.row, at.span * comptime!(at.units / 2) + comptime!(at.place / 2));
+    /// The chunk's 16-bit field of a component with one for each.
+    pub fn chunk_half(&self, #[comptime] component: usize, at: At) -> u32 {
+        if comptime!(at.chunks.is_multiple_of(2)) {
+            let word = self.word(component, at.row, at.span * comptime!(at.chunks / 2) + comptime!(at.place / 2));
             (word >> comptime!((at.place % 2 * 16) as u32)) & 0xffff
         } else {
-            self.half(plane, at.row, at.index())
+            self.half(component, at.row, at.index())
         }
     }
 }
@@ -174,7 +180,7 @@ impl Planes {
 /// (a min, a second scale) its [`Traits`](super::Traits) say, and kernels leave out at compile time.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
-pub struct Unit {
+pub struct Chunk {
     pub low: Words,
     pub high: Words,
     pub scale_low: f32,
@@ -184,19 +190,19 @@ pub struct Unit {
 }
 
 #[cube]
-impl Unit {
-    /// A unit with one scale and no min.
-    pub fn scaled(low: Words, high: Words, scale: f32) -> Unit {
-        Unit { low, high, scale_low: scale, scale_high: scale, min_low: 0.0f32, min_high: 0.0f32 }
+impl Chunk {
+    /// A chunk with one scale and no min.
+    pub fn scaled(low: Words, high: Words, scale: f32) -> Chunk {
+        Chunk { low, high, scale_low: scale, scale_high: scale, min_low: 0.0f32, min_high: 0.0f32 }
     }
 
-    /// A unit with one scale and one min.
-    pub fn with_min(low: Words, high: Words, scale: f32, min: f32) -> Unit {
-        Unit { low, high, scale_low: scale, scale_high: scale, min_low: min, min_high: min }
+    /// A chunk with one scale and one min.
+    pub fn with_min(low: Words, high: Words, scale: f32, min: f32) -> Chunk {
+        Chunk { low, high, scale_low: scale, scale_high: scale, min_low: min, min_high: min }
     }
 
-    /// A unit with a scale for each half and no min.
-    pub fn halves(low: Words, high: Words, scale_low: f32, scale_high: f32) -> Unit {
-        Unit { low, high, scale_low, scale_high, min_low: 0.0f32, min_high: 0.0f32 }
+    /// A chunk with a scale for each half and no min.
+    pub fn halves(low: Words, high: Words, scale_low: f32, scale_high: f32) -> Chunk {
+        Chunk { low, high, scale_low, scale_high, min_low: 0.0f32, min_high: 0.0f32 }
     }
 }

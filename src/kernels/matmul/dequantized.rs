@@ -12,7 +12,7 @@ use cubek_std::InputBinding;
 use crate::kernels::activations::{Activations, cast, pack};
 use crate::kernels::dequantize::dequantize;
 use crate::kernels::floats::FloatType;
-use crate::kernels::formats::UNIT;
+use crate::kernels::formats::CHUNK;
 use crate::kernels::weights::Weights;
 
 /// The most bytes of dequantized weights at a time.
@@ -36,7 +36,7 @@ pub fn striped(client: &Client, weights: &Weights, x: &Activations) -> Result<Ha
     let ty = FloatType::BF16;
     let (tokens, n, k) = (x.tokens(), weights.n(), weights.k());
     let lhs = pack(client, x, ty);
-    let padded = k.next_multiple_of(UNIT);
+    let padded = k.next_multiple_of(CHUNK);
     let out = client.empty((tokens * n * 4).next_multiple_of(16).max(16));
     let rows = (STRIPE_BYTES / (k * ty.bytes()) / STRIPE_ROWS * STRIPE_ROWS).max(STRIPE_ROWS);
     for first in (0..n).step_by(rows) {

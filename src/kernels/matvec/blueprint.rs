@@ -2,13 +2,13 @@
 
 use cubecl::client::Client;
 
-use super::problem::{Key, Operand};
-use super::settings::{MOST, Tunables};
+use super::problem::{ActivationType, Problem};
+use super::settings::{MOST, Settings};
 use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
-use crate::kernels::formats::format;
+use crate::kernels::formats::{Vectors, format};
 use crate::kernels::launch::has_planes;
-use crate::kernels::quantize::activations::shares_units;
+use crate::kernels::quantize::activations::shares_chunks;
 use crate::kernels::quantize::staged::Staging;
 use crate::kernels::weights::Weights;
 
@@ -27,16 +27,16 @@ pub enum Reduction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Blueprint {
     pub ty: GgmlType,
-    pub operand: Operand,
+    pub operand: ActivationType,
     pub reduction: Reduction,
-    /// Units that a lane decodes together: the format's span, or 1 where that does not divide the row's.
+    /// Chunks that a lane decodes together: the format's span, or 1 where that does not divide the row's.
     pub span: usize,
     /// Lanes that share a row, a power of two.
-    pub lanes: u32,
+    pub lanes_per_row: u32,
     /// Groups of lanes in a cube.
-    pub groups: u32,
+    pub groups_per_cube: u32,
     /// Rows of weights a group of lanes multiplies.
-    pub rows: usize,
+    pub rows_per_group: usize,
     /// Rows of activations that the kernel has sums for; more take more launches.
     pub tokens: usize,
     /// Spans whose loads a lane has under way together.
@@ -45,19 +45,20 @@ pub struct Blueprint {
     pub cubes: Option<u32>,
     /// Room for int8 codes that each cube makes for itself; `None` where they come from memory.
     pub staging: Option<Staging>,
-    /// Whether all loads of a turn come before any decoding, the first before the staging.
-    pub ahead: bool,
+    /// Whether the loads of a step are under way while the step before is multiplied, the first while the cube stages.
+    pub prefetch: bool,
     /// Words of the codebook that each cube copies to its shared memory; 0 where it stays.
     pub codebook: usize,
-    /// Whether a row is whole turns of `unroll` spans of all lanes.
+    /// Whether a row is whole steps of `unroll` spans of all lanes.
     pub whole: bool,
 }
 
 impl Blueprint {
-    /// Whether its kernel is right on the device, for any weights and activations that it is [`fitted`](Self::fitted) to.
+    /// Whether its kernel is right on the device, for any weights and activations that it is [`clamped_to`](Self::clamped_to) to.
     pub fn is_supported(&self, client: &Client) -> bool {
         let hardware = &client.properties().hardware;
-        let Self { span, lanes, groups, rows, tokens, unroll, .. } = *self;
+        let Self { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, tokens, unroll, .. } =
+            *self;
         let units = lanes.saturating_mul(groups);
         // CubeCL's CPU runtime makes a thread for each, whatever it says of its cores.
         let most = hardware.num_cpu_cores.map_or(hardware.max_units_per_cube, |_| MOST as u32);
@@ -66,91 +67,96 @@ impl Blueprint {
             Reduction::Shared => groups == 1,
             Reduction::None => lanes == 1,
         };
-        let spans = format(self.ty).map_or([1, 1], |format| [format.narrow_span(), format.span()]);
+        let spans = format(self.ty)
+            .map_or([1, 1], |format| [format.vector_span(Vectors::Widest), format.vector_span(Vectors::All)]);
         [span, rows, tokens, unroll].iter().all(|&count| (1..=MOST).contains(&count))
             && (1..=most).contains(&units)
             && lanes.is_power_of_two()
             && reduces
             && (span == 1 || spans.contains(&span))
             && self.cubes != Some(0)
-            && self.staging.is_none_or(|_| shares_units(client, units))
+            && self.staging.is_none_or(|_| shares_chunks(client, units))
     }
 
-    /// The blueprint of a product by its tunables.
-    pub fn of(client: &Client, key: Key, tunables: Tunables) -> Self {
+    /// The blueprint of a product by its settings.
+    pub fn of(client: &Client, problem: Problem, settings: Settings) -> Self {
         let hardware = &client.properties().hardware;
-        let Tunables { span, lanes, groups, rows, unroll, .. } = tunables;
-        let span = if key.units.is_multiple_of(span) { span } else { 1 };
+        let Settings { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, unroll, .. } =
+            settings;
+        let span = if problem.chunks.is_multiple_of(span) { span } else { 1 };
         let reduction = match () {
             () if lanes == 1 => Reduction::None,
             () if has_planes(client) => Reduction::Plane,
             () => Reduction::Shared,
         };
-        let cores = hardware.num_streaming_multiprocessors.filter(|_| tunables.cubes_per_core > 0);
-        let tokens = tunables.tokens.max(1);
-        let staging = Staging { tokens, units: room(key.units, span), span };
+        let cores = hardware.num_streaming_multiprocessors;
+        let cubes = settings.persistent_cubes_per_core.and_then(|cubes| Some(cores? * cubes.get()));
+        let tokens = settings.tokens.max(1);
+        let staging = Staging { tokens, chunks: staging_capacity(problem.chunks, span), span };
         // Cubes for all rows would each quantize for a few.
-        let staged =
-            tunables.stage && cores.is_some() && key.operand == Operand::Int8 && shares_units(client, lanes * groups);
-        let codebook = format(key.ty).and_then(|format| format.codebook_on(client.properties()));
-        let codebook = codebook.filter(|_| tunables.stage_codebook).map_or(0, |codebook| codebook().len());
+        let staged = settings.stage
+            && cubes.is_some()
+            && problem.operand == ActivationType::Int8
+            && shares_chunks(client, lanes * groups);
+        let codebook = format(problem.ty).and_then(|format| format.codebook_on(client.properties()));
+        let codebook = codebook.filter(|_| settings.stage_codebook).map_or(0, |codebook| codebook().len());
         let fits = |bytes: usize| bytes <= hardware.max_shared_memory_size;
         let codebook = if fits(4 * codebook) { codebook } else { 0 };
         let staging = (staged && fits(staging.bytes() + 4 * codebook)).then_some(staging);
         Self {
-            ty: key.ty,
-            operand: key.operand,
+            ty: problem.ty,
+            operand: problem.operand,
             reduction,
             span,
-            lanes,
-            groups,
-            rows,
+            lanes_per_row: lanes,
+            groups_per_cube: groups,
+            rows_per_group: rows,
             tokens,
             unroll,
-            cubes: cores.map(|cores| cores * tunables.cubes_per_core),
+            cubes,
             staging,
-            ahead: tunables.ahead && staging.is_some(),
+            prefetch: settings.prefetch && staging.is_some(),
             codebook,
-            whole: (key.units / span).is_multiple_of(lanes as usize * unroll),
+            whole: (problem.chunks / span).is_multiple_of(lanes as usize * unroll),
         }
     }
 
     /// Units of a cube.
     pub(super) fn units(&self) -> u32 {
-        self.lanes * self.groups
+        self.lanes_per_row * self.groups_per_cube
     }
 
-    /// Which of the units that are loaded ahead is in that place of a turn's span, in that row.
-    pub(super) fn loaded(&self, turn: usize, place: usize, row: usize) -> usize {
-        (turn * self.span + place) * self.rows + row
+    /// Which of the prefetched chunks is in that place of a step's span, in that row.
+    pub(super) fn prefetched(&self, i: usize, place: usize, row: usize) -> usize {
+        (i * self.span + place) * self.rows_per_group + row
     }
 
     /// Whether the sums of both are made of the same terms in the same order.
     pub(super) fn sums_as(&self, other: &Self) -> bool {
-        let order = |b: &Self| (b.ty, b.operand, b.reduction, b.span, b.lanes);
+        let order = |b: &Self| (b.ty, b.operand, b.reduction, b.span, b.lanes_per_row);
         order(self) == order(other)
     }
 
     /// The same for these weights and activations: what would not fit them is replaced by what does.
-    pub fn fitted(self, weights: &Weights, x: &Activations, operand: Operand) -> Self {
-        let units = weights.units();
-        let span = if units.is_multiple_of(self.span) { self.span } else { 1 };
+    pub fn clamped_to(self, weights: &Weights, x: &Activations, operand: ActivationType) -> Self {
+        let chunks = weights.chunks();
+        let span = if chunks.is_multiple_of(self.span) { self.span } else { 1 };
         // The cubes read their activations in vectors of four.
         let stride = x.vector_stride();
         let staging = self.staging.filter(|staging| {
-            let fits = staging.span == span && staging.units >= units && staging.tokens == self.tokens;
-            fits && stride.is_some() && operand == Operand::Int8
+            let fits = staging.span == span && staging.chunks >= chunks && staging.tokens == self.tokens;
+            fits && stride.is_some() && operand == ActivationType::Int8
         });
-        let whole = (units / span).is_multiple_of(self.lanes as usize * self.unroll);
-        let ahead = self.ahead && staging.is_some();
+        let whole = (chunks / span).is_multiple_of(self.lanes_per_row as usize * self.unroll);
+        let prefetch = self.prefetch && staging.is_some();
         let words = format(weights.ty()).and_then(|format| format.codebook).map_or(0, |codebook| codebook().len());
         let codebook = if self.codebook == words { words } else { 0 };
         let ty = weights.ty();
-        Self { ty, operand, span, tokens: self.tokens.max(1), staging, ahead, codebook, whole, ..self }
+        Self { ty, operand, span, tokens: self.tokens.max(1), staging, prefetch, codebook, whole, ..self }
     }
 }
 
-/// Units that shared memory has room for, so that rows of similar length share a kernel.
-fn room(units: usize, span: usize) -> usize {
-    (units / span).next_power_of_two() * span
+/// Chunks that shared memory has room for, so that rows of similar length share a kernel.
+fn staging_capacity(chunks: usize, span: usize) -> usize {
+    (chunks / span).next_power_of_two() * span
 }

@@ -1,4 +1,4 @@
-//! Launches: the plan of a product's tokens, the activations made ready, the grid of cubes.
+//! Launches: the plan of a product's tokens, the activations made prepared, the grid of cubes.
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -6,11 +6,11 @@ use cubecl::server::Handle;
 
 use super::blueprint::Blueprint;
 use super::kernel::{MATRIX_BUFFERS, Matrix, MatrixLaunch, multiply_rows, multiply_staged};
-use super::problem::{MAX_TOKENS, Operand};
+use super::problem::{ActivationType, MAX_TOKENS};
 use crate::kernels::activations::{Activations, pack};
 use crate::kernels::floats::FloatType;
-use crate::kernels::formats::{UNIT, traits};
-use crate::kernels::launch::{GridLaunch, Parts, buffer, cubes};
+use crate::kernels::formats::{CHUNK, traits};
+use crate::kernels::launch::{GridLaunch, Suballocation, buffer, cubes};
 use crate::kernels::quantize::activations::{Quantized, quantize};
 use crate::kernels::weights::Weights;
 
@@ -18,7 +18,7 @@ use crate::kernels::weights::Weights;
 const MAX_MATRICES: usize = 4;
 
 /// `x` times the transpose of `weights`, as contiguous `[tokens, n]` values of `x`'s type, by the blueprints that `pick` gives for
-/// so many tokens; dense weights take [`Operand::Float`] alone. What does not fit the weights or the activations is replaced
+/// so many tokens; dense weights take [`ActivationType::Float`] alone. What does not fit the weights or the activations is replaced
 /// by what does.
 ///
 /// Any number of tokens is right; past [`MAX_TOKENS`] the weights are read again for each such group.
@@ -26,7 +26,7 @@ pub fn matvec_with(
     client: &Client,
     weights: &Weights,
     x: &Activations,
-    operand: Operand,
+    operand: ActivationType,
     pick: impl Fn(usize) -> Blueprint,
 ) -> Handle {
     let out = results(client, &[weights], x);
@@ -41,8 +41,8 @@ pub fn matvec_many_with(
     client: &Client,
     weights: &[&Weights],
     x: &Activations,
-    operand: Operand,
-    pick: impl Fn(usize, Operand, usize) -> Blueprint,
+    operand: ActivationType,
+    pick: impl Fn(usize, ActivationType, usize) -> Blueprint,
 ) -> Vec<Handle> {
     let out = results(client, weights, x);
     let plan = |(i, weights): (usize, &&Weights)| {
@@ -51,7 +51,7 @@ pub fn matvec_many_with(
     };
     let plans: Vec<Plan> = weights.iter().enumerate().map(plan).collect();
     let mut left: Vec<usize> = (0..weights.len()).collect();
-    let mut ready = [None, None];
+    let mut prepared = [None, None];
     while let Some(&first) = left.first() {
         let joins = |i: &usize| weights[*i].ty() == weights[first].ty() && plans[*i].sums_as(&plans[first]);
         let members: Vec<usize> = left.iter().copied().filter(joins).take(most_matrices(client)).collect();
@@ -60,13 +60,13 @@ pub fn matvec_many_with(
         let largest = members.iter().copied().max_by_key(|&i| weights[i].n()).unwrap_or(first);
         let plan = &plans[largest];
         let together: Vec<&Weights> = members.iter().map(|&i| weights[i]).collect();
-        plan.launch(client, &together, x, &mut ready[plan.operand as usize], &out, &members);
+        plan.launch(client, &together, x, &mut prepared[plan.operand as usize], &out, &members);
     }
     (0..weights.len()).map(|part| out.handle(part)).collect()
 }
 
-fn operand_of(weights: &Weights, operand: Operand) -> Operand {
-    if traits(weights.ty()).dense { Operand::Float } else { operand }
+fn operand_of(weights: &Weights, operand: ActivationType) -> ActivationType {
+    if traits(weights.ty()).dense { ActivationType::Float } else { operand }
 }
 
 /// Matrices whose buffers a kernel has bindings for, beside those of the activations, the results and the arguments.
@@ -76,21 +76,21 @@ fn most_matrices(client: &Client) -> usize {
 }
 
 /// One buffer for the results of several matrices.
-fn results(client: &Client, weights: &[&Weights], x: &Activations) -> Parts {
-    Parts::new(client, weights.iter().map(|weights| x.tokens() * weights.n() * x.ty().bytes()))
+fn results(client: &Client, weights: &[&Weights], x: &Activations) -> Suballocation {
+    Suballocation::new(client, weights.iter().map(|weights| x.tokens() * weights.n() * x.ty().bytes()))
 }
 
 /// The launches of a product: the first token of each, and its blueprint.
 struct Plan {
-    operand: Operand,
+    operand: ActivationType,
     launches: Vec<(usize, Blueprint)>,
 }
 
 impl Plan {
-    fn new(weights: &Weights, x: &Activations, operand: Operand, pick: impl Fn(usize) -> Blueprint) -> Self {
+    fn new(weights: &Weights, x: &Activations, operand: ActivationType, pick: impl Fn(usize) -> Blueprint) -> Self {
         let (tokens, mut first, mut launches) = (x.tokens(), 0, Vec::new());
         while first < tokens {
-            let blueprint = pick(MAX_TOKENS.min(tokens - first)).fitted(weights, x, operand);
+            let blueprint = pick(MAX_TOKENS.min(tokens - first)).clamped_to(weights, x, operand);
             launches.push((first, blueprint));
             first += blueprint.tokens;
         }
@@ -111,37 +111,38 @@ impl Plan {
         client: &Client,
         weights: &[&Weights],
         x: &Activations,
-        ready: &mut Option<Ready>,
-        out: &Parts,
+        prepared: &mut Option<PreparedActivations>,
+        out: &Suballocation,
         places: &[usize],
     ) {
         for &(first, blueprint) in &self.launches {
             let launch = Launch { client, weights, x, out, places, first };
             match blueprint.staging {
                 Some(_) => launch.staged(blueprint),
-                None => launch.of(blueprint, ready.get_or_insert_with(|| Ready::new(client, x, self.operand))),
+                None => launch
+                    .of(blueprint, prepared.get_or_insert_with(|| PreparedActivations::new(client, x, self.operand))),
             }
         }
     }
 }
 
 /// Activations as a kernel multiplies them.
-struct Ready {
+struct PreparedActivations {
     codes: Handle,
     /// Values, or the scales and sums of codes.
     values: Handle,
 }
 
-impl Ready {
-    fn new(client: &Client, x: &Activations, operand: Operand) -> Self {
+impl PreparedActivations {
+    fn new(client: &Client, x: &Activations, operand: ActivationType) -> Self {
         match operand {
-            Operand::Int8 => {
-                let Quantized { codes, sums } = quantize(client, x);
-                Self { codes, values: sums }
+            ActivationType::Int8 => {
+                let Quantized { codes, scales } = quantize(client, x);
+                Self { codes, values: scales }
             }
-            Operand::Float => {
+            ActivationType::Float => {
                 let as_they_are = x.ty() == FloatType::F32
-                    && x.k().is_multiple_of(UNIT)
+                    && x.k().is_multiple_of(CHUNK)
                     && x.vector_stride().is_some_and(|stride| x.tokens() == 1 || stride == x.k());
                 let values = if as_they_are { x.handle().clone() } else { pack(client, x, FloatType::F32) };
                 Self { codes: values.clone(), values }
@@ -156,20 +157,20 @@ struct Launch<'a> {
     /// Of one format, with as many columns.
     weights: &'a [&'a Weights],
     x: &'a Activations,
-    out: &'a Parts,
+    out: &'a Suballocation,
     places: &'a [usize],
     first: usize,
 }
 
 impl Launch<'_> {
-    fn units(&self) -> usize {
-        self.weights[0].units()
+    fn chunks(&self) -> usize {
+        self.weights[0].chunks()
     }
 
     /// The cubes, and each matrix with those that take its rows.
     fn grid(&self, blueprint: &Blueprint) -> (CubeCount, GridLaunch, SequenceArg<Matrix>) {
-        let groups = blueprint.groups as usize;
-        let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows);
+        let groups = blueprint.groups_per_cube as usize;
+        let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows_per_group);
         let wanted: usize = self.weights.iter().map(|weights| tasks(weights).div_ceil(groups)).sum();
         let most = blueprint.cubes.map(|cubes| cubes as usize);
         let count = most.map_or(wanted, |most| wanted.min(most));
@@ -180,7 +181,7 @@ impl Launch<'_> {
             let start = self.out.begin(place) / self.x.ty().bytes();
             let own = if most.is_some() { count } else { tasks.div_ceil(groups) };
             matrices.push(MatrixLaunch::new(
-                weights.planes(),
+                weights.view(),
                 weights.n(),
                 start,
                 own,
@@ -193,23 +194,23 @@ impl Launch<'_> {
         (cubes, grid, matrices)
     }
 
-    fn of(&self, blueprint: Blueprint, ready: &Ready) {
+    fn of(&self, blueprint: Blueprint, prepared: &PreparedActivations) {
         let (count, grid, matrices) = self.grid(&blueprint);
-        // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and units below the row's, so that
-        // what it reads of a matrix lies in the planes that were placed for its `n` rows, what it reads of the activations
-        // in `tokens` rows of `units`, and what it writes in `tokens` rows of `n` from the matrix's place on. Codebooks
+        // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and chunks below the row's, so that
+        // what it reads of a matrix lies in the components that were laid out for its `n` rows, what it reads of the activations
+        // in `tokens` rows of `chunks`, and what it writes in `tokens` rows of `n` from the matrix's place on. Codebooks
         // have an entry for every index that bits can form.
         unsafe {
             multiply_rows::launch_unchecked(
                 self.client,
                 count,
-                CubeDim::new_2d(blueprint.lanes, blueprint.groups),
+                CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube),
                 matrices,
-                buffer(&ready.codes, 16),
-                buffer(&ready.values, 16),
+                buffer(&prepared.codes, 16),
+                buffer(&prepared.values, 16),
                 buffer(&self.out.whole, self.x.ty().bytes()),
                 grid,
-                self.units() / blueprint.span,
+                self.chunks() / blueprint.span,
                 self.first,
                 self.x.tokens(),
                 blueprint,
@@ -223,17 +224,17 @@ impl Launch<'_> {
         let (count, grid, matrices) = self.grid(&blueprint);
         let stride = self.x.vector_stride().unwrap_or_default();
         // SAFETY: as in `of`; a staged blueprint is of activations whose tokens are `stride` values apart, and has room in
-        // shared memory for the units of a row.
+        // shared memory for the chunks of a row.
         unsafe {
             multiply_staged::launch_unchecked(
                 self.client,
                 count,
-                CubeDim::new_2d(blueprint.lanes, blueprint.groups),
+                CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube),
                 matrices,
                 buffer(self.x.handle(), 4 * self.x.ty().bytes()),
                 buffer(&self.out.whole, self.x.ty().bytes()),
                 grid,
-                self.units() / blueprint.span,
+                self.chunks() / blueprint.span,
                 stride / 4,
                 self.first,
                 self.x.tokens(),

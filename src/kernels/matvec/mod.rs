@@ -1,9 +1,9 @@
 //! Few tokens: each weight is read once and multiplied by up to [`MAX_TOKENS`] rows of activations.
 //!
-//! A group of lanes shares a few rows of weights: each lane takes every `lanes`-th span of units of 32 values, decodes it
+//! A group of lanes shares a few rows of weights: each lane takes every `lanes`-th span of chunks of 32 values, decodes it
 //! and multiplies; then the lanes' sums are reduced, in a fixed order, so that the same input gives the same bits.
 //!
-//! A product is told in five rooms: the [problem](Key) that is asked for, the [settings](Tunables) that may be chosen, the
+//! A product is told in five rooms: the [problem](Problem) that is asked for, the [settings](Settings) that may be chosen, the
 //! [`Blueprint`] that a kernel is compiled for, the launch, and the kernel.
 
 mod blueprint;
@@ -14,5 +14,5 @@ mod settings;
 
 pub use blueprint::{Blueprint, Reduction};
 pub use launch::{matvec_many_with, matvec_with};
-pub use problem::{Key, MAX_TOKENS, Operand};
-pub use settings::Tunables;
+pub use problem::{ActivationType, MAX_TOKENS, Problem};
+pub use settings::Settings;

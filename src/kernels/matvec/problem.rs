@@ -10,22 +10,22 @@ pub const MAX_TOKENS: usize = 8;
 /// What the activations of a product are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Operand {
-    /// int8 codes in units of 32.
+pub enum ActivationType {
+    /// int8 codes in chunks of 32.
     Int8,
     /// f32 values.
     Float,
 }
 
-/// The product of few tokens that [`Tunables`](super::Tunables) are for.
+/// The product of few tokens that [`Settings`](super::Settings) are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct Problem {
     pub ty: GgmlType,
-    pub operand: Operand,
+    pub operand: ActivationType,
     /// Rows of activations.
     pub tokens: usize,
     /// Rows of weights.
     pub n: usize,
-    /// Units of 32 values in a row of weights.
-    pub units: usize,
+    /// Chunks of 32 values in a row of weights.
+    pub chunks: usize,
 }

@@ -1,67 +1,70 @@
 //! What may be chosen about a product of few tokens without changing what it computes.
 
+use std::num::NonZeroU32;
+
 use cubecl::client::Client;
 use serde::{Deserialize, Serialize};
 
-use super::problem::Key;
-use crate::kernels::formats::format;
+use super::problem::Problem;
+use crate::kernels::formats::{Vectors, format};
 use crate::kernels::launch::has_planes;
+
+/// Upper limit of any setting: a table entry beyond it is corrupt.
+pub const MOST: usize = 1024;
 
 /// What a matrix-vector product may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Tunables {
-    /// Units that a lane decodes together.
+pub struct Settings {
+    /// Chunks that a lane decodes together.
     pub span: usize,
     /// Lanes that share a row, a power of two; 1 for no reduction.
-    pub lanes: u32,
+    pub lanes_per_row: u32,
     /// Groups of lanes in a cube.
-    pub groups: u32,
+    pub groups_per_cube: u32,
     /// Rows of weights that a group multiplies at a time.
-    pub rows: usize,
+    pub rows_per_group: usize,
     /// Rows of activations that the kernel has sums for.
     pub tokens: usize,
     /// Spans whose loads a lane has under way together.
     pub unroll: usize,
     /// Cubes a core of the device (a multiprocessor, a compute unit), each of which goes on with other rows until there are
-    /// none; 0 for as many cubes as there are rows for.
-    pub cubes_per_core: u32,
+    /// none; `None` for as many cubes as there are rows for.
+    pub persistent_cubes_per_core: Option<NonZeroU32>,
     /// Whether each cube quantizes the activations for itself, to its shared memory.
     pub stage: bool,
-    /// Whether a lane has all loads of a turn under way before it decodes any, the first of them while its cube quantizes.
-    pub ahead: bool,
+    /// Whether a lane has the loads of a step under way while it multiplies the step before, the first of them while its cube
+    /// quantizes.
+    pub prefetch: bool,
     /// Whether each cube copies the format's codebook to its shared memory.
     pub stage_codebook: bool,
 }
 
-impl Tunables {
+impl Settings {
     /// Whether a kernel can be asked for with these: what a device makes of it shows when it is compiled.
-    pub fn are_sound(&self) -> bool {
-        let Self { span, lanes, groups, rows, tokens, unroll, .. } = *self;
+    pub fn is_well_formed(&self) -> bool {
+        let Self { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, tokens, unroll, .. } =
+            *self;
         let counts = [span, rows, tokens, unroll, groups as usize, lanes as usize];
         let (sums, units) = (rows.saturating_mul(tokens), lanes.saturating_mul(groups));
         counts.iter().all(|&count| (1..=MOST).contains(&count))
             && lanes.is_power_of_two()
             && sums.saturating_mul(unroll).saturating_mul(span) <= MOST
             && units as usize <= MOST
-            && self.cubes_per_core as usize <= MOST
+            && self.persistent_cubes_per_core.is_none_or(|cubes| cubes.get() as usize <= MOST)
     }
-}
 
-impl Tunables {
     /// Whether the kernel that these ask for is right for the product on the device.
-    pub fn suit(&self, client: &Client, key: Key) -> bool {
+    pub fn is_supported(&self, client: &Client, problem: Problem) -> bool {
         let hardware = &client.properties().hardware;
-        let Self { span, lanes, groups, .. } = *self;
+        let Self { span, lanes_per_row: lanes, groups_per_cube: groups, .. } = *self;
         // Lanes add up by the operations of a plane, or else by shared memory that one group has for itself.
         let reduces = match has_planes(client) {
             true => lanes <= hardware.plane_size_max,
             false => lanes == 1 || groups == 1,
         };
-        let spans = format(key.ty).map_or([1, 1], |format| [format.narrow_span(), format.span()]);
-        let decodes = span == 1 || spans.contains(&span) && key.units.is_multiple_of(span);
-        self.are_sound() && reduces && decodes && lanes * groups <= hardware.max_units_per_cube
+        let spans = format(problem.ty)
+            .map_or([1, 1], |format| [format.vector_span(Vectors::Widest), format.vector_span(Vectors::All)]);
+        let decodes = span == 1 || spans.contains(&span) && problem.chunks.is_multiple_of(span);
+        self.is_well_formed() && reduces && decodes && lanes * groups <= hardware.max_units_per_cube
     }
 }
-
-/// Upper limit of any setting: a table entry beyond it is corrupt.
-pub const MOST: usize = 1024;

@@ -1,91 +1,91 @@
-//! Activations as int8 codes, in units of 32 with a scale each, by a launch of its own.
+//! Activations as int8 codes, in chunks of 32 with a scale each, by a launch of its own.
 
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::codes::{SHARERS, Scale, codes_of_part, largest_of, of_unit, round};
+use super::codes::{SHARERS, Scale, codes_of_part, largest_of, of_chunk, round};
 use crate::kernels::activations::{Activations, Strides, strides};
 use crate::kernels::arch::dot::sum4;
-use crate::kernels::formats::UNIT;
-use crate::kernels::launch::{Grid, Parts, buffer, elementwise, has_planes};
+use crate::kernels::formats::CHUNK;
+use crate::kernels::launch::{Grid, Suballocation, buffer, elementwise, has_planes};
 
-/// int8 codes of activations, in units of 32 with a scale each.
+/// int8 codes of activations, in chunks of 32 with a scale each.
 pub struct Quantized {
-    /// Two vectors of 16 codes a unit.
+    /// Two vectors of 16 codes a chunk.
     pub codes: Handle,
-    /// A vector a unit: the scale, the scale times the sum of all codes, the sums of the first and of the last 16 codes.
-    pub sums: Handle,
+    /// A vector a chunk: the scale, the scale times the sum of all codes, the scales of the first and of the last 16 codes.
+    pub scales: Handle,
 }
 
-/// Quantizes each unit of 32 to the nearest of `x / d` with `d = max|x| / 127`, as llama.cpp and Candle do on GPUs.
+/// Quantizes each chunk of 32 to the nearest of `x / d` with `d = max|x| / 127`, as llama.cpp and Candle do on GPUs.
 ///
-/// A unit with a NaN or an infinity gets a NaN scale, so that its products are NaN.
+/// A chunk with a NaN or an infinity gets a NaN scale, so that its products are NaN.
 pub fn quantize(client: &Client, x: &Activations) -> Quantized {
     let (tokens, k) = (x.tokens(), x.k());
-    let units = k.div_ceil(UNIT);
-    let parts = Parts::new(client, [tokens * units * UNIT, tokens * units * 16]);
-    let (codes, sums) = (parts.handle(0), parts.handle(1));
-    let shared = shares_units(client, SHARERS as u32);
+    let chunks = k.div_ceil(CHUNK);
+    let parts = Suballocation::new(client, [tokens * chunks * CHUNK, tokens * chunks * 16]);
+    let (codes, scales) = (parts.handle(0), parts.handle(1));
+    let shared = shares_chunks(client, SHARERS as u32);
     x.for_each_run(|first, run, base, batch| {
-        let (count, dim, grid) = elementwise(client, run * units * if shared { SHARERS } else { 1 });
-        quantize_units::launch(
+        let (count, dim, grid) = elementwise(client, run * chunks * if shared { SHARERS } else { 1 });
+        quantize_chunks::launch(
             client,
             count,
             dim,
             buffer(x.handle(), x.ty().bytes()),
             strides(x, base, batch),
             buffer(&codes, 4),
-            buffer(&sums, 16),
+            buffer(&scales, 16),
             grid,
-            first * units,
-            units,
+            first * chunks,
+            chunks,
             k,
             shared,
             x.ty().elem(),
         );
     });
-    Quantized { codes, sums }
+    Quantized { codes, scales }
 }
 
-/// Whether lanes of the device share units, in a cube of so many lanes.
-pub fn shares_units(client: &Client, lanes: u32) -> bool {
+/// Whether lanes of the device share chunks, in a cube of so many lanes.
+pub fn shares_chunks(client: &Client, lanes: u32) -> bool {
     has_planes(client) && lanes.min(client.properties().hardware.plane_size_max).is_multiple_of(SHARERS as u32)
 }
 
-/// A unit is the work of one lane, or of [`SHARERS`].
+/// A chunk is the work of one lane, or of [`SHARERS`].
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)]
-fn quantize_units<X: Float>(
+fn quantize_chunks<X: Float>(
     x: &[X],
     strides: Strides,
     codes: &mut [u32],
-    sums: &mut [Vector<f32, Const<4>>],
+    scales: &mut [Vector<f32, Const<4>>],
     grid: Grid,
-    first_unit: usize,
-    units: usize,
+    first_chunk: usize,
+    chunks: usize,
     k: usize,
     #[comptime] shared: bool,
     #[define(X)] _dtype: ElemType,
 ) {
     let position = grid.unit();
     let inside = position < grid.len;
-    // Lanes that share a unit stay together: what is past the end repeats the last and stores nothing.
+    // Lanes that share a chunk stay together: what is past the end repeats the last and stores nothing.
     let position = select(inside, position, grid.len - 1);
     if comptime!(shared) {
         let (at, part) = (position / SHARERS, position % SHARERS);
         let mut values = Sequence::<Vector<f32, Const<4>>>::new();
-        values.push(load_four(x, strides, at / units, at % units * UNIT + part * 4, k));
-        let (coded, of_unit) = codes_of_part(&values, SHARERS);
+        values.push(load_four(x, strides, at / chunks, at % chunks * CHUNK + part * 4, k));
+        let (coded, of_chunk) = codes_of_part(&values, SHARERS);
         if inside {
-            codes[(first_unit + at) * SHARERS + part] = *coded.index(0usize);
+            codes[(first_chunk + at) * SHARERS + part] = *coded.index(0usize);
             if part == 0 {
-                sums[first_unit + at] = of_unit;
+                scales[first_chunk + at] = of_chunk;
             }
         }
     } else if inside {
-        let (token, column) = (position / units, position % units * UNIT);
+        let (token, column) = (position / chunks, position % chunks * CHUNK);
         let mut values = Sequence::<Vector<f32, Const<4>>>::new();
         let mut largest = 0u32;
         #[unroll]
@@ -94,7 +94,7 @@ fn quantize_units<X: Float>(
             largest = max(largest, largest_of(*values.index(part)));
         }
         let scale = Scale::of(largest);
-        let unit = first_unit + position;
+        let chunk = first_chunk + position;
         let mut sum_low = 0i32;
         let mut sum_high = 0i32;
         #[unroll]
@@ -105,9 +105,9 @@ fn quantize_units<X: Float>(
             } else {
                 sum_high += sum4(word);
             }
-            codes[unit * SHARERS + part] = word;
+            codes[chunk * SHARERS + part] = word;
         }
-        sums[unit] = of_unit(scale.scale, sum_low, sum_high);
+        scales[chunk] = of_chunk(scale.scale, sum_low, sum_high);
     }
 }
 

@@ -5,14 +5,14 @@ use cubecl::prelude::*;
 use crate::kernels::arch::dot::sum4;
 use crate::kernels::arch::permute::low_bytes;
 use crate::kernels::arch::reciprocal::reciprocal;
-use crate::kernels::formats::UNIT;
+use crate::kernels::formats::CHUNK;
 use crate::kernels::vector::Words;
 
-/// Lanes that share a unit where they can talk to each other, with four values each.
-pub const SHARERS: usize = UNIT / 4;
+/// Lanes that share a chunk where they can talk to each other, with four values each.
+pub const SHARERS: usize = CHUNK / 4;
 
-/// The codes of a lane's part of a unit, four values a word, and in the first of the `parts` lanes that share the unit what
-/// [`Quantized::sums`](super::activations::Quantized::sums) has of it.
+/// The codes of a lane's part of a chunk, four values a word, and in the first of the `parts` lanes that share the chunk what
+/// [`Quantized::scales`](super::activations::Quantized::scales) has of it.
 #[cube]
 pub fn codes_of_part(
     values: &Sequence<Vector<f32, Const<4>>>,
@@ -37,13 +37,13 @@ pub fn codes_of_part(
         sum += sum4(word);
         codes.push(word);
     }
-    // Half of the lanes have either half of the unit.
+    // Half of the lanes have either half of the chunk.
     let half = comptime!(parts.ilog2() - 1);
     #[unroll]
     for step in 0..half {
         sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
     }
-    (codes, of_unit(scale.scale, sum, plane_shuffle_xor(sum, comptime!(1u32 << half))))
+    (codes, of_chunk(scale.scale, sum, plane_shuffle_xor(sum, comptime!(1u32 << half))))
 }
 
 /// The bits of the largest magnitude: past those of any number where there is a NaN or an infinity. An optimizer may take a
@@ -54,7 +54,7 @@ pub fn largest_of(values: Vector<f32, Const<4>>) -> u32 {
     max(max(bits.extract(0usize), bits.extract(1usize)), max(bits.extract(2usize), bits.extract(3usize)))
 }
 
-/// A unit's scale and what its values are multiplied by before they are rounded.
+/// A chunk's scale and what its values are multiplied by before they are rounded.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct Scale {
@@ -81,9 +81,9 @@ pub fn round(values: Vector<f32, Const<4>>, inverse: f32) -> u32 {
     low_bytes(Words::reinterpret(values * Vector::new(inverse) + Vector::new(12_582_912.0f32)))
 }
 
-/// What [`Quantized::sums`](super::activations::Quantized::sums) has of a unit.
+/// What [`Quantized::scales`](super::activations::Quantized::scales) has of a chunk.
 #[cube]
-pub fn of_unit(scale: f32, sum_low: i32, sum_high: i32) -> Vector<f32, Const<4>> {
+pub fn of_chunk(scale: f32, sum_low: i32, sum_high: i32) -> Vector<f32, Const<4>> {
     let mut out = Vector::<f32, Const<4>>::empty();
     out.insert(0usize, scale);
     out.insert(1usize, scale * f32::cast_from(sum_low + sum_high));

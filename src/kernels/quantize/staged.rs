@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::codes::{SHARERS, codes_of_part};
-use crate::kernels::formats::UNIT;
+use crate::kernels::formats::CHUNK;
 use crate::kernels::vector::Words;
 
 /// Codes of `tokens` rows of activations in a cube's shared memory, as [`staged()`] places them.
@@ -16,17 +16,17 @@ pub fn stage<X: Float>(
     stride: usize,
     first_token: usize,
     all_tokens: usize,
-    units: usize,
+    chunks: usize,
     codes: &mut [Words],
-    sums: &mut [Vector<f32, Const<4>>],
+    scales: &mut [Vector<f32, Const<4>>],
     #[comptime] staging: Staging,
     #[comptime] lanes: usize,
 ) {
     let fours = comptime!(staging.fours(lanes));
-    let (parts, row_parts) = comptime!((SHARERS / fours, staging.units * SHARERS / fours));
+    let (parts, row_parts) = comptime!((SHARERS / fours, staging.chunks * SHARERS / fours));
     let all = comptime!(staging.tokens * row_parts);
     let at_once = comptime!((LOADED_FOURS / fours).min(all.div_ceil(lanes)));
-    // All lanes take each turn, as those of a unit talk to each other.
+    // All lanes take each turn, as those of a chunk talk to each other.
     for first in range_stepped(0usize, all, comptime!(at_once * lanes)) {
         // All loads come before the first that is waited for.
         let mut loaded = Sequence::<Sequence<Vector<f32, Const<4>>>>::new();
@@ -35,7 +35,7 @@ pub fn stage<X: Float>(
             let position = first + comptime!(turn * lanes) + UNIT_POS as usize;
             let (token, at) = (first_token + position / row_parts, position % row_parts * fours);
             let token = select(token < all_tokens, token, all_tokens - 1);
-            let at = select(at < units * SHARERS, at, 0);
+            let at = select(at < chunks * SHARERS, at, 0);
             let mut values = Sequence::<Vector<f32, Const<4>>>::new();
             #[unroll]
             for i in 0..fours {
@@ -49,14 +49,14 @@ pub fn stage<X: Float>(
             if comptime!(turn == 0) || first < all {
                 let position = first + UNIT_POS as usize;
                 let (token, at) = (position / row_parts, position % row_parts);
-                let (unit, part) = (at / parts, at % parts);
-                let (coded, of_unit) = codes_of_part(loaded.index(turn), parts);
-                if position < all && unit < units {
-                    let place = staged(token, unit / staging.span, unit % staging.span, staging);
+                let (chunk, part) = (at / parts, at % parts);
+                let (coded, of_chunk) = codes_of_part(loaded.index(turn), parts);
+                if position < all && chunk < chunks {
+                    let place = staged(token, chunk / staging.span, chunk % staging.span, staging);
                     let (half, four) = (part / comptime!(parts / 2), part % comptime!(parts / 2) * fours);
                     store(codes, place + half * comptime!(staging.vectors()), four, &coded);
                     if part == 0 {
-                        sums[place] = of_unit;
+                        scales[place] = of_chunk;
                     }
                 }
             }
@@ -92,38 +92,38 @@ const LOADED_FOURS: usize = 8;
 pub struct Staging {
     /// Rows of activations.
     pub tokens: usize,
-    /// Units of a row, a multiple of the span.
-    pub units: usize,
-    /// Units that a lane multiplies together.
+    /// Chunks of a row, a multiple of the span.
+    pub chunks: usize,
+    /// Chunks that a lane multiplies together.
     pub span: usize,
 }
 
 impl Staging {
     /// Bytes of shared memory.
     pub const fn bytes(self) -> usize {
-        self.vectors() * (UNIT + 16)
+        self.vectors() * (CHUNK + 16)
     }
 
-    /// Vectors that the sums of all units take, and either half of their codes.
+    /// Vectors that the scales of all chunks take, and either half of their codes.
     pub const fn vectors(self) -> usize {
         self.tokens * self.stride()
     }
 
-    /// Vectors of four values that each of a cube's lanes takes together, up to half a unit: as few as leave no lane idle.
+    /// Vectors of four values that each of a cube's lanes takes together, up to half a chunk: as few as leave no lane idle.
     fn fours(self, lanes: usize) -> usize {
-        let fours = self.tokens * self.units * SHARERS / lanes;
+        let fours = self.tokens * self.chunks * SHARERS / lanes;
         if fours < 2 { 1 } else { fours.min(4).next_multiple_of(2) }
     }
 
-    /// Vectors from one token to the next: with the same unit of two tokens in different banks.
+    /// Vectors from one token to the next: with the same chunk of two tokens in different banks.
     const fn stride(self) -> usize {
-        if self.tokens > 1 { self.units + 4 } else { self.units }
+        if self.tokens > 1 { self.chunks + 4 } else { self.chunks }
     }
 }
 
-/// Where the first codes and the sums of unit `place` of a span are: side by side for the lanes that read them at once,
-/// which have neighbouring spans. The last codes of all units come after the first of all.
+/// Where the first codes and the scales of chunk `place` of a span are: side by side for the lanes that read them at once,
+/// which have neighbouring spans. The last codes of all chunks come after the first of all.
 #[cube]
 pub fn staged(token: usize, span: usize, place: usize, #[comptime] staging: Staging) -> usize {
-    token * comptime!(staging.stride()) + place * comptime!(staging.units / staging.span) + span
+    token * comptime!(staging.stride()) + place * comptime!(staging.chunks / staging.span) + span
 }

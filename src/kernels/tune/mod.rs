@@ -8,6 +8,6 @@ mod shipped;
 mod table;
 
 pub use candidates::neighbours;
-pub use heuristic::rule;
+pub use heuristic::heuristic;
 pub use select::{Selection, for_row};
 pub use table::{Entry, Table};

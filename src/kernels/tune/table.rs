@@ -10,8 +10,8 @@ use cubecl::client::Client;
 use serde::{Deserialize, Serialize};
 
 use super::shipped::SHIPPED;
-use crate::kernels::formats::UNIT;
-use crate::kernels::matvec::{Blueprint, Key, Operand, Tunables};
+use crate::kernels::formats::CHUNK;
+use crate::kernels::matvec::{ActivationType, Blueprint, Problem, Settings};
 
 /// The environment variable that names the folder of this machine's tables; empty, they are left out.
 pub const FOLDER: &str = "CUBE_GGUF_TUNE";
@@ -22,18 +22,18 @@ pub struct Entry {
     /// The GGUF type, as `Q4_K`.
     #[serde(rename = "type")]
     pub ty: String,
-    pub operand: Operand,
+    pub operand: ActivationType,
     /// Rows of activations.
     pub tokens: usize,
     /// Rows of weights.
     pub n: usize,
     /// Columns of weights.
     pub k: usize,
-    pub tunables: Tunables,
+    pub settings: Settings,
     /// Microseconds with these.
     pub us: f64,
-    /// Microseconds by the rule.
-    pub rule_us: f64,
+    /// Microseconds by the heuristic.
+    pub heuristic_us: f64,
 }
 
 #[derive(Deserialize)]
@@ -48,7 +48,7 @@ pub struct Table {
     /// Blueprints of entries whose kernels work on this device.
     proven: RwLock<HashSet<Blueprint>>,
     /// Entries whose kernels failed on this device.
-    rejected: RwLock<Vec<Tunables>>,
+    rejected: RwLock<Vec<Settings>>,
 }
 
 impl Table {
@@ -121,22 +121,22 @@ impl Table {
     }
 
     /// What was found for the product, or for the most like it of the same type and number of tokens.
-    pub fn get(&self, key: Key) -> Option<Tunables> {
+    pub fn get(&self, problem: Problem) -> Option<Settings> {
         let rejected = self.rejected.read().unwrap_or_else(PoisonError::into_inner);
         let fits = |entry: &&Entry| {
-            entry.ty == key.ty.name()
-                && entry.operand == key.operand
-                && entry.tokens == key.tokens.next_power_of_two()
-                && key.units.is_multiple_of(entry.tunables.span)
-                && entry.tunables.are_sound()
-                && !rejected.contains(&entry.tunables)
+            entry.ty == problem.ty.name()
+                && entry.operand == problem.operand
+                && entry.tokens == problem.tokens.next_power_of_two()
+                && problem.chunks.is_multiple_of(entry.settings.span)
+                && entry.settings.is_well_formed()
+                && !rejected.contains(&entry.settings)
         };
         let distance = |entry: &&Entry| {
             let times = |a: usize, b: usize| (a.max(1) as f64 / b.max(1) as f64).log2().abs();
-            times(entry.n, key.n) + times(entry.k, key.units * UNIT)
+            times(entry.n, problem.n) + times(entry.k, problem.chunks * CHUNK)
         };
         let nearest = self.entries.iter().filter(fits).min_by(|a, b| distance(a).total_cmp(&distance(b)))?;
-        Some(nearest.tunables)
+        Some(nearest.settings)
     }
 
     /// Whether a blueprint works, which `launch` tells once.
@@ -144,7 +144,7 @@ impl Table {
     /// # Errors
     ///
     /// As `launch`.
-    pub fn proves<E>(&self, blueprint: Blueprint, launch: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    pub fn verify_once<E>(&self, blueprint: Blueprint, launch: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         let proven = self.proven.read().unwrap_or_else(PoisonError::into_inner).contains(&blueprint);
         if !proven {
             launch()?;
@@ -154,8 +154,8 @@ impl Table {
     }
 
     /// Leaves an entry out from here on.
-    pub fn reject(&self, tunables: Tunables) {
-        self.rejected.write().unwrap_or_else(PoisonError::into_inner).push(tunables);
+    pub fn reject(&self, settings: Settings) {
+        self.rejected.write().unwrap_or_else(PoisonError::into_inner).push(settings);
     }
 }
 
@@ -176,45 +176,54 @@ mod tests {
     use crate::kernels::matvec::Reduction;
 
     fn entry(n: usize, k: usize, rows: usize) -> Entry {
-        let tunables = Tunables {
+        let settings = Settings {
             span: 1,
-            lanes: 32,
-            groups: 4,
-            rows,
+            lanes_per_row: 32,
+            groups_per_cube: 4,
+            rows_per_group: rows,
             tokens: 1,
             unroll: 1,
-            cubes_per_core: 0,
+            persistent_cubes_per_core: None,
             stage: false,
-            ahead: false,
+            prefetch: false,
             stage_codebook: false,
         };
-        Entry { ty: "Q4_0".to_owned(), operand: Operand::Int8, tokens: 1, n, k, tunables, us: 1.0, rule_us: 2.0 }
+        Entry {
+            ty: "Q4_0".to_owned(),
+            operand: ActivationType::Int8,
+            tokens: 1,
+            n,
+            k,
+            settings,
+            us: 1.0,
+            heuristic_us: 2.0,
+        }
     }
 
-    fn key(n: usize, k: usize) -> Key {
-        Key { ty: GgmlType::Q4_0, operand: Operand::Int8, tokens: 1, n, units: k / UNIT }
+    fn problem(n: usize, k: usize) -> Problem {
+        Problem { ty: GgmlType::Q4_0, operand: ActivationType::Int8, tokens: 1, n, chunks: k / CHUNK }
     }
 
     #[test]
     fn the_nearest_shape_of_the_type_is_taken() {
         let table = Table { entries: vec![entry(4096, 4096, 2), entry(14336, 4096, 4)], ..Table::default() };
-        assert_eq!(table.get(key(4096, 4096)).unwrap().rows, 2);
-        assert_eq!(table.get(key(1024, 4096)).unwrap().rows, 2);
-        assert_eq!(table.get(key(32000, 4096)).unwrap().rows, 4);
-        assert_eq!(table.get(Key { tokens: 2, ..key(4096, 4096) }), None);
-        assert_eq!(table.get(Key { ty: GgmlType::Q4_1, ..key(4096, 4096) }), None);
-        table.reject(entry(0, 0, 4).tunables);
-        assert_eq!(table.get(key(32000, 4096)).unwrap().rows, 2);
+        assert_eq!(table.get(problem(4096, 4096)).unwrap().rows_per_group, 2);
+        assert_eq!(table.get(problem(1024, 4096)).unwrap().rows_per_group, 2);
+        assert_eq!(table.get(problem(32000, 4096)).unwrap().rows_per_group, 4);
+        assert_eq!(table.get(Problem { tokens: 2, ..problem(4096, 4096) }), None);
+        assert_eq!(table.get(Problem { ty: GgmlType::Q4_1, ..problem(4096, 4096) }), None);
+        table.reject(entry(0, 0, 4).settings);
+        assert_eq!(table.get(problem(32000, 4096)).unwrap().rows_per_group, 2);
     }
 
     #[test]
     fn entries_that_no_kernel_can_have_are_left_out() {
         let mut none = entry(4096, 4096, 0);
-        assert_eq!(Table { entries: vec![none.clone()], ..Table::default() }.get(key(4096, 4096)), None);
-        none.tunables = Tunables { rows: 1, lanes: 12, ..none.tunables };
-        assert_eq!(Table { entries: vec![none], ..Table::default() }.get(key(4096, 4096)), None);
-        let long = Entry { tunables: Tunables { span: 8, ..entry(1, 1, 1).tunables }, ..entry(4096, 4096, 1) };
-        assert_eq!(Table { entries: vec![long], ..Table::default() }.get(key(4096, 32 * 12)), None);
+        assert_eq!(Table { entries: vec![none.clone()], ..Table::default() }.get(problem(4096, 4096)), None);
+        none.settings = Settings { rows_per_group: 1, lanes_per_row: 12, ..none.settings };
+        assert_eq!(Table { entries: vec![none], ..Table::default() }.get(problem(4096, 4096)), None);
+        let long = Entry { settings: Settings { span: 8, ..entry(1, 1, 1).settings }, ..entry(4096, 4096, 1) };
+        assert_eq!(Table { entries: vec![long], ..Table::default() }.get(problem(4096, 32 * 12)), None);
     }
 
     #[test]
@@ -236,30 +245,30 @@ mod tests {
         let table = Table::default();
         let blueprint = Blueprint {
             ty: GgmlType::Q4_0,
-            operand: Operand::Int8,
+            operand: ActivationType::Int8,
             reduction: Reduction::None,
             span: 1,
-            lanes: 1,
-            groups: 1,
-            rows: 1,
+            lanes_per_row: 1,
+            groups_per_cube: 1,
+            rows_per_group: 1,
             tokens: 1,
             unroll: 1,
             cubes: None,
             staging: None,
-            ahead: false,
+            prefetch: false,
             codebook: 0,
             whole: true,
         };
-        assert_eq!(table.proves(blueprint, || Err("fails")), Err("fails"));
-        assert_eq!(table.proves(blueprint, || Ok::<(), &str>(())), Ok(()));
-        assert_eq!(table.proves(blueprint, || Err("is not asked")), Ok(()));
+        assert_eq!(table.verify_once(blueprint, || Err("fails")), Err("fails"));
+        assert_eq!(table.verify_once(blueprint, || Ok::<(), &str>(())), Ok(()));
+        assert_eq!(table.verify_once(blueprint, || Err("is not asked")), Ok(()));
     }
 
     #[test]
     fn shipped_tables_are_tables() {
         for (name, text) in SHIPPED {
             let entries = parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert!(entries.iter().all(|entry| entry.tunables.are_sound()), "{name}");
+            assert!(entries.iter().all(|entry| entry.settings.is_well_formed()), "{name}");
         }
     }
 }

@@ -10,7 +10,7 @@ pub use candle_core::quantized::gguf_file::{DEFAULT_ALIGNMENT, Value, ValueType,
 use candle_core::{Result, Shape};
 
 use super::candle_error;
-use super::{Place, QTensor};
+use super::{QTensor, WeightDevice};
 use crate::gguf::{self, Encode, Endian, Header, MAX_ARRAY_DEPTH, Writer, encode_array_head};
 use crate::{Error, GgmlDType};
 
@@ -28,7 +28,7 @@ impl TensorInfo {
     /// # Errors
     ///
     /// Where the file ends before the tensor does, and as [`QTensor::from_gguf`].
-    pub fn read<R: Seek + Read, P: Place + ?Sized>(
+    pub fn read<R: Seek + Read, P: WeightDevice + ?Sized>(
         &self,
         reader: &mut R,
         tensor_data_offset: u64,
@@ -93,7 +93,12 @@ impl Content {
     /// # Errors
     ///
     /// Where there is no tensor of that name, and as [`TensorInfo::read`].
-    pub fn tensor<R: Seek + Read, P: Place + ?Sized>(&self, reader: &mut R, name: &str, device: &P) -> Result<QTensor> {
+    pub fn tensor<R: Seek + Read, P: WeightDevice + ?Sized>(
+        &self,
+        reader: &mut R,
+        name: &str,
+        device: &P,
+    ) -> Result<QTensor> {
         let Some(info) = self.tensor_infos.get(name) else {
             candle_core::bail!("cannot find tensor info for {name}");
         };

@@ -33,7 +33,7 @@ pub use qstorage::{
 };
 pub use qtensor::{QTensor, qtensor_from_ggml};
 pub use var_builder::VarBuilder;
-pub use weight_device::{Place, default_device, set_default_device};
+pub use weight_device::{WeightDevice, default_device, set_default_device};
 
 pub use crate::GgmlDType;
 

@@ -6,7 +6,7 @@ use candle_core::quantized::{GgmlType as CandleBlock, QuantizedType};
 use candle_core::{CpuStorage, Result, Storage};
 
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, check_blocks, ggml_type};
-use super::weight_device::Place;
+use super::weight_device::WeightDevice;
 use crate::Error;
 use crate::gguf::GgmlType;
 use crate::kernels::floats::FloatType;
@@ -100,7 +100,7 @@ impl QStorage {
     /// # Errors
     ///
     /// As [`from_data`](Self::from_data).
-    pub fn zeros<P: Place + ?Sized>(device: &P, elem_count: usize, dtype: GgmlType) -> Result<Self> {
+    pub fn zeros<P: WeightDevice + ?Sized>(device: &P, elem_count: usize, dtype: GgmlType) -> Result<Self> {
         let bytes = dtype.row_bytes(elem_count).ok_or(Error::Size { ty: dtype, n: 1, k: elem_count, bytes: 0 })?;
         Self::from_data(Cow::Owned(vec![0; bytes]), device, dtype)
     }
@@ -111,7 +111,7 @@ impl QStorage {
     ///
     /// [`Error::Size`] where `data` is no whole blocks, [`Error::NotWeights`] for integers and f64, and what
     /// [`DeviceTensor::from_gguf`] reports.
-    pub fn from_data<P: Place + ?Sized>(data: Cow<'_, [u8]>, device: &P, dtype: GgmlType) -> Result<Self> {
+    pub fn from_data<P: WeightDevice + ?Sized>(data: Cow<'_, [u8]>, device: &P, dtype: GgmlType) -> Result<Self> {
         check_blocks(dtype, &data)?;
         match &device.weights()? {
             Device::Cpu => Ok(Self::Cpu(QCpuStorage(match candle_dtype(dtype) {
@@ -299,7 +299,7 @@ pub(super) fn candle_bytes(blocks: &dyn QuantizedType) -> &[u8] {
 /// # Errors
 ///
 /// As [`QStorage::from_data`].
-pub fn load_quantized<T: CandleBlock + Send + Sync + 'static, P: Place + ?Sized>(
+pub fn load_quantized<T: CandleBlock + Send + Sync + 'static, P: WeightDevice + ?Sized>(
     device: &P,
     data: &[T],
 ) -> Result<QStorage> {

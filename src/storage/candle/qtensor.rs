@@ -9,10 +9,10 @@ use candle_core::{CpuStorage, D, DType, Module, Result, Shape, Storage, Tensor};
 
 use super::host::{HostBlocks, NATIVE, candle_dtype, candle_product};
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
-use super::weight_device::Place;
+use super::weight_device::WeightDevice;
 use crate::Error;
 use crate::gguf::GgmlType;
-use crate::kernels::accuracy::Product;
+use crate::kernels::accuracy::Accuracy;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::ops::Arithmetic;
@@ -80,7 +80,7 @@ impl QTensor {
             | QStorage::CubeCpu(QCubeStorage(tensor)) => {
                 Inner::Cube(match (tensor.n(), tensor.k()) == (n, k) {
                     true => tensor,
-                    // The planes of one long row are not those of many: the blocks go up again, with their rows.
+                    // The components of one long row are not those of many: the blocks go up again, with their rows.
                     false => DeviceTensor::from_gguf(tensor.device(), ty, n, k, &tensor.data()?, NATIVE)?,
                 })
             }
@@ -93,7 +93,7 @@ impl QTensor {
     /// # Errors
     ///
     /// As [`new`](Self::new) and [`DeviceTensor::from_gguf`].
-    pub fn from_gguf<S: Into<Shape>, P: Place + ?Sized>(
+    pub fn from_gguf<S: Into<Shape>, P: WeightDevice + ?Sized>(
         ty: GgmlType,
         data: Cow<'_, [u8]>,
         shape: S,
@@ -133,7 +133,7 @@ impl QTensor {
     /// # Errors
     ///
     /// As [`quantize_imatrix`](Self::quantize_imatrix), and where the device failed.
-    pub fn quantize_imatrix_onto<P: Place + ?Sized>(
+    pub fn quantize_imatrix_onto<P: WeightDevice + ?Sized>(
         src: &Tensor,
         imatrix_weights: &[f32],
         dtype: GgmlType,
@@ -153,7 +153,7 @@ impl QTensor {
     /// # Errors
     ///
     /// As [`quantize`](Self::quantize), and where the device failed.
-    pub fn quantize_onto<P: Place + ?Sized>(src: &Tensor, dtype: GgmlType, dev: &P) -> Result<Self> {
+    pub fn quantize_onto<P: WeightDevice + ?Sized>(src: &Tensor, dtype: GgmlType, dev: &P) -> Result<Self> {
         Self::quantized(src, dtype, &dev.weights()?, |storage, values| storage.quantize(values))
     }
 
@@ -230,7 +230,7 @@ impl QTensor {
     /// # Errors
     ///
     /// Where the device failed.
-    pub fn dequantize<P: Place + ?Sized>(&self, device: &P) -> Result<Tensor> {
+    pub fn dequantize<P: WeightDevice + ?Sized>(&self, device: &P) -> Result<Tensor> {
         let device = &device.tensors();
         let values = match &self.inner {
             Inner::Candle(tensor) => return tensor.dequantize(device),
@@ -245,7 +245,7 @@ impl QTensor {
     /// # Errors
     ///
     /// Where the device failed.
-    pub fn dequantize_f16<P: Place + ?Sized>(&self, device: &P) -> Result<Tensor> {
+    pub fn dequantize_f16<P: WeightDevice + ?Sized>(&self, device: &P) -> Result<Tensor> {
         let device = &device.tensors();
         match &self.inner {
             Inner::Cube(tensor) => {
@@ -298,18 +298,18 @@ impl QTensor {
     }
 
     /// What a product with so many tokens computes.
-    pub fn product(&self, tokens: usize, arithmetic: Arithmetic) -> Product {
+    pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         match &self.inner {
-            Inner::Cube(tensor) => tensor.product(tokens, arithmetic),
-            Inner::Host(_) => Product::Float,
+            Inner::Cube(tensor) => tensor.accuracy(tokens, arithmetic),
+            Inner::Host(_) => Accuracy::Float,
             Inner::Candle(tensor) => match tensor.dtype().block_size() {
                 1 => match self.dtype() {
-                    GgmlType::F16 => Product::Halves { bits: 11 },
-                    GgmlType::BF16 => Product::Halves { bits: 8 },
-                    _ => Product::Float,
+                    GgmlType::F16 => Accuracy::Halves { bits: 11 },
+                    GgmlType::BF16 => Accuracy::Halves { bits: 8 },
+                    _ => Accuracy::Float,
                 },
                 // Candle quantizes activations to the type beside the weights': Q8_K, or Q8_0 with its half scale.
-                block => Product::Int8 { block, half_scale: block == 32 },
+                block => Accuracy::Int8 { block, half_scale: block == 32 },
             },
         }
     }
@@ -317,7 +317,7 @@ impl QTensor {
     /// `xs` `[.., k]` times the transpose of this `[n, k]` matrix: `[.., n]` of the type of `xs`.
     ///
     /// In host memory Candle's kernels have one arithmetic a type, whatever the caller asks for; see
-    /// [`product`](Self::product).
+    /// [`accuracy`](Self::accuracy).
     ///
     /// # Errors
     ///
@@ -428,7 +428,7 @@ impl fmt::Debug for QTensor {
 /// # Errors
 ///
 /// As [`QTensor::from_gguf`]; surplus data is left out, as Candle does.
-pub fn qtensor_from_ggml<P: Place + ?Sized>(
+pub fn qtensor_from_ggml<P: WeightDevice + ?Sized>(
     ggml_dtype: GgmlType,
     raw_data: &[u8],
     dims: Vec<usize>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device as CandleDevice, Result, Shape};
 
 use super::candle_error;
-use super::{Place, QTensor};
+use super::{QTensor, WeightDevice};
 use crate::Device;
 use crate::gguf::{Files, Gguf};
 
@@ -25,7 +25,7 @@ impl VarBuilder {
     /// # Errors
     ///
     /// What [`Files::parse`] refuses, tensors that are no weights, and failures of the device.
-    pub fn from_gguf<F: AsRef<Path>, P: Place + ?Sized>(p: F, device: &P) -> Result<Self> {
+    pub fn from_gguf<F: AsRef<Path>, P: WeightDevice + ?Sized>(p: F, device: &P) -> Result<Self> {
         let files = Files::open(p).map_err(candle_error)?;
         Self::of(&files.parse().map_err(candle_error)?, device)
     }
@@ -35,11 +35,11 @@ impl VarBuilder {
     /// # Errors
     ///
     /// As [`from_gguf`](Self::from_gguf).
-    pub fn from_gguf_buffer<P: Place + ?Sized>(buffer: &[u8], device: &P) -> Result<Self> {
+    pub fn from_gguf_buffer<P: WeightDevice + ?Sized>(buffer: &[u8], device: &P) -> Result<Self> {
         Self::of(&Gguf::parse(buffer).map_err(candle_error)?, device)
     }
 
-    fn of<P: Place + ?Sized>(gguf: &Gguf<'_>, device: &P) -> Result<Self> {
+    fn of<P: WeightDevice + ?Sized>(gguf: &Gguf<'_>, device: &P) -> Result<Self> {
         let home: Device = device.weights()?;
         let mut tensors = HashMap::new();
         for tensor in gguf.tensors() {

@@ -1,4 +1,4 @@
-//! [`Place`]: a device for weights, by this crate's name or by Candle's.
+//! [`WeightDevice`]: a device for weights, by this crate's name or by Candle's.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -14,7 +14,7 @@ const VARIABLE: &str = "CUBE_GGUF_DEVICE";
 ///
 /// A model written for Candle names Candle's devices. Its tensors stay where it puts them; its weights go where
 /// [`weights`](Self::weights) says.
-pub trait Place {
+pub trait WeightDevice {
     /// The device of weights.
     ///
     /// # Errors
@@ -27,7 +27,7 @@ pub trait Place {
 }
 
 /// Weights on the device itself, tensors in host memory.
-impl Place for Device {
+impl WeightDevice for Device {
     fn weights(&self) -> Result<Device> {
         Ok(self.clone())
     }
@@ -38,7 +38,7 @@ impl Place for Device {
 }
 
 /// Candle's CPU device stands for [`default_device`], a GPU of Candle's for CubeCL's of the same number.
-impl Place for CandleDevice {
+impl WeightDevice for CandleDevice {
     fn weights(&self) -> Result<Device> {
         match self.location() {
             DeviceLocation::Cpu => default_device(),
