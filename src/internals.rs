@@ -6,6 +6,7 @@ pub use crate::kernels::arch::dot::{Bytes, dot16};
 pub use crate::kernels::catalogue::{Entry as Launch, entries};
 pub use crate::kernels::floats::has_buffers;
 pub use crate::kernels::formats::{CHUNK, FORMATS, Format, MAX_COMPONENTS, Vectors, format, vectors_per_chunk};
+pub use crate::kernels::hardware::Hardware;
 pub use crate::kernels::launch::compiled;
 pub use crate::kernels::matvec::{Blueprint, MAX_TOKENS, Problem, Reduction};
 pub use crate::kernels::tune::{for_row, heuristic};

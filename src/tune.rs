@@ -7,6 +7,7 @@ use cubecl::server::Handle;
 
 use crate::gguf::GgmlType;
 use crate::kernels::formats::{CHUNK, traits};
+use crate::kernels::hardware::Hardware;
 pub use crate::kernels::matvec::{ActivationType, Settings};
 use crate::kernels::matvec::{Blueprint, Problem};
 pub use crate::kernels::tune::{Entry, Table};
@@ -57,12 +58,12 @@ pub fn search<E>(
     tokens: usize,
     mut measure: impl FnMut(&Candidate) -> std::result::Result<f64, E>,
 ) -> std::result::Result<Option<Entry>, E> {
-    let client = device.client();
+    let hardware = Hardware::of(&device.client());
     let operand = if traits(ty).dense { ActivationType::Float } else { ActivationType::Int8 };
     let problem = Problem { ty, operand, tokens, n, chunks: k.div_ceil(CHUNK) };
     let mut tried: Vec<(Blueprint, f64)> = Vec::new();
     let mut time = |settings: Settings| {
-        let candidate = Candidate { settings, blueprint: Blueprint::of(&client, problem, settings) };
+        let candidate = Candidate { settings, blueprint: Blueprint::of(&hardware, problem, settings) };
         if let Some(&(_, us)) = tried.iter().find(|(tried, _)| *tried == candidate.blueprint) {
             return Ok(us);
         }
@@ -70,7 +71,7 @@ pub fn search<E>(
         tried.push((candidate.blueprint, us));
         Ok(us)
     };
-    let mut best = heuristic(&client, problem);
+    let mut best = heuristic(&hardware, problem);
     let heuristic_us = time(best)?;
     if !heuristic_us.is_finite() {
         return Ok(None);
@@ -78,7 +79,7 @@ pub fn search<E>(
     let mut us = heuristic_us;
     for _ in 0..ROUNDS {
         let before = us;
-        for candidate in neighbours(&client, problem, best) {
+        for candidate in neighbours(&hardware, problem, best) {
             let candidate_us = time(candidate)?;
             if candidate_us < GAIN * us {
                 (best, us) = (candidate, candidate_us);

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use cube_gguf::internals::{
-    Blueprint, CHUNK, Format, Launch as Entry, Vectors, entries, for_row, format, vectors_per_chunk,
+    Blueprint, CHUNK, Format, Hardware, Launch as Entry, Vectors, entries, for_row, format, vectors_per_chunk,
 };
 use cube_gguf::tune::ActivationType;
 use cube_gguf::{Backend, CubeDevice, FloatType, GgmlType};
@@ -115,7 +115,7 @@ fn in_sample(client: &Client, entry: &Entry) -> bool {
 
 fn is_of_shape(client: &Client, blueprint: &Blueprint) -> bool {
     let Blueprint { ty, operand, tokens, .. } = *blueprint;
-    *blueprint == for_row(client, ty, SHAPE.1 / CHUNK, operand, tokens)
+    *blueprint == for_row(&Hardware::of(client), ty, SHAPE.1 / CHUNK, operand, tokens)
 }
 
 /// Bytes of a chunk's codes in the components that are read 16 bytes at a time.

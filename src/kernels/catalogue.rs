@@ -10,6 +10,7 @@ use super::activations::{self, Activations};
 use super::dequantize;
 use super::floats::{FloatType, has_buffers};
 use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
+use super::hardware::Hardware;
 use super::matmul::{has_matrix_units, striped};
 use super::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_many_with, matvec_with};
 use super::quantize::activations::quantize;
@@ -109,7 +110,7 @@ fn of_weights(format: &'static Format) -> Vec<Entry> {
 
 fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for blueprint in blueprints(client, format.ty) {
+    for blueprint in blueprints(&Hardware::of(client), format.ty) {
         for &ty in floats {
             let Blueprint { operand, lanes_per_row: lanes, rows_per_group: rows, tokens, span, .. } = blueprint;
             let configuration = format!("{}, {tokens} tokens, {rows} rows, {lanes} lanes, spans of {span}", ty.name());
@@ -133,7 +134,7 @@ fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -
 }
 
 /// All blueprints that the heuristic gives for weights of a type on a device.
-fn blueprints(client: &Client, ty: GgmlType) -> Vec<Blueprint> {
+fn blueprints(hardware: &Hardware, ty: GgmlType) -> Vec<Blueprint> {
     let operands: &[_] =
         if traits(ty).dense { &[ActivationType::Float] } else { &[ActivationType::Int8, ActivationType::Float] };
     // Rows with and without enough spans for a plane of lanes, of whole spans and not.
@@ -144,7 +145,7 @@ fn blueprints(client: &Client, ty: GgmlType) -> Vec<Blueprint> {
     for &operand in operands {
         for tokens in 1..=MAX_TOKENS {
             for chunks in rows {
-                let blueprint = for_row(client, ty, chunks, operand, tokens);
+                let blueprint = for_row(hardware, ty, chunks, operand, tokens);
                 if !all.contains(&blueprint) {
                     all.push(blueprint);
                 }
@@ -156,6 +157,7 @@ fn blueprints(client: &Client, ty: GgmlType) -> Vec<Blueprint> {
 
 /// Products whose cubes quantize for themselves, which a table may ask for where the heuristic does not.
 fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry> {
+    let hardware = Hardware::of(client);
     let chunks = (format.ty.block_size() / CHUNK).max(format.vector_span(Vectors::All));
     let problem = Problem { ty: format.ty, operand: ActivationType::Int8, tokens: 1, n: 2, chunks };
     // Loads of one row ahead are what registers suffice for, whatever the format.
@@ -165,9 +167,9 @@ fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry>
         prefetch: true,
         stage_codebook: true,
         persistent_cubes_per_core: Some(NonZeroU32::MIN),
-        ..heuristic(client, problem)
+        ..heuristic(&hardware, problem)
     };
-    let blueprint = Blueprint::of(client, problem, settings);
+    let blueprint = Blueprint::of(&hardware, problem, settings);
     blueprint.staging.filter(|_| !format.traits.dense)?;
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
@@ -182,7 +184,8 @@ fn of_several_matrices(format: &'static Format) -> Entry {
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
         let x = zeros(client, FloatType::F32, 1, weights.k())?;
-        let pick = |_, operand, tokens| for_row(client, format.ty, weights.chunks(), operand, tokens);
+        let hardware = Hardware::of(client);
+        let pick = |_, operand, tokens| for_row(&hardware, format.ty, weights.chunks(), operand, tokens);
         matvec_many_with(client, &[&weights, &weights], &x, ActivationType::Int8, pick).pop()
     };
     let arithmetic = Some(if format.traits.dense { "float" } else { "int8" });

@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod dequantize;
 pub mod floats;
 pub mod formats;
+pub mod hardware;
 pub mod launch;
 mod matmul;
 pub mod matvec;

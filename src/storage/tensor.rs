@@ -12,6 +12,7 @@ use crate::kernels::activations::Activations;
 use crate::kernels::dequantize;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
+use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{Blueprint, matvec_many_with, matvec_with};
 use crate::kernels::ops::{Arithmetic, Matrix, matmul, matmul_many, resolve};
 use crate::kernels::tune::Selection;
@@ -230,7 +231,7 @@ impl DeviceTensor {
 
     /// Whether the device has the kernel.
     fn check_blueprint(&self, client: &Client, blueprint: Blueprint) -> Result<()> {
-        match (Blueprint { ty: self.ty(), ..blueprint }).is_supported(client) {
+        match (Blueprint { ty: self.ty(), ..blueprint }).is_supported(&Hardware::of(client)) {
             true => Ok(()),
             false => Err(self.0.device.failed(format_args!("the device has no such kernel as {blueprint:?}"))),
         }

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use cube_gguf::gguf::Endian;
-use cube_gguf::internals::{Blueprint, Problem, Reduction, has_buffers, heuristic, matmul_by};
+use cube_gguf::internals::{Blueprint, Hardware, Problem, Reduction, has_buffers, heuristic, matmul_by};
 use cube_gguf::tune::{ActivationType, Settings};
 use cube_gguf::{Accuracy, Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType};
 use half::{bf16, f16};
@@ -290,6 +290,7 @@ fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
     let case = fixture.case("quantized");
     let tensor = upload(device, fixture, case);
     let client = device.client();
+    let hardware = Hardware::of(&client);
     let few = rows(device, fixture, 3);
     let dense = tensor.accuracy(1, Arithmetic::Int8) == Accuracy::Float;
     let (operand, product) =
@@ -300,13 +301,13 @@ fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
         let x = client.create_from_slice(bytemuck::cast_slice(&values));
         let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
         let multiply = |settings| {
-            let blueprint = Blueprint::of(&client, problem, settings);
+            let blueprint = Blueprint::of(&hardware, problem, settings);
             let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
             let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
             assert_product_is(product, case, &values, &y, 0.0);
             y
         };
-        let base = Settings { stage: false, prefetch: false, stage_codebook: false, ..heuristic(&client, problem) };
+        let base = Settings { stage: false, prefetch: false, stage_codebook: false, ..heuristic(&hardware, problem) };
         for (span, rows_per_group, unroll, cubes) in [(1, 1, 2, 0), (1, 2, 3, 1), (base.span, 4, 1, 1)] {
             let persistent_cubes_per_core = NonZeroU32::new(cubes);
             let settings = Settings { span, rows_per_group, unroll, persistent_cubes_per_core, ..base };
@@ -315,7 +316,7 @@ fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
             assert_same(&multiply(staged), &expected, "codes of a cube's own, or from memory");
             let staged = Settings { prefetch: true, ..staged };
             assert_same(&multiply(staged), &expected, "loads ahead of all decoding, or on the way");
-            let blueprint = Blueprint::of(&client, problem, staged);
+            let blueprint = Blueprint::of(&hardware, problem, staged);
             let several = matmul_by(&[&few, &tensor, &few], &x, blueprint).unwrap();
             for (y, n) in client.read(several).unwrap().iter().zip([few.n(), case.n, few.n()]) {
                 for (y, expected) in FloatType::F32.to_f32(y, tokens * n).chunks(n).zip(expected.chunks(case.n)) {

@@ -1,7 +1,7 @@
 //! The storage layer on a device: Candle's surface, threads, errors.
 
 use cube_gguf::gguf::{Endian, GgmlType};
-use cube_gguf::internals::{Blueprint, Problem, Reduction, has_buffers, heuristic, matmul_by};
+use cube_gguf::internals::{Blueprint, Hardware, Problem, Reduction, has_buffers, heuristic, matmul_by};
 use cube_gguf::tune::ActivationType;
 use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
 use cubecl_common::device::{DeviceId, ServiceId};
@@ -112,7 +112,8 @@ fn refuses_kernels_that_it_lacks(device: &CubeDevice) {
     let x = Activations::contiguous(x, FloatType::F32, vec![1, tensor.k()]).unwrap();
     let problem =
         Problem { ty: tensor.ty(), operand: ActivationType::Int8, tokens: 1, n: tensor.n(), chunks: tensor.k() / 32 };
-    let good = Blueprint::of(&client, problem, heuristic(&client, problem));
+    let hardware = Hardware::of(&client);
+    let good = Blueprint::of(&hardware, problem, heuristic(&hardware, problem));
     assert!(matmul_by(&[&tensor], &x, good).is_ok());
     for bad in [
         Blueprint { span: 3, ..good },

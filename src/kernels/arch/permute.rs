@@ -42,7 +42,7 @@ pub fn low_bytes(words: Words) -> u32 {
 
 /// Whether [`lookup16()`] is for the device.
 pub fn permutes_bytes(properties: &DeviceProperties) -> bool {
-    matches!(Target::of(properties), Target::Amd(_) | Target::Nvidia(_))
+    Target::of(properties).permutes_bytes()
 }
 
 /// The bytes of a table that the nibbles of `indices` count: those of its low nibbles, and those of its high nibbles.

@@ -29,6 +29,13 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Whether it has an instruction that permutes the bytes of two words.
+    pub fn permutes_bytes(&self) -> bool {
+        matches!(self, Self::Amd(_) | Self::Nvidia(_))
+    }
+}
+
 /// `gfx90a` of `gfx90a:sramecc+:xnack-`, as drivers have it.
 fn processor(arch: &str) -> &str {
     arch.split_once(':').map_or(arch, |(processor, _)| processor)

@@ -2,12 +2,10 @@
 
 use std::borrow::Cow;
 
-use cubecl::ir::DeviceProperties;
-
 use super::layout::{Component, Layout};
 use super::view::CHUNK;
 use crate::gguf::{Endian, GgmlType};
-use crate::kernels::arch::permute::permutes_bytes;
+use crate::kernels::arch::target::Target;
 
 /// What is known of a format before any data.
 pub struct Format {
@@ -109,8 +107,8 @@ impl Format {
     }
 
     /// The codebook that kernels read on a device; none where they permute bytes instead.
-    pub fn codebook_on(&self, properties: &DeviceProperties) -> Option<fn() -> Vec<u32>> {
-        self.codebook.filter(|_| !(self.traits.lookup16 && permutes_bytes(properties)))
+    pub fn codebook_on(&self, target: &Target) -> Option<fn() -> Vec<u32>> {
+        self.codebook.filter(|_| !(self.traits.lookup16 && target.permutes_bytes()))
     }
 
     /// Words that what is read of a chunk takes.

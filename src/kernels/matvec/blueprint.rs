@@ -1,13 +1,11 @@
 //! What a matrix-vector kernel is compiled for.
 
-use cubecl::client::Client;
-
 use super::problem::{ActivationType, Problem};
-use super::settings::{MOST, Settings};
+use super::settings::{MOST, Settings, decodes};
 use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
-use crate::kernels::formats::{Vectors, format};
-use crate::kernels::launch::has_planes;
+use crate::kernels::formats::format;
+use crate::kernels::hardware::Hardware;
 use crate::kernels::quantize::activations::shares_chunks;
 use crate::kernels::quantize::staged::Staging;
 use crate::kernels::weights::Weights;
@@ -54,53 +52,47 @@ pub struct Blueprint {
 }
 
 impl Blueprint {
-    /// Whether its kernel is right on the device, for any weights and activations that it is [`clamped_to`](Self::clamped_to) to.
-    pub fn is_supported(&self, client: &Client) -> bool {
-        let hardware = &client.properties().hardware;
-        let Self { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, tokens, unroll, .. } =
-            *self;
+    /// Whether its kernel is right on the device, for any weights and activations that it is
+    /// [clamped to](Self::clamped_to).
+    pub fn is_supported(&self, hardware: &Hardware) -> bool {
+        let Self { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group, tokens, unroll, .. } = *self;
         let units = lanes.saturating_mul(groups);
         // CubeCL's CPU runtime makes a thread for each, whatever it says of its cores.
-        let most = hardware.num_cpu_cores.map_or(hardware.max_units_per_cube, |_| MOST as u32);
+        let most = hardware.host_cores.map_or(hardware.max_units_per_cube, |_| MOST as u32);
         let reduces = match self.reduction {
-            Reduction::Plane => has_planes(client) && lanes <= hardware.plane_size_max,
+            Reduction::Plane => hardware.plane.is_some_and(|plane| lanes <= plane),
             Reduction::Shared => groups == 1,
             Reduction::None => lanes == 1,
         };
-        let spans = format(self.ty)
-            .map_or([1, 1], |format| [format.vector_span(Vectors::Widest), format.vector_span(Vectors::All)]);
-        [span, rows, tokens, unroll].iter().all(|&count| (1..=MOST).contains(&count))
+        [span, rows_per_group, tokens, unroll].iter().all(|count| (1..=MOST).contains(count))
             && (1..=most).contains(&units)
             && lanes.is_power_of_two()
             && reduces
-            && (span == 1 || spans.contains(&span))
+            && decodes(self.ty, span)
             && self.cubes != Some(0)
-            && self.staging.is_none_or(|_| shares_chunks(client, units))
+            && self.staging.is_none_or(|_| shares_chunks(hardware, units))
     }
 
     /// The blueprint of a product by its settings.
-    pub fn of(client: &Client, problem: Problem, settings: Settings) -> Self {
-        let hardware = &client.properties().hardware;
-        let Settings { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, unroll, .. } =
-            settings;
-        let span = if problem.chunks.is_multiple_of(span) { span } else { 1 };
-        let reduction = match () {
-            () if lanes == 1 => Reduction::None,
-            () if has_planes(client) => Reduction::Plane,
-            () => Reduction::Shared,
+    pub fn of(hardware: &Hardware, problem: Problem, settings: Settings) -> Self {
+        let Settings { lanes_per_row, groups_per_cube, unroll, .. } = settings;
+        let span = if problem.chunks.is_multiple_of(settings.span) { settings.span } else { 1 };
+        let reduction = match hardware.plane {
+            _ if lanes_per_row == 1 => Reduction::None,
+            Some(_) => Reduction::Plane,
+            None => Reduction::Shared,
         };
-        let cores = hardware.num_streaming_multiprocessors;
-        let cubes = settings.persistent_cubes_per_core.and_then(|cubes| Some(cores? * cubes.get()));
+        let cubes = settings.persistent_cubes_per_core.and_then(|cubes| Some(hardware.cores? * cubes.get()));
         let tokens = settings.tokens.max(1);
         let staging = Staging { tokens, chunks: staging_capacity(problem.chunks, span), span };
         // Cubes for all rows would each quantize for a few.
         let staged = settings.stage
             && cubes.is_some()
             && problem.operand == ActivationType::Int8
-            && shares_chunks(client, lanes * groups);
-        let codebook = format(problem.ty).and_then(|format| format.codebook_on(client.properties()));
+            && shares_chunks(hardware, lanes_per_row * groups_per_cube);
+        let codebook = format(problem.ty).and_then(|format| format.codebook_on(&hardware.target));
         let codebook = codebook.filter(|_| settings.stage_codebook).map_or(0, |codebook| codebook().len());
-        let fits = |bytes: usize| bytes <= hardware.max_shared_memory_size;
+        let fits = |bytes: usize| bytes <= hardware.shared_memory;
         let codebook = if fits(4 * codebook) { codebook } else { 0 };
         let staging = (staged && fits(staging.bytes() + 4 * codebook)).then_some(staging);
         Self {
@@ -108,16 +100,16 @@ impl Blueprint {
             operand: problem.operand,
             reduction,
             span,
-            lanes_per_row: lanes,
-            groups_per_cube: groups,
-            rows_per_group: rows,
+            lanes_per_row,
+            groups_per_cube,
+            rows_per_group: settings.rows_per_group,
             tokens,
             unroll,
             cubes,
             staging,
             prefetch: settings.prefetch && staging.is_some(),
             codebook,
-            whole: (problem.chunks / span).is_multiple_of(lanes as usize * unroll),
+            whole: (problem.chunks / span).is_multiple_of(lanes_per_row as usize * unroll),
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::num::NonZeroU32;
 
-use cubecl::client::Client;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-use crate::kernels::formats::{Vectors, format};
-use crate::kernels::launch::has_planes;
+use crate::gguf::GgmlType;
+use crate::kernels::formats::{Format, Vectors, format};
+use crate::kernels::hardware::Hardware;
 
 /// Upper limit of any setting: a table entry beyond it is corrupt.
 pub const MOST: usize = 1024;
@@ -54,17 +54,23 @@ impl Settings {
     }
 
     /// Whether the kernel that these ask for is right for the product on the device.
-    pub fn is_supported(&self, client: &Client, problem: Problem) -> bool {
-        let hardware = &client.properties().hardware;
+    pub fn is_supported(&self, hardware: &Hardware, problem: Problem) -> bool {
         let Self { span, lanes_per_row: lanes, groups_per_cube: groups, .. } = *self;
         // Lanes add up by the operations of a plane, or else by shared memory that one group has for itself.
-        let reduces = match has_planes(client) {
-            true => lanes <= hardware.plane_size_max,
-            false => lanes == 1 || groups == 1,
+        let reduces = match hardware.plane {
+            Some(plane) => lanes <= plane,
+            None => lanes == 1 || groups == 1,
         };
-        let spans = format(problem.ty)
-            .map_or([1, 1], |format| [format.vector_span(Vectors::Widest), format.vector_span(Vectors::All)]);
-        let decodes = span == 1 || spans.contains(&span) && problem.chunks.is_multiple_of(span);
-        self.is_well_formed() && reduces && decodes && lanes * groups <= hardware.max_units_per_cube
+        self.is_well_formed()
+            && reduces
+            && lanes * groups <= hardware.max_units_per_cube
+            && decodes(problem.ty, span)
+            && problem.chunks.is_multiple_of(span)
     }
+}
+
+/// Whether a lane can decode so many chunks of a format together.
+pub(super) fn decodes(ty: GgmlType, span: usize) -> bool {
+    let is_vectors = |format: &Format| [Vectors::All, Vectors::Widest].map(|v| format.vector_span(v)).contains(&span);
+    span == 1 || format(ty).is_some_and(is_vectors)
 }

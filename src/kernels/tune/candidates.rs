@@ -2,20 +2,17 @@
 
 use std::num::NonZeroU32;
 
-use cubecl::client::Client;
-
 use crate::kernels::formats::{Vectors, format, traits};
-use crate::kernels::launch::has_planes;
+use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{ActivationType, Problem, Settings};
 
 /// `from` with one of its settings changed, in each way that makes sense on the device.
-pub fn neighbours(client: &Client, problem: Problem, from: Settings) -> Vec<Settings> {
-    let hardware = &client.properties().hardware;
-    let (planes, units) = (has_planes(client), from.lanes_per_row * from.groups_per_cube);
+pub fn neighbours(hardware: &Hardware, problem: Problem, from: Settings) -> Vec<Settings> {
+    let units = from.lanes_per_row * from.groups_per_cube;
     let int8 = problem.operand == ActivationType::Int8;
     let mut found = Vec::new();
     let mut add = |settings: Settings| {
-        if settings != from && settings.is_supported(client, problem) && !found.contains(&settings) {
+        if settings != from && settings.is_supported(hardware, problem) && !found.contains(&settings) {
             found.push(settings);
         }
     };
@@ -50,21 +47,21 @@ pub fn neighbours(client: &Client, problem: Problem, from: Settings) -> Vec<Sett
                 add(Settings { span, unroll: (from.unroll * from.span / span).max(1), ..from });
             }
         }
-        if format.codebook_on(client.properties()).is_some() {
+        if format.codebook_on(&hardware.target).is_some() {
             add(Settings { stage_codebook: !from.stage_codebook, ..from });
         }
     }
-    if planes && int8 && hardware.num_streaming_multiprocessors.is_some() {
+    if hardware.plane.is_some() && int8 && hardware.cores.is_some() {
         let persistent_cubes_per_core = if from.stage { None } else { Some(NonZeroU32::MIN) };
         add(Settings { stage: !from.stage, persistent_cubes_per_core, ..from });
     }
     if from.stage {
         add(Settings { prefetch: !from.prefetch, ..from });
     }
-    if planes && from.lanes_per_row > 8 {
+    if hardware.plane.is_some() && from.lanes_per_row > 8 {
         add(Settings { lanes_per_row: from.lanes_per_row / 2, groups_per_cube: from.groups_per_cube * 2, ..from });
     }
-    if planes && from.lanes_per_row < hardware.plane_size_max {
+    if hardware.plane.is_some_and(|plane| from.lanes_per_row < plane) {
         add(Settings {
             lanes_per_row: from.lanes_per_row * 2,
             groups_per_cube: (from.groups_per_cube / 2).max(1),

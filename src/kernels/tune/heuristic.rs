@@ -1,18 +1,18 @@
-//! The heuristic: settings by the device's properties.
+//! The heuristic: settings by a device's facts.
+//!
+//! Numbers of units, rows, loads and words are what `cube-gguf tune` found on an NVIDIA H200 for 14336 x 4096 and 4096 x 4096;
+//! those of AMD are what the compiler has registers for (`cargo xtask hip-report`).
 
 use std::num::NonZeroU32;
 
-use cubecl::client::Client;
-
+use crate::gguf::GgmlType;
 use crate::kernels::arch::target::Target;
 use crate::kernels::formats::{CHUNK, Format, Vectors, format, traits};
-use crate::kernels::launch::{has_planes, is_rasterizer};
+use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{ActivationType, Problem, Settings};
 
 /// What suits the device for a product.
-pub fn heuristic(client: &Client, problem: Problem) -> Settings {
-    let hardware = &client.properties().hardware;
-    let plane = hardware.plane_size_max;
+pub fn heuristic(hardware: &Hardware, problem: Problem) -> Settings {
     let one = Settings {
         span: dividing(problem, Vectors::All),
         lanes_per_row: 1,
@@ -25,90 +25,112 @@ pub fn heuristic(client: &Client, problem: Problem) -> Settings {
         prefetch: false,
         stage_codebook: false,
     };
-    if let Some(cores) = hardware.num_cpu_cores {
-        Settings { groups_per_cube: cores.min(hardware.max_units_per_cube), ..with_few_kernels(one, problem) }
-    } else if is_rasterizer(client) {
-        with_few_kernels(one, problem)
-    } else if !has_planes(client) {
-        Settings { lanes_per_row: 64.min(hardware.max_units_per_cube), ..with_few_kernels(one, problem) }
-    } else if matches!(Target::of(client.properties()), Target::Amd(_))
-        || hardware.num_streaming_multiprocessors.is_none()
-    {
-        few_registers(problem, plane, with_few_kernels(one, problem))
-    } else if traits(problem.ty).dense {
-        dense(client, problem, one)
-    } else if problem.operand == ActivationType::Float {
-        let rows = if problem.tokens > 1 { 1 } else { 2 };
-        Settings {
-            lanes_per_row: plane,
-            groups_per_cube: 128 / plane,
-            rows_per_group: rows,
-            ..with_few_kernels(one, problem)
+    let few_kernels = with_few_kernels(one, problem);
+    if let Some(cores) = hardware.host_cores {
+        return Settings { groups_per_cube: cores.min(hardware.max_units_per_cube), ..few_kernels };
+    }
+    if hardware.is_rasterizer {
+        return few_kernels;
+    }
+    let Some(plane) = hardware.plane else {
+        return Settings { lanes_per_row: 64.min(hardware.max_units_per_cube), ..few_kernels };
+    };
+    match hardware.cores {
+        Some(cores) if !matches!(hardware.target, Target::Amd(_)) => {
+            let gpu = Gpu { plane, cores, max_units_per_cube: hardware.max_units_per_cube };
+            gpu.many_registers(problem, one)
         }
-    } else {
-        few_tokens(client, problem, one)
+        _ => few_registers(problem, plane, few_kernels),
     }
 }
 
-/// Weights that are floats, on a GPU with registers for many loads: as many rows as leave groups for all cores, and not fewer
-/// than make up for the loads of the activations.
-fn dense(client: &Client, problem: Problem, one: Settings) -> Settings {
-    let plane = client.properties().hardware.plane_size_max;
-    let (units, unroll) = match problem.tokens {
-        1 => (256, 4),
-        2 => (256, 2),
-        _ => (128, 2),
-    };
-    let rows = power_of_two(problem.n / (2 * groups_of(client, 256)), one.tokens.min(4), 4);
-    Settings { lanes_per_row: plane, groups_per_cube: units / plane, rows_per_group: rows, unroll, ..one }
+/// Chunks of weights that a lane has loads under way for.
+const LOADED_CHUNKS: usize = 4;
+
+/// A GPU with registers for many loads, whose number of cores is known.
+#[derive(Clone, Copy)]
+struct Gpu {
+    plane: u32,
+    cores: u32,
+    max_units_per_cube: u32,
 }
 
-/// int8 products on a GPU whose cubes quantize for themselves, and load for the next rows while they multiply.
-fn few_tokens(client: &Client, problem: Problem, one: Settings) -> Settings {
-    let hardware = &client.properties().hardware;
-    let plane = hardware.plane_size_max;
-    let few = problem.n < groups_of(client, 512);
-    let units = match problem.tokens {
-        // Long rows are quantized sooner by more lanes.
-        1 if problem.chunks > 256 => 1024,
-        2 if !few => 1024,
-        // Few rows are spread over more cubes.
-        5.. if few => 256,
-        _ => 512,
-    };
-    let units = units.min(hardware.max_units_per_cube);
-    let span = dividing(problem, Vectors::Widest);
-    // Rows share the loads of the activations, where there are enough for all groups.
-    let groups = groups_of(client, units);
-    let most = match problem.tokens {
-        // Super-blocks have more to load and to decode.
-        1 if problem.ty.block_size() > CHUNK => 1,
-        ..=2 => 2,
-        _ => 4,
-    };
-    let rows = power_of_two((problem.n + groups / 2) / groups, 1, most);
-    // More tokens take more registers.
-    let words = if problem.tokens == 1 { 32 } else { 20 };
-    let chunk_words = format(problem.ty).map_or(1, Format::chunk_words).max(1);
-    let unroll = power_of_two(words / (chunk_words * span * rows), 1, 4 / rows);
-    Settings {
-        span,
-        lanes_per_row: plane,
-        groups_per_cube: units / plane,
-        rows_per_group: rows,
-        unroll,
-        persistent_cubes_per_core: NonZeroU32::new(if rows > 2 { 1 } else { (1024 / units).max(1) }),
-        stage: true,
-        prefetch: true,
-        stage_codebook: true,
-        ..one
+impl Gpu {
+    fn many_registers(self, problem: Problem, one: Settings) -> Settings {
+        if traits(problem.ty).dense {
+            self.dense(problem, one)
+        } else if problem.operand == ActivationType::Int8 {
+            self.int8(problem, one)
+        } else {
+            let rows_per_group = if problem.tokens > 1 { 1 } else { 2 };
+            let (lanes_per_row, groups_per_cube) = (self.plane, 128 / self.plane);
+            Settings { lanes_per_row, groups_per_cube, rows_per_group, ..with_few_kernels(one, problem) }
+        }
     }
-}
 
-/// Groups of a plane each that the device's cores take together, in cubes of so many units, one a core.
-fn groups_of(client: &Client, units: u32) -> usize {
-    let hardware = &client.properties().hardware;
-    hardware.num_streaming_multiprocessors.unwrap_or(1) as usize * (units / hardware.plane_size_max) as usize
+    /// Weights that are floats: as many rows as leave groups for all cores, and not fewer than make up for the loads of the
+    /// activations.
+    fn dense(self, problem: Problem, one: Settings) -> Settings {
+        let (units, unroll) = match problem.tokens {
+            1 => (256, 4),
+            2 => (256, 2),
+            // As many loads of activations as of halves, for half as many products.
+            5.. if problem.ty == GgmlType::F32 => (256, 1),
+            _ => (128, 2),
+        };
+        let rows_per_group = power_of_two(problem.n / (2 * self.groups(256)), one.tokens.min(4), 4);
+        let (lanes_per_row, groups_per_cube) = (self.plane, units / self.plane);
+        Settings { lanes_per_row, groups_per_cube, rows_per_group, unroll, ..one }
+    }
+
+    /// int8 products: cubes that quantize for themselves, and load for the next rows while they multiply.
+    fn int8(self, problem: Problem, one: Settings) -> Settings {
+        let one = with_few_kernels(Settings { span: dividing(problem, Vectors::Widest), ..one }, problem);
+        let (span, few) = (one.span, problem.n < self.groups(512));
+        let units = match problem.tokens {
+            // A long span takes the registers of several.
+            _ if span > LOADED_CHUNKS => 256,
+            // Long rows are quantized sooner by more lanes, and spans leave each fewer loads to wait for.
+            1 if problem.chunks > 256 || span > 1 => 1024,
+            2 if !few => 1024,
+            // Few rows are spread over more cubes.
+            5.. if few => 256,
+            _ => 512,
+        };
+        let units = units.min(self.max_units_per_cube);
+        let steps = (problem.chunks / span).div_ceil(self.plane as usize);
+        // Rows share the loads of the activations, where there are enough for all groups.
+        let groups = self.groups(units);
+        let most = match problem.tokens {
+            // Super-blocks have more to load and to decode: the loads of a row are enough, where it has as many.
+            1 if problem.ty.block_size() > CHUNK && steps >= LOADED_CHUNKS => 1,
+            ..=2 => 2,
+            _ if span > LOADED_CHUNKS => 2,
+            _ => 4,
+        };
+        let rows = power_of_two((problem.n + groups / 2) / groups, 1, most);
+        // More tokens take more registers.
+        let (words, chunks) = if problem.tokens == 1 { (32, LOADED_CHUNKS / span) } else { (20, LOADED_CHUNKS) };
+        let chunk_words = format(problem.ty).map_or(1, Format::chunk_words).max(1);
+        // Spans past a row's last would be loaded for nothing.
+        let unroll = (words / (chunk_words * span * rows)).min(chunks / rows).min(steps);
+        Settings {
+            lanes_per_row: self.plane,
+            groups_per_cube: units / self.plane,
+            rows_per_group: rows,
+            unroll: power_of_two(unroll, 1, LOADED_CHUNKS),
+            persistent_cubes_per_core: NonZeroU32::new(if rows > 2 { 1 } else { (1024 / units).max(1) }),
+            stage: true,
+            prefetch: span <= LOADED_CHUNKS,
+            stage_codebook: true,
+            ..one
+        }
+    }
+
+    /// Groups of a plane each that the cores take together, in cubes of so many units, one a core.
+    fn groups(self, units: u32) -> usize {
+        (self.cores as usize * (units / self.plane) as usize).max(1)
+    }
 }
 
 /// The greatest power of two up to `count`, within bounds that are some.

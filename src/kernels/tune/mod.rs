@@ -2,6 +2,10 @@
 //! and a table of what was measured, which overrides it.
 
 mod candidates;
+#[cfg(test)]
+mod devices;
+#[cfg(test)]
+mod golden;
 mod heuristic;
 mod select;
 mod shipped;

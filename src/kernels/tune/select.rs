@@ -9,6 +9,7 @@ use super::table::Table;
 use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::FloatType;
+use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, matvec_with};
 use crate::kernels::weights::Weights;
 
@@ -19,27 +20,34 @@ pub struct Selection([[OnceLock<Blueprint>; MAX_TOKENS]; 2]);
 impl Selection {
     /// The blueprint of products of so many tokens, at most [`MAX_TOKENS`].
     pub fn blueprint(&self, client: &Client, weights: &Weights, operand: ActivationType, tokens: usize) -> Blueprint {
-        *self.0[operand as usize][tokens - 1].get_or_init(|| select(client, weights, operand, tokens))
+        *self.0[operand as usize][tokens - 1].get_or_init(|| {
+            let problem = Problem { ty: weights.ty(), operand, tokens, n: weights.n(), chunks: weights.chunks() };
+            let launches = |blueprint| launches(blueprint, client, weights);
+            select(&Hardware::of(client), &Table::of(client), problem, launches)
+        })
     }
 }
 
-/// An entry of the table whose kernel fails is left out from then on, with a warning.
-fn select(client: &Client, weights: &Weights, operand: ActivationType, tokens: usize) -> Blueprint {
-    let (n, ty) = (weights.n(), weights.ty());
-    let problem = Problem { ty, operand, tokens, n, chunks: weights.chunks() };
-    let table = Table::of(client);
+/// The table's blueprint for a product, else the heuristic's. An entry of the table that the device lacks, or whose kernel does
+/// not launch, is left out from then on, with a warning.
+fn select(
+    hardware: &Hardware,
+    table: &Table,
+    problem: Problem,
+    launches: impl Fn(Blueprint) -> Result<(), String>,
+) -> Blueprint {
     while let Some(settings) = table.get(problem) {
-        let blueprint = Blueprint::of(client, problem, settings);
-        let works = match settings.is_supported(client, problem) {
-            true => table.verify_once(blueprint, || launches(blueprint, client, weights)),
+        let blueprint = Blueprint::of(hardware, problem, settings);
+        let works = match settings.is_supported(hardware, problem) {
+            true => table.verify_once(blueprint, || launches(blueprint)),
             false => Err("the device has no such kernel".to_owned()),
         };
         let Err(error) = works else { return blueprint };
-        let k = weights.k();
-        log::warn!("the tuned entry for {ty} of {n} x {k}, {tokens} tokens, is left out: {error}");
+        let Problem { ty, tokens, n, chunks, .. } = problem;
+        log::warn!("the tuned entry for {ty} of {n} rows of {chunks} chunks, {tokens} tokens, is left out: {error}");
         table.reject(settings);
     }
-    Blueprint::of(client, problem, heuristic(client, problem))
+    Blueprint::of(hardware, problem, heuristic(hardware, problem))
 }
 
 /// Whether the device compiles the kernel and launches it.
@@ -51,9 +59,54 @@ fn launches(blueprint: Blueprint, client: &Client, weights: &Weights) -> Result<
     client.check([&out]).map(drop).map_err(|error| error.to_string())
 }
 
-/// The heuristic's blueprint for rows of so many chunks of 32 values, of which there are many: what a launch does with few is
-/// decided when there are weights.
-pub fn for_row(client: &Client, ty: GgmlType, chunks: usize, operand: ActivationType, tokens: usize) -> Blueprint {
+/// The heuristic's blueprint for rows of so many chunks, of which there are many: what a launch does with few is decided when
+/// there are weights.
+pub fn for_row(hardware: &Hardware, ty: GgmlType, chunks: usize, operand: ActivationType, tokens: usize) -> Blueprint {
     let problem = Problem { ty, operand, tokens, n: 1 << 16, chunks };
-    Blueprint::of(client, problem, heuristic(client, problem))
+    Blueprint::of(hardware, problem, heuristic(hardware, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::kernels::matvec::Settings;
+    use crate::kernels::tune::devices::{H100, devices};
+
+    fn q4_0() -> Problem {
+        Problem { ty: GgmlType::Q4_0, operand: ActivationType::Int8, tokens: 1, n: 4096, chunks: 128 }
+    }
+
+    #[test]
+    fn the_table_comes_before_the_heuristic() {
+        let hardware = devices().remove(H100);
+        let problem = q4_0();
+        let usual = heuristic(&hardware, problem);
+        let tuned = Settings { rows_per_group: 2 * usual.rows_per_group, ..usual };
+        let (with, without) = (Table::of_settings(problem, &[tuned]), Table::default());
+        let launches = |_| Ok(());
+        assert_eq!(select(&hardware, &with, problem, launches), Blueprint::of(&hardware, problem, tuned));
+        assert_eq!(select(&hardware, &without, problem, launches), Blueprint::of(&hardware, problem, usual));
+    }
+
+    #[test]
+    fn entries_that_fail_or_do_not_suit_are_left_out_for_good() {
+        let hardware = devices().remove(H100);
+        let problem = q4_0();
+        let usual = heuristic(&hardware, problem);
+        let wide = Settings { lanes_per_row: 64, ..usual };
+        let failing = Settings { rows_per_group: 8, ..usual };
+        let table = Table::of_settings(problem, &[wide, failing]);
+        let asked = RefCell::new(Vec::new());
+        let launches = |blueprint: Blueprint| {
+            asked.borrow_mut().push(blueprint);
+            Err("fails".to_owned())
+        };
+        for _ in 0..2 {
+            assert_eq!(select(&hardware, &table, problem, launches), Blueprint::of(&hardware, problem, usual));
+        }
+        // What does not suit the device is not even launched, and what failed not again.
+        assert_eq!(*asked.borrow(), [Blueprint::of(&hardware, problem, failing)]);
+    }
 }

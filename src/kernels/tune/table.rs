@@ -64,6 +64,23 @@ impl Table {
         }
     }
 
+    /// A table with entries for one product.
+    #[cfg(test)]
+    pub(super) fn of_settings(problem: Problem, settings: &[Settings]) -> Self {
+        let Problem { ty, operand, tokens, n, chunks } = problem;
+        let entry = |&settings: &Settings| Entry {
+            ty: ty.name().to_owned(),
+            operand,
+            tokens,
+            n,
+            k: chunks * CHUNK,
+            settings,
+            us: 1.0,
+            heuristic_us: 1.0,
+        };
+        Self { entries: settings.iter().map(entry).collect(), ..Self::default() }
+    }
+
     fn read(name: &str) -> Self {
         let stem = stem(name);
         let shipped = SHIPPED.iter().find(|(arch, _)| *arch == stem).map(|(_, text)| parse(text));
