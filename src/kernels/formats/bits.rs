@@ -4,7 +4,6 @@ use cubecl::frontend::comptime;
 use cubecl::prelude::*;
 
 use super::format::Codes;
-use super::view::{At, MatrixView};
 use crate::kernels::arch::permute::byte_mask;
 use crate::kernels::floats::has_f16;
 use crate::kernels::vector::Words;
@@ -23,16 +22,10 @@ pub fn nibbles(codes: Words) -> (Words, Words) {
 
 /// 2-bit codes of a chunk, 0 to 3, from its two words.
 #[cube]
-fn crumbs(first: u32, second: u32) -> (Words, Words) {
+pub fn crumbs(first: u32, second: u32) -> (Words, Words) {
     let low = words(first, second, first >> 2, second >> 2);
     let high = words(first >> 4, second >> 4, first >> 6, second >> 6);
     (low & splat(0x0303_0303u32), high & splat(0x0303_0303u32))
-}
-
-/// The 2-bit codes of a chunk from component `component`, two words a chunk.
-#[cube]
-pub fn crumbs_of(view: &MatrixView, #[comptime] component: usize, at: At) -> (Words, Words) {
-    crumbs(view.chunk_word(component, at, 2usize, 0usize), view.chunk_word(component, at, 2usize, 1usize))
 }
 
 /// 1-bit codes of a chunk from its word.
@@ -103,6 +96,12 @@ pub fn f16(bits: u32) -> f32 {
     let properties = comptime::device_properties();
     let native = comptime!(has_f16(&properties.features));
     if native { f32::cast_from(half::f16::reinterpret(u16::cast_from(bits))) } else { f16_portable(bits) }
+}
+
+/// The IEEE halves in the low and the high 16 bits of a word, as f32.
+#[cube]
+pub fn two_f16(word: u32) -> (f32, f32) {
+    (f16(word & 0xffff), f16(word >> 16))
 }
 
 /// [`f16`] in integer arithmetic, for devices without the type.

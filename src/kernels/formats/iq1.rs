@@ -21,7 +21,8 @@ use super::codebooks::IQ1S_GRID;
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at};
 use super::layout::{Component, Layout};
-use super::view::{At, Chunk, MatrixView};
+use super::raw::Raw;
+use super::view::{At, Chunk, MatrixView, half_of};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -94,10 +95,17 @@ pub mod iq1_s {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let low = view.chunk_word(0usize, at, 1usize, 0usize);
-        let high = view.chunk_half(1usize, at);
-        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_half_word(1usize, at));
+        raw.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let low = raw.word(0usize);
+        let high = at.half_of(raw.word(1usize));
+        let d = f16(half_of(raw.word(2usize), at.block(CHUNKS)));
         let down = high >> 15;
         let first = (low & 0xff) | ((high & 7) << 8);
         let second = ((low >> 8) & 0xff) | (((high >> 3) & 7) << 8);
@@ -138,12 +146,20 @@ pub mod iq1_m {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let low = view.chunk_word(0usize, at, 1usize, 0usize);
-        let high = view.chunk_half(1usize, at);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_half_word(1usize, at));
         let block = at.block(CHUNKS);
-        let front = view.word(2usize, at.row, 2 * block);
-        let back = view.word(2usize, at.row, 2 * block + 1);
+        raw.push(view.word(2usize, at.row, 2 * block));
+        raw.push(view.word(2usize, at.row, 2 * block + 1));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let low = raw.word(0usize);
+        let high = at.half_of(raw.word(1usize));
+        let front = raw.word(2usize);
+        let back = raw.word(3usize);
         let d = f16(((front >> 12) & 0xf) | ((front >> 24) & 0xf0) | ((back >> 4) & 0xf00) | ((back >> 16) & 0xf000));
         let chunk = u32::cast_from(at.in_block(CHUNKS));
         // Four scales of three bits in each 16-bit word, two a chunk.

@@ -21,7 +21,8 @@ use super::codebooks::{
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at, u32_at};
 use super::layout::{Component, Layout};
-use super::view::{At, Chunk, MatrixView};
+use super::raw::Raw;
+use super::view::{At, Chunk, MatrixView, byte_of, half_of};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -139,10 +140,17 @@ pub mod iq2_xxs {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let points = view.chunk_word(0usize, at, 2usize, 0usize);
-        let signs = view.chunk_word(0usize, at, 2usize, 1usize);
-        let d = f16(view.half(1usize, at.row, at.block(CHUNKS)));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let points = raw.word(0usize);
+        let signs = raw.word(1usize);
+        let d = f16(half_of(raw.word(2usize), at.block(CHUNKS)));
         let (low, high) = points_of_eight(codebook, four_bytes(points), four_even_signs(signs), IQ2XXS_GRID.len());
         Chunk::scaled(low, high, iq2_scale(d, signs >> 28))
     }
@@ -173,11 +181,19 @@ pub mod iq2_xs {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let first = view.chunk_word(0usize, at, 2usize, 0usize);
-        let second = view.chunk_word(0usize, at, 2usize, 1usize);
-        let scales = view.byte(1usize, at.row, at.index());
-        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        raw.push(view.word(1usize, at.row, at.index() / 4));
+        raw.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let first = raw.word(0usize);
+        let second = raw.word(1usize);
+        let scales = byte_of(raw.word(2usize), at.index());
+        let d = f16(half_of(raw.word(3usize), at.block(CHUNKS)));
         let points = words(first & 511, (first >> 16) & 511, second & 511, (second >> 16) & 511);
         let signs = even_signs(first >> 9)
             | (even_signs(first >> 25) << 8)
@@ -219,11 +235,19 @@ pub mod iq2_s {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let points = view.chunk_word(0usize, at, 1usize, 0usize);
-        let signs = view.chunk_word(1usize, at, 1usize, 0usize);
-        let tops_and_scales = view.chunk_half(2usize, at);
-        let d = f16(view.half(3usize, at.row, at.block(CHUNKS)));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        raw.push(view.chunk_half_word(2usize, at));
+        raw.push(view.word(3usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let points = raw.word(0usize);
+        let signs = raw.word(1usize);
+        let tops_and_scales = at.half_of(raw.word(2usize));
+        let d = f16(half_of(raw.word(3usize), at.block(CHUNKS)));
         let t = tops_and_scales;
         let tops = words((t & 3) << 8, (t & 0xc) << 6, (t & 0x30) << 4, (t & 0xc0) << 2);
         let (low, high) = points_of_eight(codebook, four_bytes(points) | tops, signs, IQ2S_GRID.len());
@@ -286,13 +310,21 @@ pub mod iq3_xxs {
     }
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let signs = view.chunk_word(1usize, at, 1usize, 0usize);
-        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        raw.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let signs = raw.word(0usize);
+        let d = f16(half_of(raw.word(1usize), at.block(CHUNKS)));
         let mut points = Sequence::<u32>::new();
         #[unroll]
         for half in 0..2usize {
-            let word = view.chunk_word(0usize, at, 2usize, half);
+            let word = raw.word(comptime!(2 + half));
             #[unroll]
             for i in 0..4usize {
                 points.push((word >> comptime!(8 * i as u32)) & 0xff);
@@ -335,18 +367,28 @@ pub mod iq3_s {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let signs = view.chunk_word(1usize, at, 1usize, 0usize);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
         let block = at.block(CHUNKS);
-        let tops = view.chunk_bits(2usize, at, CHUNKS, 8usize, 3 * block);
-        let scale = view.chunk_bits(2usize, at, CHUNKS, 4usize, 3 * block + 2);
-        let d = f16(view.half(3usize, at.row, block));
+        raw.push(view.chunk_bits_word(2usize, at, CHUNKS, 8usize, 3 * block));
+        raw.push(view.chunk_bits_word(2usize, at, CHUNKS, 4usize, 3 * block + 2));
+        raw.push(view.word(3usize, at.row, block / 2));
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let signs = raw.word(0usize);
+        let tops = at.bits_of(raw.word(1usize), CHUNKS, 8usize);
+        let scale = at.bits_of(raw.word(2usize), CHUNKS, 4usize);
+        let d = f16(half_of(raw.word(3usize), at.block(CHUNKS)));
         // Two indices at a time, in halves of a word: bytes 0 and 2, then 1 and 3, and their top bits from two places apart.
         let tops = tops | (tops << 14);
         let mut points = Sequence::<u32>::new();
         #[unroll]
         for half in 0..2usize {
-            let word = view.chunk_word(0usize, at, 2usize, half);
+            let word = raw.word(comptime!(4 + half));
             let even = (word & 0x00ff_00ff) | ((tops << comptime!((8 - 4 * half) as u32)) & 0x0100_0100);
             let odd = ((word >> 8) & 0x00ff_00ff) | ((tops << comptime!((7 - 4 * half) as u32)) & 0x0100_0100);
             points.push(even & 0xffff);

@@ -21,7 +21,8 @@ use super::codebooks::{E2M1_VALUES, IQ4NL_VALUES};
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, nibble_at, nibble_bit, u16_at};
 use super::layout::{Component, Layout};
-use super::view::{At, Chunk, MatrixView};
+use super::raw::Raw;
+use super::view::{At, Chunk, MatrixView, byte_of};
 use crate::gguf::GgmlType;
 use crate::kernels::arch::permute::{lookup16, permutes_bytes};
 use crate::kernels::vector::Words;
@@ -81,9 +82,15 @@ pub mod iq4_nl {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
-        Chunk::scaled(low, high, f16(view.chunk_half(1usize, at)))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_half_word(1usize, at));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, raw.wide(0usize), IQ4NL_VALUES);
+        Chunk::scaled(low, high, f16(at.half_of(raw.word(0usize))))
     }
 }
 
@@ -119,12 +126,19 @@ pub mod iq4_xs {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), IQ4NL_VALUES);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
         let block = at.block(CHUNKS);
+        raw.push(view.word(1usize, at.row, 2 * block));
+        raw.push(view.word(1usize, at.row, 2 * block + 1));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, raw.wide(0usize), IQ4NL_VALUES);
         let sub_block = u32::cast_from(at.in_block(CHUNKS));
-        let halves = view.word(1usize, at.row, 2 * block) >> (sub_block * 4);
-        let tops = view.word(1usize, at.row, 2 * block + 1);
+        let halves = raw.word(0usize) >> (sub_block * 4);
+        let tops = raw.word(1usize);
         let scale = (halves & 0xf) | (((tops >> (16 + sub_block * 2)) & 3) << 4);
         Chunk::scaled(low, high, f16(tops & 0xffff) * (f32::cast_from(scale) - 32.0f32))
     }
@@ -157,9 +171,15 @@ pub mod mxfp4 {
     }
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
-        let e = view.byte(1usize, at.row, at.index());
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.word(1usize, at.row, at.index() / 4));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, raw.wide(0usize), E2M1_VALUES);
+        let e = byte_of(raw.word(0usize), at.index());
         let bits = select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23);
         Chunk::scaled(low, high, f32::reinterpret(bits))
     }
@@ -208,9 +228,15 @@ pub mod nvfp4 {
     }
 
     #[cube]
-    pub fn chunk(view: &MatrixView, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, view.chunk_wide(0usize, at, 1usize, 0usize), E2M1_VALUES);
-        let scales = view.chunk_half(1usize, at);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_half_word(1usize, at));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
+        let (low, high) = looked_up(codebook, raw.wide(0usize), E2M1_VALUES);
+        let scales = at.half_of(raw.word(0usize));
         Chunk::halves(low, high, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
     }
 }

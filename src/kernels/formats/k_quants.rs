@@ -16,11 +16,12 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{crumbs_of, f16, nibbles, ones, signed_byte, splat};
+use super::bits::{crumbs, f16, nibbles, ones, signed_byte, splat, two_f16};
 use super::format::{Field, Format, Traits};
 use super::host::{crumb_at, crumb_bit, f16_at, u32_at};
 use super::layout::{Component, Layout};
-use super::view::{At, Chunk, MatrixView};
+use super::raw::Raw;
+use super::view::{At, Chunk, MatrixView, half_of};
 use crate::gguf::GgmlType;
 
 /// Chunks of 32 in a super-block.
@@ -33,13 +34,6 @@ fn nibble_bit(byte: usize) -> impl Fn(usize) -> usize {
 
 fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
     block[byte + 32 * (v / 64) + v % 32] >> (4 * (v % 64 / 32)) & 0xf
-}
-
-/// The halves `d` and `dmin` of the chunk's block.
-#[cube]
-fn d_and_dmin(view: &MatrixView, #[comptime] component: usize, at: At) -> (f32, f32) {
-    let word = view.word(component, at.row, at.block(CHUNKS));
-    (f16(word & 0xffff), f16(word >> 16))
 }
 
 /// How Q4_K and Q5_K spread eight 6-bit scales and eight 6-bit mins over the 12 bytes at `byte`.
@@ -67,14 +61,22 @@ mod six_bits {
         }
     }
 
-    /// Scale and min of the chunk as floats.
+    /// Loads the three words of the chunk's block: the top bits, the scales' low halves, the mins'.
     #[cube]
-    pub fn chunk(view: &MatrixView, #[comptime] component: usize, at: At) -> (f32, f32) {
+    pub fn load(view: &MatrixView, #[comptime] component: usize, at: At, raw: &mut Raw) {
         let first = 3 * at.block(CHUNKS);
+        raw.push(view.word(component, at.row, first + 2));
+        raw.push(view.word(component, at.row, first));
+        raw.push(view.word(component, at.row, first + 1));
+    }
+
+    /// Scale and min of the chunk as floats, from the words that [`load()`] loads, in its order.
+    #[cube]
+    pub fn decode(tops: u32, scales: u32, mins: u32, at: At) -> (f32, f32) {
         let shift = u32::cast_from(at.in_block(CHUNKS)) * 4;
-        let high = view.word(component, at.row, first + 2) >> shift;
-        let scale = ((view.word(component, at.row, first) >> shift) & 0xf) | ((high & 3) << 4);
-        let min = ((view.word(component, at.row, first + 1) >> shift) & 0xf) | ((high & 0xc) << 2);
+        let high = tops >> shift;
+        let scale = ((scales >> shift) & 0xf) | ((high & 3) << 4);
+        let min = ((mins >> shift) & 0xf) | ((high & 0xc) << 2);
         (f32::cast_from(scale), f32::cast_from(min))
     }
 }
@@ -103,10 +105,18 @@ pub mod q2_k {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = crumbs_of(view, 0usize, at);
-        let (d, dmin) = d_and_dmin(view, 2usize, at);
-        let scales = view.chunk_half(1usize, at);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        raw.push(view.word(2usize, at.row, at.block(CHUNKS)));
+        raw.push(view.chunk_half_word(1usize, at));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
+        let (d, dmin) = two_f16(raw.word(2usize));
+        let scales = at.half_of(raw.word(3usize));
         Chunk {
             low,
             high,
@@ -162,15 +172,25 @@ pub mod q3_k {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = crumbs_of(view, 0usize, at);
-        let (low_bit, high_bit) = ones(view.chunk_word(1usize, at, 1usize, 0usize));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
         let block = at.block(CHUNKS);
-        let d = f16(view.half(3usize, at.row, block));
-        let sub_block = u32::cast_from(at.in_block(CHUNKS)) * 2;
+        raw.push(view.word(3usize, at.row, block / 2));
         // Word 0 holds the low halves of scales 0 to 7, word 1 those of 8 to 15, word 2 the top bits of all.
-        let halves = view.word(2usize, at.row, 3 * block + at.in_block(CHUNKS) / 4) >> ((sub_block % 8) * 4);
-        let tops = view.word(2usize, at.row, 3 * block + 2) >> (sub_block * 2);
+        raw.push(view.word(2usize, at.row, 3 * block + at.in_block(CHUNKS) / 4));
+        raw.push(view.word(2usize, at.row, 3 * block + 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
+        let (low_bit, high_bit) = ones(raw.word(2usize));
+        let d = f16(half_of(raw.word(3usize), at.block(CHUNKS)));
+        let sub_block = u32::cast_from(at.in_block(CHUNKS)) * 2;
+        let halves = raw.word(4usize) >> ((sub_block % 8) * 4);
+        let tops = raw.word(5usize) >> (sub_block * 2);
         let scale_low = (halves & 0xf) | ((tops & 3) << 4);
         let scale_high = ((halves >> 4) & 0xf) | ((tops & 0xc) << 2);
         Chunk::halves(
@@ -210,10 +230,17 @@ pub mod q4_k {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
-        let (scale, min) = six_bits::chunk(view, 1usize, at);
-        let (d, dmin) = d_and_dmin(view, 2usize, at);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        six_bits::load(view, 1usize, at, raw);
+        raw.push(view.word(2usize, at.row, at.block(CHUNKS)));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = nibbles(raw.wide(0usize));
+        let (scale, min) = six_bits::decode(raw.word(0usize), raw.word(1usize), raw.word(2usize), at);
+        let (d, dmin) = two_f16(raw.word(3usize));
         Chunk::with_min(low, high, d * scale, -(dmin * min))
     }
 }
@@ -248,11 +275,19 @@ pub mod q5_k {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
-        let (low_bit, high_bit) = ones(view.chunk_word(1usize, at, 1usize, 0usize));
-        let (scale, min) = six_bits::chunk(view, 2usize, at);
-        let (d, dmin) = d_and_dmin(view, 3usize, at);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        six_bits::load(view, 2usize, at, raw);
+        raw.push(view.word(3usize, at.row, at.block(CHUNKS)));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = nibbles(raw.wide(0usize));
+        let (low_bit, high_bit) = ones(raw.word(0usize));
+        let (scale, min) = six_bits::decode(raw.word(1usize), raw.word(2usize), raw.word(3usize), at);
+        let (d, dmin) = two_f16(raw.word(4usize));
         Chunk::with_min(low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)), d * scale, -(dmin * min))
     }
 }
@@ -292,11 +327,20 @@ pub mod q6_k {
     }
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
-        let (low_top, high_top) = crumbs_of(view, 1usize, at);
-        let scales = view.chunk_half(2usize, at);
-        let d = f16(view.half(3usize, at.row, at.block(CHUNKS)));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_word(1usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(1usize, at, 2usize, 1usize));
+        raw.push(view.chunk_half_word(2usize, at));
+        raw.push(view.word(3usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = nibbles(raw.wide(0usize));
+        let (low_top, high_top) = crumbs(raw.word(0usize), raw.word(1usize));
+        let scales = at.half_of(raw.word(2usize));
+        let d = f16(half_of(raw.word(3usize), at.block(CHUNKS)));
         Chunk::halves(
             low | (low_top << splat(4u32)),
             high | (high_top << splat(4u32)),
@@ -326,9 +370,14 @@ pub mod q8_k {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let low = view.chunk_wide(0usize, at, 2usize, 0usize);
-        let high = view.chunk_wide(0usize, at, 2usize, 1usize);
-        Chunk::scaled(low, high, f32::reinterpret(view.word(1usize, at.row, at.block(CHUNKS))))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
+        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
+        raw.push(view.word(1usize, at.row, at.block(CHUNKS)));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, _at: At) -> Chunk {
+        Chunk::scaled(raw.wide(0usize), raw.wide(1usize), f32::reinterpret(raw.word(0usize)))
     }
 }

@@ -16,33 +16,21 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{f16, nibbles, ones, splat};
+use super::bits::{f16, nibbles, ones, splat, two_f16};
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, nibble_at, nibble_bit, u32_at};
 use super::layout::{Component, Layout};
+use super::raw::Raw;
 use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
-/// Scale and min of a block from the word that holds both.
+/// 5-bit codes, from nibbles and the word of the fifth bits.
 #[cube]
-fn scale_and_min(view: &MatrixView, #[comptime] component: usize, at: At) -> (f32, f32) {
-    let word = view.word(component, at.row, at.index());
-    (f16(word & 0xffff), f16(word >> 16))
-}
-
-/// 5-bit codes: nibbles of component 0, fifth bits of component 1.
-#[cube]
-fn five_bits(view: &MatrixView, at: At) -> (Words, Words) {
-    let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
-    let (low_bit, high_bit) = ones(view.chunk_word(1usize, at, 1usize, 0usize));
+fn five_bits(codes: Words, fifths: u32) -> (Words, Words) {
+    let (low, high) = nibbles(codes);
+    let (low_bit, high_bit) = ones(fifths);
     (low | (low_bit << splat(4u32)), high | (high_bit << splat(4u32)))
-}
-
-/// 8-bit codes of component 0.
-#[cube]
-fn bytes(view: &MatrixView, at: At) -> (Words, Words) {
-    (view.chunk_wide(0usize, at, 2usize, 0usize), view.chunk_wide(0usize, at, 2usize, 1usize))
 }
 
 pub mod q4_0 {
@@ -63,9 +51,15 @@ pub mod q4_0 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
-        Chunk::scaled(low, high, f16(view.chunk_half(1usize, at)))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_half_word(1usize, at));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = nibbles(raw.wide(0usize));
+        Chunk::scaled(low, high, f16(at.half_of(raw.word(0usize))))
     }
 }
 
@@ -87,9 +81,15 @@ pub mod q4_1 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = nibbles(view.chunk_wide(0usize, at, 1usize, 0usize));
-        let (scale, min) = scale_and_min(view, 1usize, at);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.word(1usize, at.row, at.index()));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, _at: At) -> Chunk {
+        let (low, high) = nibbles(raw.wide(0usize));
+        let (scale, min) = two_f16(raw.word(0usize));
         Chunk::with_min(low, high, scale, min)
     }
 }
@@ -118,9 +118,16 @@ pub mod q5_0 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = five_bits(view, at);
-        Chunk::scaled(low, high, f16(view.chunk_half(2usize, at)))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        raw.push(view.chunk_half_word(2usize, at));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = five_bits(raw.wide(0usize), raw.word(0usize));
+        Chunk::scaled(low, high, f16(at.half_of(raw.word(1usize))))
     }
 }
 
@@ -148,9 +155,16 @@ pub mod q5_1 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = five_bits(view, at);
-        let (scale, min) = scale_and_min(view, 2usize, at);
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        raw.push(view.word(2usize, at.row, at.index()));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, _at: At) -> Chunk {
+        let (low, high) = five_bits(raw.wide(0usize), raw.word(0usize));
+        let (scale, min) = two_f16(raw.word(1usize));
         Chunk::with_min(low, high, scale, min)
     }
 }
@@ -173,9 +187,15 @@ pub mod q8_0 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = bytes(view, at);
-        Chunk::scaled(low, high, f16(view.chunk_half(1usize, at)))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
+        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
+        raw.push(view.chunk_half_word(1usize, at));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        Chunk::scaled(raw.wide(0usize), raw.wide(1usize), f16(at.half_of(raw.word(0usize))))
     }
 }
 
@@ -197,8 +217,14 @@ pub mod q8_1 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = bytes(view, at);
-        Chunk::scaled(low, high, f16(view.word(1usize, at.row, at.index()) & 0xffff))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
+        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
+        raw.push(view.word(1usize, at.row, at.index()));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, _at: At) -> Chunk {
+        Chunk::scaled(raw.wide(0usize), raw.wide(1usize), f16(raw.word(0usize) & 0xffff))
     }
 }

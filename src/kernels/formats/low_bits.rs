@@ -15,11 +15,12 @@
 
 use cubecl::prelude::*;
 
-use super::bits::{crumbs_of, f16, ones, splat, words};
+use super::bits::{crumbs, f16, ones, splat, words};
 use super::format::{Field, Format, Traits};
 use super::host::{crumb_at, crumb_bit, f16_at};
 use super::layout::{Component, Layout};
-use super::view::{At, Chunk, MatrixView};
+use super::raw::Raw;
+use super::view::{At, Chunk, MatrixView, half_of};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -76,16 +77,24 @@ pub mod tq1_0 {
         even | odd
     }
 
-    /// The codes of 16 values, the `group`-th of the block.
+    /// The first of the chunk's two groups of 16 values in the block.
     #[cube]
-    fn group(view: &MatrixView, at: At, group: u32) -> Words {
-        let block = at.block(CHUNKS);
+    fn first_group(at: At) -> u32 {
+        u32::cast_from(at.in_block(CHUNKS)) * 2
+    }
+
+    /// The vector of the block's three that holds a group: groups 0 to 9 are in the first 32 bytes, 10 to 14 in the next 16. The
+    /// last has none, but the four bytes of component 1.
+    #[cube]
+    fn vector_of(group: u32) -> usize {
+        usize::cast_from(select(group < 10, group % 2, 2u32))
+    }
+
+    /// The codes of 16 values, the `group`-th of the block, from its vector and the word of component 1.
+    #[cube]
+    fn codes_of(bytes: Words, tail: u32, group: u32) -> Words {
         let last = group == 15;
-        // Groups 0 to 9 are in the first 32 bytes, 10 to 14 in the next 16, the last in the four of component 1.
-        let vector = select(group < 10, group % 2, 2u32);
         let power = power_of_three(select(group < 10, group / 2, (group - 10) % 5));
-        let bytes = view.wide(0usize, at.row, 3 * block + usize::cast_from(vector));
-        let tail = view.word(1usize, at.row, block);
         let bytes = select_many(Vector::<bool, Const<4>>::new(last), Words::new(tail), bytes);
         let powers =
             select_many(Vector::<bool, Const<4>>::new(last), words(1u32, 3u32, 9u32, 27u32), Words::new(power));
@@ -93,10 +102,22 @@ pub mod tq1_0 {
     }
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let first = u32::cast_from(at.in_block(CHUNKS)) * 2;
-        let d = f16(view.half(2usize, at.row, at.block(CHUNKS)));
-        Chunk::scaled(group(view, at, first), group(view, at, first + 1), d)
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        let block = at.block(CHUNKS);
+        let group = first_group(at);
+        raw.push(view.word(2usize, at.row, block / 2));
+        raw.push_wide(view.wide(0usize, at.row, 3 * block + vector_of(group)));
+        raw.push(view.word(1usize, at.row, block));
+        raw.push_wide(view.wide(0usize, at.row, 3 * block + vector_of(group + 1)));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let group = first_group(at);
+        let d = f16(half_of(raw.word(0usize), at.block(CHUNKS)));
+        let low = codes_of(raw.wide(0usize), raw.word(1usize), group);
+        let high = codes_of(raw.wide(1usize), raw.word(1usize), group + 1);
+        Chunk::scaled(low, high, d)
     }
 }
 
@@ -124,9 +145,16 @@ pub mod tq2_0 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = crumbs_of(view, 0usize, at);
-        Chunk::scaled(low, high, f16(view.half(1usize, at.row, at.block(CHUNKS))))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
+        Chunk::scaled(low, high, f16(half_of(raw.word(2usize), at.block(CHUNKS))))
     }
 }
 
@@ -154,10 +182,16 @@ pub mod q1_0 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = ones(view.chunk_word(0usize, at, 1usize, 0usize));
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = ones(raw.word(0usize));
         // 0 and 2, which the bias makes -1 and 1.
-        Chunk::scaled(low + low, high + high, f16(view.half(1usize, at.row, at.block(CHUNKS))))
+        Chunk::scaled(low + low, high + high, f16(half_of(raw.word(1usize), at.block(CHUNKS))))
     }
 }
 
@@ -185,8 +219,15 @@ pub mod q2_0 {
     };
 
     #[cube]
-    pub fn chunk(view: &MatrixView, at: At) -> Chunk {
-        let (low, high) = crumbs_of(view, 0usize, at);
-        Chunk::scaled(low, high, f16(view.half(1usize, at.row, at.block(CHUNKS))))
+    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+    }
+
+    #[cube]
+    pub fn decode(raw: &Raw, at: At) -> Chunk {
+        let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
+        Chunk::scaled(low, high, f16(half_of(raw.word(2usize), at.block(CHUNKS))))
     }
 }

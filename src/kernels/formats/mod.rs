@@ -1,8 +1,9 @@
 //! The formats: what a GGUF block holds, how it lies on the device, and how it becomes numbers.
 //!
-//! A family of formats is one file. A format is a [`Format`] constant (the block, the device [`Layout`], the host's
-//! decoder) and one `#[cube]` function that decodes 32 values: `chunk` for block formats, `vector` for plain floats. The
-//! registry has two tables that name every format, [`FORMATS`] and the decoders'; nothing outside this folder names any.
+//! A family of formats is one file. A format is a `FORMAT` constant (the block, the device [`Layout`], the host's decoder)
+//! and two `#[cube]` functions for a chunk of 32 values: `load`, which does its memory loads and nothing else, and `decode`,
+//! which makes values of what was loaded, so that the one can be done long before the other. Plain floats have one, `vector`.
+//! The registry has one table that names every format; nothing outside this folder names any.
 
 mod bits;
 mod codebooks;
@@ -15,13 +16,14 @@ mod iq4;
 mod k_quants;
 mod layout;
 mod legacy;
-mod loads;
 mod low_bits;
+mod prefetched;
+mod raw;
 mod registry;
 mod view;
 
 pub use format::{Codes, Format, Traits, Vectors};
 pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
-pub use loads::Prefetched;
+pub use prefetched::Prefetched;
 pub use registry::{FORMATS, chunk, dense_vector, format, traits, values, vectors_per_chunk};
 pub use view::{At, CHUNK, Chunk, MatrixView, MatrixViewLaunch};

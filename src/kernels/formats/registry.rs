@@ -1,97 +1,107 @@
-//! Every format, and the decoders as kernels call them.
+//! Every format, and its functions as kernels call them.
 
 use cubecl::prelude::*;
 
 use super::bits::to_floats;
 use super::format::{Format, Traits};
+use super::raw::Raw;
 use super::view::{At, CHUNK, Chunk, MatrixView};
-use super::{dense, iq1, iq2_iq3, iq4, k_quants, legacy, low_bits};
 use crate::gguf::GgmlType;
 
-/// Every format.
-pub static FORMATS: &[Format] = &[
-    legacy::q4_0::FORMAT,
-    legacy::q4_1::FORMAT,
-    legacy::q5_0::FORMAT,
-    legacy::q5_1::FORMAT,
-    legacy::q8_0::FORMAT,
-    legacy::q8_1::FORMAT,
-    k_quants::q2_k::FORMAT,
-    k_quants::q3_k::FORMAT,
-    k_quants::q4_k::FORMAT,
-    k_quants::q5_k::FORMAT,
-    k_quants::q6_k::FORMAT,
-    k_quants::q8_k::FORMAT,
-    iq1::iq1_s::FORMAT,
-    iq1::iq1_m::FORMAT,
-    iq2_iq3::iq2_xxs::FORMAT,
-    iq2_iq3::iq2_xs::FORMAT,
-    iq2_iq3::iq2_s::FORMAT,
-    iq2_iq3::iq3_xxs::FORMAT,
-    iq2_iq3::iq3_s::FORMAT,
-    iq4::iq4_nl::FORMAT,
-    iq4::iq4_xs::FORMAT,
-    low_bits::tq1_0::FORMAT,
-    low_bits::tq2_0::FORMAT,
-    iq4::mxfp4::FORMAT,
-    iq4::nvfp4::FORMAT,
-    low_bits::q1_0::FORMAT,
-    low_bits::q2_0::FORMAT,
-    dense::float32::FORMAT,
-    dense::float16::FORMAT,
-    dense::bfloat16::FORMAT,
-];
+/// The tables of formats: [`FORMATS`], and the functions of each for kernels.
+///
+/// A line is a type, its format's module, and in parentheses the codebook, if `decode` takes it. Calls have whole paths, as
+/// what `#[cube]` writes for a call has the hygiene of the call's first token, which must be the macro's own.
+macro_rules! formats {
+    (
+        blocks($any_codebook:ident) { $($block:ident => $family:ident::$module:ident($($codebook:ident)?);)* }
+        floats { $($float:ident => $float_file:ident::$float_mod:ident;)* }
+    ) => {
+        /// Every format.
+        pub static FORMATS: &[Format] = &[
+            $(crate::kernels::formats::$family::$module::FORMAT,)*
+            $(crate::kernels::formats::$float_file::$float_mod::FORMAT,)*
+        ];
 
-/// Decodes the 32 values at `at` of a block format; `codebook` is the view's own, wherever it lies.
-#[cube]
-pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
-    match ty {
-        GgmlType::Q4_0 => legacy::q4_0::chunk(view, at),
-        GgmlType::Q4_1 => legacy::q4_1::chunk(view, at),
-        GgmlType::Q5_0 => legacy::q5_0::chunk(view, at),
-        GgmlType::Q5_1 => legacy::q5_1::chunk(view, at),
-        GgmlType::Q8_0 => legacy::q8_0::chunk(view, at),
-        GgmlType::Q8_1 => legacy::q8_1::chunk(view, at),
-        GgmlType::Q2K => k_quants::q2_k::chunk(view, at),
-        GgmlType::Q3K => k_quants::q3_k::chunk(view, at),
-        GgmlType::Q4K => k_quants::q4_k::chunk(view, at),
-        GgmlType::Q5K => k_quants::q5_k::chunk(view, at),
-        GgmlType::Q6K => k_quants::q6_k::chunk(view, at),
-        GgmlType::Q8K => k_quants::q8_k::chunk(view, at),
-        GgmlType::IQ1S => iq1::iq1_s::chunk(view, codebook, at),
-        GgmlType::IQ1M => iq1::iq1_m::chunk(view, codebook, at),
-        GgmlType::IQ2XXS => iq2_iq3::iq2_xxs::chunk(view, codebook, at),
-        GgmlType::IQ2XS => iq2_iq3::iq2_xs::chunk(view, codebook, at),
-        GgmlType::IQ2S => iq2_iq3::iq2_s::chunk(view, codebook, at),
-        GgmlType::IQ3XXS => iq2_iq3::iq3_xxs::chunk(view, codebook, at),
-        GgmlType::IQ3S => iq2_iq3::iq3_s::chunk(view, codebook, at),
-        GgmlType::IQ4NL => iq4::iq4_nl::chunk(view, codebook, at),
-        GgmlType::IQ4XS => iq4::iq4_xs::chunk(view, codebook, at),
-        GgmlType::TQ1_0 => low_bits::tq1_0::chunk(view, at),
-        GgmlType::TQ2_0 => low_bits::tq2_0::chunk(view, at),
-        GgmlType::MXFP4 => iq4::mxfp4::chunk(view, codebook, at),
-        GgmlType::NVFP4 => iq4::nvfp4::chunk(view, codebook, at),
-        GgmlType::Q1_0 => low_bits::q1_0::chunk(view, at),
-        GgmlType::Q2_0 => low_bits::q2_0::chunk(view, at),
-        _ => comptime!(panic!("{ty} has no codes")),
+        /// Loads what the 32 values at `at` of a block format decode from, to the end of `raw`.
+        #[cube]
+        pub fn load(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] ty: GgmlType) {
+            match ty {
+                $(GgmlType::$block => crate::kernels::formats::$family::$module::load(view, at, raw),)*
+                _ => comptime!(panic!("{ty} has no codes")),
+            }
+        }
+
+        /// Decodes the 32 values at `at` of a block format from what [`load()`] loaded; the codebook is the view's own,
+        /// wherever it lies.
+        #[cube]
+        pub fn decode(raw: &Raw, $any_codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
+            match ty {
+                $(GgmlType::$block => crate::kernels::formats::$family::$module::decode(raw, $($codebook,)? at),)*
+                _ => comptime!(panic!("{ty} has no codes")),
+            }
+        }
+
+        /// Decodes a vector of 16 bytes of a row of a dense format, four values a vector, to the end of `out`.
+        #[cube]
+        pub fn dense_vector(
+            view: &MatrixView,
+            row: usize,
+            index: usize,
+            out: &mut Sequence<Vector<f32, Const<4>>>,
+            #[comptime] ty: GgmlType,
+        ) {
+            match ty {
+                $(GgmlType::$float => crate::kernels::formats::$float_file::$float_mod::vector(view, row, index, out),)*
+                _ => comptime!(panic!("{ty} is not dense")),
+            }
+        }
+    };
+}
+
+formats! {
+    blocks(codebook) {
+        Q4_0 => legacy::q4_0();
+        Q4_1 => legacy::q4_1();
+        Q5_0 => legacy::q5_0();
+        Q5_1 => legacy::q5_1();
+        Q8_0 => legacy::q8_0();
+        Q8_1 => legacy::q8_1();
+        Q2K => k_quants::q2_k();
+        Q3K => k_quants::q3_k();
+        Q4K => k_quants::q4_k();
+        Q5K => k_quants::q5_k();
+        Q6K => k_quants::q6_k();
+        Q8K => k_quants::q8_k();
+        IQ1S => iq1::iq1_s(codebook);
+        IQ1M => iq1::iq1_m(codebook);
+        IQ2XXS => iq2_iq3::iq2_xxs(codebook);
+        IQ2XS => iq2_iq3::iq2_xs(codebook);
+        IQ2S => iq2_iq3::iq2_s(codebook);
+        IQ3XXS => iq2_iq3::iq3_xxs(codebook);
+        IQ3S => iq2_iq3::iq3_s(codebook);
+        IQ4NL => iq4::iq4_nl(codebook);
+        IQ4XS => iq4::iq4_xs(codebook);
+        TQ1_0 => low_bits::tq1_0();
+        TQ2_0 => low_bits::tq2_0();
+        MXFP4 => iq4::mxfp4(codebook);
+        NVFP4 => iq4::nvfp4(codebook);
+        Q1_0 => low_bits::q1_0();
+        Q2_0 => low_bits::q2_0();
+    }
+    floats {
+        F32 => dense::float32;
+        F16 => dense::float16;
+        BF16 => dense::bfloat16;
     }
 }
 
-/// Decodes a vector of 16 bytes of a row of a dense format, four values a vector, to the end of `out`.
+/// Loads and decodes the 32 values at `at` of a block format; `codebook` is the view's own, wherever it lies.
 #[cube]
-pub fn dense_vector(
-    view: &MatrixView,
-    row: usize,
-    index: usize,
-    out: &mut Sequence<Vector<f32, Const<4>>>,
-    #[comptime] ty: GgmlType,
-) {
-    match ty {
-        GgmlType::F32 => dense::float32::vector(view, row, index, out),
-        GgmlType::F16 => dense::float16::vector(view, row, index, out),
-        GgmlType::BF16 => dense::bfloat16::vector(view, row, index, out),
-        _ => comptime!(panic!("{ty} is not dense")),
-    }
+pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
+    let mut raw = Raw::new();
+    load(view, at, &mut raw, ty);
+    decode(&raw, codebook, at, ty)
 }
 
 /// Vectors of 16 bytes of a chunk of 32 values of a dense format.

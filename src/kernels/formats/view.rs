@@ -2,7 +2,6 @@
 
 use cubecl::prelude::*;
 
-use super::loads;
 use crate::kernels::vector::Words;
 
 /// Values in a chunk; rows are processed in whole chunks.
@@ -68,6 +67,29 @@ impl At {
     pub fn in_block(&self, #[comptime] chunks: usize) -> usize {
         self.span % comptime!(chunks / self.chunks) * self.chunks + self.place
     }
+
+    /// The chunk's field of `bits` among those of the `chunks` of its block, from [`MatrixView::chunk_bits_word`].
+    pub fn bits_of(&self, word: u32, #[comptime] chunks: usize, #[comptime] bits: usize) -> u32 {
+        // What the chunks of a span share comes first, so that each has but a shift of its own.
+        let span_bits = comptime!(self.chunks * bits);
+        let shared = if comptime!(span_bits >= 32) {
+            word
+        } else {
+            let spans = comptime!(32 / span_bits);
+            let span = self.span % comptime!(chunks / self.chunks);
+            word >> (u32::cast_from(span % spans) * comptime!(span_bits as u32))
+        };
+        (shared >> comptime!((self.place * bits % 32) as u32)) & comptime!((1u32 << bits) - 1)
+    }
+
+    /// The chunk's 16-bit field, from [`MatrixView::chunk_half_word`].
+    pub fn half_of(&self, word: u32) -> u32 {
+        if comptime!(self.chunks.is_multiple_of(2)) {
+            (word >> comptime!((self.place % 2 * 16) as u32)) & 0xffff
+        } else {
+            half_of(word, self.index())
+        }
+    }
 }
 
 #[cube]
@@ -87,24 +109,12 @@ impl MatrixView {
 
     /// 16 bytes: the vector `index` of a row of a component whose rows are 16-byte aligned.
     pub fn wide(&self, #[comptime] component: usize, row: usize, index: usize) -> Words {
-        loads::wide(self.wide[self.row(component, row) / 4 + index])
+        self.wide[self.row(component, row) / 4 + index]
     }
 
     /// The word `index` of a row of a component.
     pub fn word(&self, #[comptime] component: usize, row: usize, index: usize) -> u32 {
-        loads::narrow(self.words[self.row(component, row) + index])
-    }
-
-    /// The 16-bit field `index` of a row of a component.
-    pub fn half(&self, #[comptime] component: usize, row: usize, index: usize) -> u32 {
-        let word = self.word(component, row, index / 2);
-        (word >> (u32::cast_from(index % 2) * 16)) & 0xffff
-    }
-
-    /// The byte `index` of a row of a component.
-    pub fn byte(&self, #[comptime] component: usize, row: usize, index: usize) -> u32 {
-        let word = self.word(component, row, index / 4);
-        (word >> (u32::cast_from(index % 4) * 8)) & 0xff
+        self.words[self.row(component, row) + index]
     }
 
     /// Vector `i` of the chunk's `vectors` in a component of codes.
@@ -136,8 +146,9 @@ impl MatrixView {
         }
     }
 
-    /// The chunk's field of `bits` among those of the `chunks` of its block, which begin with word `first` of a component's row.
-    pub fn chunk_bits(
+    /// The word with the chunk's field of `bits` among those of the `chunks` of its block, which begin with word `first` of a
+    /// component's row. [`At::bits_of`] takes the field out.
+    pub fn chunk_bits_word(
         &self,
         #[comptime] component: usize,
         at: At,
@@ -145,33 +156,38 @@ impl MatrixView {
         #[comptime] bits: usize,
         first: usize,
     ) -> u32 {
-        // What the chunks of a span share comes first, so that each has but a shift of its own.
         let span_bits = comptime!(at.chunks * bits);
         let span = at.span % comptime!(chunks / at.chunks);
-        let (word, shift) = if comptime!(span_bits >= 32) {
+        if comptime!(span_bits >= 32) {
             let first_bit = comptime!(at.place * bits);
             let word = first + span * comptime!(span_bits / 32) + comptime!(first_bit / 32);
-            (self.word(component, at.row, word), comptime!((first_bit % 32) as u32).runtime())
+            self.word(component, at.row, word)
         } else {
             let spans = comptime!(32 / span_bits);
-            let word = self.word(component, at.row, first + span / spans);
-            (
-                word >> (u32::cast_from(span % spans) * comptime!(span_bits as u32)),
-                comptime!((at.place * bits) as u32).runtime(),
-            )
-        };
-        (word >> shift) & comptime!((1u32 << bits) - 1)
-    }
-
-    /// The chunk's 16-bit field of a component with one for each.
-    pub fn chunk_half(&self, #[comptime] component: usize, at: At) -> u32 {
-        if comptime!(at.chunks.is_multiple_of(2)) {
-            let word = self.word(component, at.row, at.span * comptime!(at.chunks / 2) + comptime!(at.place / 2));
-            (word >> comptime!((at.place % 2 * 16) as u32)) & 0xffff
-        } else {
-            self.half(component, at.row, at.index())
+            self.word(component, at.row, first + span / spans)
         }
     }
+
+    /// The word with the chunk's 16-bit field of a component with one for each. [`At::half_of`] takes the field out.
+    pub fn chunk_half_word(&self, #[comptime] component: usize, at: At) -> u32 {
+        if comptime!(at.chunks.is_multiple_of(2)) {
+            self.word(component, at.row, at.span * comptime!(at.chunks / 2) + comptime!(at.place / 2))
+        } else {
+            self.word(component, at.row, at.index() / 2)
+        }
+    }
+}
+
+/// The 16-bit field `index` of a row, from word `index / 2` of it.
+#[cube]
+pub fn half_of(word: u32, index: usize) -> u32 {
+    (word >> (u32::cast_from(index % 2) * 16)) & 0xffff
+}
+
+/// The byte `index` of a row, from word `index / 4` of it.
+#[cube]
+pub fn byte_of(word: u32, index: usize) -> u32 {
+    (word >> (u32::cast_from(index % 4) * 8)) & 0xff
 }
 
 /// 32 consecutive values of a block format: `value = scale * code + min`, with a scale and a min for each half.

@@ -454,7 +454,7 @@ fn add_chunk(
             let at = At::in_span(clamped(first_row + r, matrix.n), span, blueprint.span, place);
             if comptime!(blueprint.prefetch) {
                 let i = comptime!(blueprint.prefetched(turn, place, r));
-                chunks.push(prefetched.index(i).decode(&matrix.view, codebook, at, blueprint.ty));
+                chunks.push(prefetched.index(i).decode(codebook, at, blueprint.ty));
             } else {
                 chunks.push(chunk(&matrix.view, codebook, at, blueprint.ty));
             }

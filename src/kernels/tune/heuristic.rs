@@ -114,9 +114,11 @@ impl Gpu {
         let chunk_words = format(problem.ty).map_or(1, Format::chunk_words).max(1);
         // Spans past a row's last would be loaded for nothing.
         let unroll = (words / (chunk_words * span * rows)).min(chunks / rows).min(steps);
+        // Rows of few long spans would leave most lanes of a plane without one.
+        let lanes = if span > LOADED_CHUNKS { (self.plane / 4).max(1) } else { self.plane };
         Settings {
-            lanes_per_row: self.plane,
-            groups_per_cube: units / self.plane,
+            lanes_per_row: lanes,
+            groups_per_cube: units / lanes,
             rows_per_group: rows,
             unroll: power_of_two(unroll, 1, LOADED_CHUNKS),
             persistent_cubes_per_core: NonZeroU32::new(if rows > 2 { 1 } else { (1024 / units).max(1) }),

@@ -1,0 +1,70 @@
+//! Loading long before decoding: the raw words of a chunk, kept in registers meanwhile.
+
+use cubecl::prelude::*;
+
+use super::raw::Raw;
+use super::registry::{decode, load};
+use super::view::{At, Chunk, MatrixView};
+use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
+
+/// A chunk's raw words in registers, to be replaced by another's while the first is multiplied.
+#[derive(CubeType)]
+pub struct Prefetched {
+    wide: Array<Words>,
+    narrow: Array<u32>,
+    #[cube(comptime)]
+    wide_count: usize,
+    #[cube(comptime)]
+    narrow_count: usize,
+}
+
+#[cube]
+impl Prefetched {
+    /// The raw words of the chunk at `at`.
+    pub fn of(view: &MatrixView, at: At, #[comptime] ty: GgmlType) -> Prefetched {
+        let mut raw = Raw::new();
+        load(view, at, &mut raw, ty);
+        let (wide_count, narrow_count) = comptime!((raw.wide.len(), raw.narrow.len()));
+        let mut prefetched = Prefetched {
+            wide: Array::new(comptime!(wide_count.max(1))),
+            narrow: Array::new(comptime!(narrow_count.max(1))),
+            wide_count,
+            narrow_count,
+        };
+        prefetched.set(&raw);
+        prefetched
+    }
+
+    /// Replaces them by those of another chunk, which is in the same place of its span.
+    pub fn replace(&mut self, view: &MatrixView, at: At, #[comptime] ty: GgmlType) {
+        let mut raw = Raw::new();
+        load(view, at, &mut raw, ty);
+        self.set(&raw);
+    }
+
+    fn set(&mut self, raw: &Raw) {
+        #[unroll]
+        for i in 0..self.wide_count {
+            self.wide[i] = *raw.wide.index(i);
+        }
+        #[unroll]
+        for i in 0..self.narrow_count {
+            self.narrow[i] = *raw.narrow.index(i);
+        }
+    }
+
+    /// The chunk that they are of, as [`decode()`] has it.
+    pub fn decode(&self, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
+        let mut raw = Raw::new();
+        #[unroll]
+        for i in 0..self.wide_count {
+            raw.push_wide(self.wide[i]);
+        }
+        #[unroll]
+        for i in 0..self.narrow_count {
+            raw.push(self.narrow[i]);
+        }
+        decode(&raw, codebook, at, ty)
+    }
+}
