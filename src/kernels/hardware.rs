@@ -3,7 +3,7 @@
 use cubecl::client::Client;
 
 use super::arch::target::Target;
-use super::launch::{has_planes, is_rasterizer};
+use super::launch::{is_rasterizer, plane};
 
 /// The facts of a device that settings and blueprints are chosen by: the only place where CubeCL is asked for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Hardware {
         let hardware = &properties.hardware;
         Self {
             target: Target::of(properties),
-            plane: has_planes(client).then_some(hardware.plane_size_max),
+            plane: plane(client),
             cores: hardware.num_streaming_multiprocessors,
             host_cores: hardware.num_cpu_cores,
             is_rasterizer: is_rasterizer(client),

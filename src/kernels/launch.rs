@@ -39,7 +39,7 @@ pub struct Suballocation {
 }
 
 impl Suballocation {
-    /// Suballocation of so many bytes, each of which may be bound to a kernel as a buffer of its own.
+    /// Parts of so many bytes, each of which may be bound to a kernel as a buffer of its own.
     pub fn new(client: &Client, sizes: impl IntoIterator<Item = usize>) -> Self {
         let alignment = (client.properties().memory.alignment as usize).max(16);
         let (mut places, mut bytes) = (Vec::new(), 0usize);
@@ -119,12 +119,13 @@ pub fn is_rasterizer(client: &Client) -> bool {
     ["llvmpipe", "lavapipe", "swiftshader", "warp"].iter().any(|software| name.contains(software))
 }
 
-/// Whether lanes can talk to each other, in planes of one size.
-pub fn has_planes(client: &Client) -> bool {
+/// Lanes of a plane, where all planes are of one size and their lanes can talk to each other.
+pub fn plane(client: &Client) -> Option<u32> {
     let hardware = &client.properties().hardware;
     let plane = hardware.plane_size_max;
-    client.features().plane.contains(Plane::Ops)
+    let talks = client.features().plane.contains(Plane::Ops)
         && hardware.plane_size_min == plane
         && plane > 1
-        && !is_rasterizer(client)
+        && !is_rasterizer(client);
+    talks.then_some(plane)
 }

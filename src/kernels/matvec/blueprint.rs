@@ -6,6 +6,7 @@ use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
 use crate::kernels::formats::format;
 use crate::kernels::hardware::Hardware;
+use crate::kernels::launch::used_bytes;
 use crate::kernels::quantize::activations::shares_chunks;
 use crate::kernels::quantize::staged::Staging;
 use crate::kernels::weights::Weights;
@@ -70,7 +71,7 @@ impl Blueprint {
             && reduces
             && decodes(self.ty, span)
             && self.cubes != Some(0)
-            && self.staging.is_none_or(|_| shares_chunks(hardware, units))
+            && self.staging.is_none_or(|_| shares_chunks(hardware.plane, units))
     }
 
     /// The blueprint of a product by its settings.
@@ -89,7 +90,7 @@ impl Blueprint {
         let staged = settings.stage
             && cubes.is_some()
             && problem.operand == ActivationType::Int8
-            && shares_chunks(hardware, lanes_per_row * groups_per_cube);
+            && shares_chunks(hardware.plane, lanes_per_row * groups_per_cube);
         let codebook = format(problem.ty).and_then(|format| format.codebook_on(&hardware.target));
         let codebook = codebook.filter(|_| settings.stage_codebook).map_or(0, |codebook| codebook().len());
         let fits = |bytes: usize| bytes <= hardware.shared_memory;
@@ -141,7 +142,7 @@ impl Blueprint {
         });
         let whole = (chunks / span).is_multiple_of(self.lanes_per_row as usize * self.unroll);
         let prefetch = self.prefetch && staging.is_some();
-        let words = format(weights.ty()).and_then(|format| format.codebook).map_or(0, |codebook| codebook().len());
+        let words = used_bytes(&weights.codebook) / 4;
         let codebook = if self.codebook == words { words } else { 0 };
         let ty = weights.ty();
         Self { ty, operand, span, tokens: self.tokens.max(1), staging, prefetch, codebook, whole, ..self }

@@ -9,8 +9,7 @@ use super::codes::{SHARERS, Scale, codes_of_part, largest_of, of_chunk, round};
 use crate::kernels::activations::{Activations, Strides, strides};
 use crate::kernels::arch::dot::sum4;
 use crate::kernels::formats::CHUNK;
-use crate::kernels::hardware::Hardware;
-use crate::kernels::launch::{Grid, Suballocation, buffer, elementwise};
+use crate::kernels::launch::{Grid, Suballocation, buffer, elementwise, plane};
 
 /// int8 codes of activations, in chunks of 32 with a scale each.
 pub struct Quantized {
@@ -28,7 +27,7 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
     let chunks = k.div_ceil(CHUNK);
     let parts = Suballocation::new(client, [tokens * chunks * CHUNK, tokens * chunks * 16]);
     let (codes, scales) = (parts.handle(0), parts.handle(1));
-    let shared = shares_chunks(&Hardware::of(client), SHARERS as u32);
+    let shared = shares_chunks(plane(client), SHARERS as u32);
     x.for_each_run(|first, run, base, batch| {
         let (count, dim, grid) = elementwise(client, run * chunks * if shared { SHARERS } else { 1 });
         quantize_chunks::launch(
@@ -51,8 +50,8 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
 }
 
 /// Whether lanes of the device share chunks, in a cube of so many lanes.
-pub fn shares_chunks(hardware: &Hardware, lanes: u32) -> bool {
-    hardware.plane.is_some_and(|plane| lanes.min(plane).is_multiple_of(SHARERS as u32))
+pub fn shares_chunks(plane: Option<u32>, lanes: u32) -> bool {
+    plane.is_some_and(|plane| lanes.min(plane).is_multiple_of(SHARERS as u32))
 }
 
 /// A chunk is the work of one lane, or of [`SHARERS`].
