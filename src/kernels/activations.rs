@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 
 use super::floats::{FloatType, rounded};
 use super::formats::CHUNK;
-use super::launch::{Grid, buffer, elementwise, used_bytes};
+use super::launch::{Grid, GridLaunch, buffer, elementwise, used_bytes};
 use crate::{Error, Result};
 
 /// Floats on the device: `[.., k]` values of any strides, all of which lie in their buffer.
@@ -113,8 +113,8 @@ impl Activations {
         self.token_stride().filter(|stride| aligned && stride.is_multiple_of(4) && self.k().is_multiple_of(4))
     }
 
-    /// Calls `launch(first token, tokens, base, dimensions)` for runs of tokens that two batch dimensions describe.
-    pub(super) fn for_each_run(&self, mut launch: impl FnMut(usize, usize, usize, [(usize, usize); 2])) {
+    /// Calls `launch` for each run of tokens that two batch dimensions describe.
+    pub(super) fn for_each_run(&self, mut launch: impl FnMut(Run)) {
         let mut batch = self.batch();
         let inner = batch.pop().unwrap_or((1, 0));
         let outer = batch.pop().unwrap_or((1, 0));
@@ -126,15 +126,43 @@ impl Activations {
                 base += rest % extent * stride;
                 rest /= extent;
             }
-            launch(run * tokens, tokens, base, [outer, inner]);
+            launch(Run { x: self, first: run * tokens, tokens, base, outer: outer.1, inner });
         }
     }
 }
 
-/// Where a token's values start and how far apart they are.
+/// Tokens of activations that one launch reads.
+pub(super) struct Run<'a> {
+    x: &'a Activations,
+    /// The first of them.
+    first: usize,
+    pub tokens: usize,
+    /// Where its values begin.
+    base: usize,
+    /// The stride of the outer batch dimension.
+    outer: usize,
+    /// Extent and stride of the inner one.
+    inner: (usize, usize),
+}
+
+impl Run<'_> {
+    /// The run as an argument of a kernel.
+    pub fn arg(&self, grid: GridLaunch) -> TokensLaunch {
+        let column = self.x.strides.last().copied().unwrap_or(1);
+        let (extent, inner) = self.inner;
+        TokensLaunch::new(grid, self.first, self.x.k(), self.base, self.outer, extent, inner, column)
+    }
+}
+
+/// A [`Run`] of tokens, and the units of a launch that read them.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
-pub(super) struct Strides {
+pub(super) struct Tokens {
+    pub grid: Grid,
+    /// The first token of the run among all.
+    pub first: usize,
+    /// Values of a token.
+    pub k: usize,
     base: usize,
     outer: usize,
     inner_extent: usize,
@@ -143,17 +171,17 @@ pub(super) struct Strides {
 }
 
 #[cube]
-impl Strides {
+impl Tokens {
+    /// Chunks of a token.
+    pub fn chunks(&self) -> usize {
+        (self.k + comptime!(CHUNK - 1)) / CHUNK
+    }
+
+    /// Where a value of a token of the run is.
     pub fn index(&self, token: usize, column: usize) -> usize {
         let (outer, inner) = (token / self.inner_extent, token % self.inner_extent);
         self.base + outer * self.outer + inner * self.inner + column * self.column
     }
-}
-
-/// [`Strides`] of a run that [`Activations::for_each_run`] gives.
-pub(super) fn strides(x: &Activations, base: usize, [outer, inner]: [(usize, usize); 2]) -> StridesLaunch {
-    let column = x.strides.last().copied().unwrap_or(1);
-    StridesLaunch::new(base, outer.1, inner.0, inner.1, column)
 }
 
 /// Contiguous `[tokens, chunks * 32]` values of type `to`, zeros past `k`.
@@ -161,49 +189,27 @@ pub fn pack(client: &Client, x: &Activations, to: FloatType) -> Handle {
     let (tokens, k) = (x.tokens(), x.k());
     let padded = k.next_multiple_of(CHUNK);
     let out = client.empty((tokens * padded * to.bytes()).max(16));
-    x.for_each_run(|first, run, base, batch| {
-        let (count, dim, grid) = elementwise(client, run * padded);
-        pack_values::launch(
-            client,
-            count,
-            dim,
-            buffer(&x.handle, x.ty.bytes()),
-            strides(x, base, batch),
-            buffer(&out, to.bytes()),
-            grid,
-            first * padded,
-            padded,
-            k,
-            to,
-            [x.ty.elem(), to.elem()],
-        );
+    x.for_each_run(|run| {
+        let (count, dim, grid) = elementwise(client, run.tokens * padded);
+        let (from, into) = (buffer(&x.handle, x.ty.bytes()), buffer(&out, to.bytes()));
+        pack_values::launch(client, count, dim, from, into, run.arg(grid), [x.ty.elem(), to.elem()]);
     });
     out
 }
 
 #[cube(launch)]
-#[allow(clippy::too_many_arguments)]
-fn pack_values<X: Float, Y: Float>(
-    x: &[X],
-    strides: Strides,
-    out: &mut [Y],
-    grid: Grid,
-    first: usize,
-    padded: usize,
-    k: usize,
-    #[comptime] to: FloatType,
-    #[define(X, Y)] _dtypes: [ElemType; 2],
-) {
-    let position = grid.unit();
-    if position >= grid.len {
+fn pack_values<X: Float, Y: Float>(x: &[X], out: &mut [Y], tokens: Tokens, #[define(X, Y)] _dtypes: [ElemType; 2]) {
+    let position = tokens.grid.unit();
+    if position >= tokens.grid.len {
         terminate!();
     }
+    let padded = tokens.chunks() * CHUNK;
     let (token, column) = (position / padded, position % padded);
     let mut value = Y::new(0.0f32);
-    if column < k {
-        value = rounded::<Y>(f32::cast_from(x[strides.index(token, column)]), to);
+    if column < tokens.k {
+        value = rounded::<Y>(f32::cast_from(x[tokens.index(token, column)]));
     }
-    out[first + position] = value;
+    out[tokens.first * padded + position] = value;
 }
 
 /// The first `len` of a handle's f32 values, which it must have, as `to`.

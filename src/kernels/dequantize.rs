@@ -35,74 +35,63 @@ fn decode(
     let words = (rows * k * to.bytes()).div_ceil(4).next_multiple_of(4);
     let out = client.empty(4 * words.max(4));
     let gather = ids.is_some() as u32;
-    let ids = ids.unwrap_or(&weights.codebook);
+    let ids = buffer(ids.unwrap_or(&weights.codebook), 4);
+    let rows_of = |grid| RowsLaunch::new(grid, ids, gather, first, rows, k);
+    let (view, ty) = (weights.view(), weights.ty());
     if k.is_multiple_of(CHUNK) {
         let (count, dim, grid) = elementwise(client, rows * k / CHUNK);
-        decode_chunks::launch(
-            client,
-            count,
-            dim,
-            weights.view(),
-            buffer(ids, 4),
-            buffer(&out, 16),
-            grid,
-            first,
-            k / CHUNK,
-            gather,
-            weights.ty(),
-            to,
-        );
+        decode_chunks::launch(client, count, dim, view, rows_of(grid), buffer(&out, 16), ty, to);
     } else {
         let (count, dim, grid) = elementwise(client, words);
-        decode_ragged::launch(
-            client,
-            count,
-            dim,
-            weights.view(),
-            buffer(ids, 4),
-            buffer(&out, 4),
-            grid,
-            first,
-            rows,
-            k,
-            gather,
-            weights.ty(),
-            to,
-        );
+        decode_ragged::launch(client, count, dim, view, rows_of(grid), buffer(&out, 4), ty, to);
     }
     out
 }
 
-/// The row of the matrix behind row `row` of the output: the one that its id names where `gather` is 1.
+/// Rows of a matrix, and the units of a launch that decode them.
+#[derive(CubeType, CubeLaunch)]
+struct Rows {
+    grid: Grid,
+    /// What rows are named by, if they are.
+    ids: Box<[u32]>,
+    /// 1 where rows are named by ids, or else 0.
+    gather: u32,
+    /// The first row where they are not.
+    first: usize,
+    /// How many.
+    count: usize,
+    /// Values of a row.
+    k: usize,
+}
+
 #[cube]
-fn source_row(ids: &[u32], first: usize, row: usize, gather: u32) -> usize {
-    let mut source = first + row;
-    if gather == 1 {
-        source = usize::cast_from(ids[row]);
+impl Rows {
+    /// The row of the matrix behind row `row` of the output.
+    fn source(&self, row: usize) -> usize {
+        let mut source = self.first + row;
+        if self.gather == 1 {
+            source = usize::cast_from(self.ids[row]);
+        }
+        source
     }
-    source
 }
 
 /// 32 values a unit; rows are whole chunks, so that every store is 16 bytes.
 #[cube(launch)]
-#[allow(clippy::too_many_arguments)]
 fn decode_chunks(
     view: &MatrixView,
-    ids: &[u32],
+    rows: &Rows,
     out: &mut [Words],
-    grid: Grid,
-    first: usize,
-    chunks_per_row: usize,
-    gather: u32,
     #[comptime] ty: GgmlType,
     #[comptime] to: FloatType,
 ) {
-    let position = grid.unit();
-    if position >= grid.len {
+    let position = rows.grid.unit();
+    if position >= rows.grid.len {
         terminate!();
     }
-    let row = source_row(ids, first, position / chunks_per_row, gather);
-    let values = values(view, &view.codebook, At::chunk(row, position % chunks_per_row), ty);
+    let chunks = rows.k / CHUNK;
+    let at = At::chunk(rows.source(position / chunks), position % chunks);
+    let values = values(view, &view.codebook, at, ty);
     if comptime!(to == FloatType::F32) {
         #[unroll]
         for i in 0..8usize {
@@ -125,50 +114,26 @@ fn decode_chunks(
 
 /// One word of output a unit, for dense rows that end inside a chunk.
 #[cube(launch)]
-#[allow(clippy::too_many_arguments)]
-fn decode_ragged(
-    view: &MatrixView,
-    ids: &[u32],
-    out: &mut [u32],
-    grid: Grid,
-    first: usize,
-    rows: usize,
-    k: usize,
-    gather: u32,
-    #[comptime] ty: GgmlType,
-    #[comptime] to: FloatType,
-) {
-    let position = grid.unit();
-    if position >= grid.len {
+fn decode_ragged(view: &MatrixView, rows: &Rows, out: &mut [u32], #[comptime] ty: GgmlType, #[comptime] to: FloatType) {
+    let position = rows.grid.unit();
+    if position >= rows.grid.len {
         terminate!();
     }
     if comptime!(to == FloatType::F32) {
-        out[position] = u32::reinterpret(element(view, ids, first, rows, k, position, gather, ty));
+        out[position] = u32::reinterpret(element(view, rows, position, ty));
     } else {
-        let low = element(view, ids, first, rows, k, 2 * position, gather, ty);
-        let high = element(view, ids, first, rows, k, 2 * position + 1, gather, ty);
-        out[position] = pack_two(low, high, to);
+        out[position] = pack_two(element(view, rows, 2 * position, ty), element(view, rows, 2 * position + 1, ty), to);
     }
 }
 
 /// Element `index` of the output, or zero past its end.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn element(
-    view: &MatrixView,
-    ids: &[u32],
-    first: usize,
-    rows: usize,
-    k: usize,
-    index: usize,
-    gather: u32,
-    #[comptime] ty: GgmlType,
-) -> f32 {
+fn element(view: &MatrixView, rows: &Rows, index: usize, #[comptime] ty: GgmlType) -> f32 {
     comptime!(assert!(traits(ty).dense, "rows of block formats are whole chunks"));
     let mut out = 0.0f32;
-    if index < rows * k {
-        let row = source_row(ids, first, index / k, gather);
-        let column = index % k;
+    if index < rows.count * rows.k {
+        let row = rows.source(index / rows.k);
+        let column = index % rows.k;
         let values = values(view, &view.codebook, At::chunk(row, column / CHUNK), ty);
         #[unroll]
         for i in 0..CHUNK {

@@ -9,8 +9,11 @@ use half::{bf16, f16};
 /// A float type of activations and outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FloatType {
+    /// IEEE single precision.
     F32,
+    /// IEEE half precision.
     F16,
+    /// The upper half of an f32.
     BF16,
 }
 
@@ -71,10 +74,11 @@ pub fn pack_two(low: f32, high: f32, #[comptime] to: FloatType) -> u32 {
     }
 }
 
-/// `value` rounded to `ty`, which `O` is, to nearest even.
+/// `value` rounded to nearest even.
 #[cube]
-pub fn rounded<O: Float>(value: f32, #[comptime] ty: FloatType) -> O {
-    if comptime!(ty == FloatType::BF16) {
+pub fn rounded<O: Float>(value: f32) -> O {
+    let elem = elem_type_of::<O>();
+    if comptime!(elem == FloatType::BF16.elem()) {
         // CubeCL 0.11.3's CPU runtime converts f32 to bf16 as if to f16.
         O::reinterpret(u16::cast_from(bf16_bits(value)))
     } else {

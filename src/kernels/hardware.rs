@@ -18,6 +18,7 @@ pub struct Hardware {
     pub host_cores: Option<u32>,
     /// Whether the device is the host behind a graphics API.
     pub is_rasterizer: bool,
+    /// The most units of a cube.
     pub max_units_per_cube: u32,
     /// Bytes of shared memory that a cube may have.
     pub shared_memory: usize,

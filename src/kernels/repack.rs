@@ -40,8 +40,8 @@ pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, off
     let step = (STAGING / (per_quantum * block_bytes)).max(1);
     for (chunk, first) in (0..rows * per_row).step_by(step).enumerate() {
         let end = (first + step).min(rows * per_row);
-        let (from, to) = (first_block(first), first_block(end));
-        let blocks_of_chunk = &data[from * block_bytes..to * block_bytes];
+        let (from_block, to_block) = (first_block(first), first_block(end));
+        let blocks_of_chunk = &data[from_block * block_bytes..to_block * block_bytes];
         let Some(bytes) = format.little_endian(blocks_of_chunk, endian) else { return };
         let mut bytes = bytes.into_owned();
         bytes.resize(bytes.len().next_multiple_of(4).max(4), 0);
@@ -49,25 +49,15 @@ pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, off
         for ((component, at), table) in layout.components.iter().zip(&offsets.components).zip(&tables) {
             let words_per_quantum = component.block_bits() * per_quantum / 32;
             let (count, dim, grid) = elementwise(client, (end - first) * words_per_quantum);
-            repack::launch(
-                client,
-                count,
-                dim,
-                buffer(&staged, 4),
-                buffer(table, 4),
-                buffer(out, 4),
-                grid,
-                first,
-                per_row,
-                blocks,
-                from,
-                at.offset,
-                at.stride,
-                component.width as usize,
-                component.fields.len(),
-                8 * block_bytes,
-                per_quantum,
-            );
+            let (from, fields, into) = (buffer(&staged, 4), buffer(table, 4), buffer(out, 4));
+            let run = QuantaLaunch::new(grid, first, per_row, blocks, from_block, at.offset, at.stride);
+            let shape = QuantumShape {
+                width: component.width as usize,
+                fields: component.fields.len(),
+                block_bits: 8 * block_bytes,
+                blocks: per_quantum,
+            };
+            repack::launch(client, count, dim, from, fields, into, run, shape);
         }
         // Bounds what is staged: without it every chunk of a large tensor would wait in memory.
         if chunk % 2 == 1 {
@@ -81,49 +71,63 @@ fn field_table(client: &Client, fields: &[u16]) -> Handle {
     client.create_from_slice(bytemuck::cast_slice(&words))
 }
 
-/// One word of one component a unit. `source` starts at block `from` of the tensor; quanta count from `first`.
-#[cube(launch)]
-#[allow(clippy::too_many_arguments)]
-fn repack(
-    source: &[u32],
-    fields: &[u32],
-    out: &mut [u32],
+/// Which words of a component a launch writes, and what it has of the source.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Quanta {
     grid: Grid,
+    /// The first quantum of all rows.
     first: usize,
-    quanta_per_row: usize,
+    per_row: usize,
+    /// Blocks of a row.
     blocks: usize,
-    from: usize,
+    /// The block that the source begins with.
+    from_block: usize,
+    /// The component's first word.
     offset: usize,
+    /// Words of the component from one row to the next.
     stride: usize,
-    #[comptime] width: usize,
-    #[comptime] block_fields: usize,
-    #[comptime] block_bits: usize,
-    #[comptime] per_quantum: usize,
-) {
-    let position = grid.unit();
-    if position >= grid.len {
+}
+
+/// What a quantum of a component is gathered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct QuantumShape {
+    /// Bits of a field.
+    width: usize,
+    /// Fields of a block.
+    fields: usize,
+    block_bits: usize,
+    /// Blocks of a quantum.
+    blocks: usize,
+}
+
+/// One word of one component a unit.
+#[cube(launch)]
+fn repack(source: &[u32], fields: &[u32], out: &mut [u32], quanta: Quanta, #[comptime] shape: QuantumShape) {
+    let position = quanta.grid.unit();
+    if position >= quanta.grid.len {
         terminate!();
     }
-    let per_word = comptime!(32 / width);
-    let words_per_quantum = comptime!(block_fields * per_quantum / per_word);
-    let quantum = first + position / words_per_quantum;
+    let per_word = comptime!(32 / shape.width);
+    let words_per_quantum = comptime!(shape.fields * shape.blocks / per_word);
+    let quantum = quanta.first + position / words_per_quantum;
     let in_quantum = position % words_per_quantum;
-    let row = quantum / quanta_per_row;
-    let row_quantum = quantum % quanta_per_row;
+    let row = quantum / quanta.per_row;
+    let row_quantum = quantum % quanta.per_row;
     let row_word = row_quantum * words_per_quantum + in_quantum;
-    if row_word < stride {
+    if row_word < quanta.stride {
         let mut word = 0u32;
         for i in 0..per_word {
             let field = in_quantum * per_word + i;
-            let block = row_quantum * per_quantum + field / block_fields;
+            let block = row_quantum * shape.blocks + field / shape.fields;
             // Past the row's last block: padding.
-            if block < blocks {
-                let start = (row * blocks + block - from) * block_bits;
-                let bit = start + usize::cast_from(fields[field % block_fields]);
-                let value = (source[bit / 32] >> u32::cast_from(bit % 32)) & comptime!(u32::MAX >> (32 - width));
-                word |= value << u32::cast_from(i * width);
+            if block < quanta.blocks {
+                let start = (row * quanta.blocks + block - quanta.from_block) * shape.block_bits;
+                let bit = start + usize::cast_from(fields[field % shape.fields]);
+                let value = (source[bit / 32] >> u32::cast_from(bit % 32)) & comptime!(u32::MAX >> (32 - shape.width));
+                word |= value << u32::cast_from(i * shape.width);
             }
         }
-        out[offset + row * stride + row_word] = word;
+        out[quanta.offset + row * quanta.stride + row_word] = word;
     }
 }

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use approx::assert_relative_eq;
 use cube_gguf::gguf::{Files, GgmlType, Writer};
 use serde_json::Value;
 
@@ -301,7 +302,7 @@ fn matmul() {
         assert!(header.contains("'<f4'") && header.contains("'shape': (2, 2, 6,)"), "{header}");
         let wanted = |i: usize| values[i % n * k + columns[i / n]];
         for (i, found) in floats(&data).into_iter().enumerate() {
-            assert!((found - wanted(i)).abs() <= 0.01 * wanted(i).abs(), "{found} for {} on {device}", wanted(i));
+            assert_relative_eq!(found, wanted(i), max_relative = 0.01);
         }
         let float = [&arguments[..], &["--arithmetic", "float"]].concat();
         match *device {

@@ -35,6 +35,7 @@ pub fn run(args: &Args) -> Result<()> {
         true => hip_report::budgets(&[], &[]),
         false => hip_report::budgets(&ARCHITECTURES, &[]),
     };
+    steps.extend(on_linux(step("HIP report's tests", hip_report::tests)));
     steps.extend(on_linux(counted(REPORT, report)));
     steps.extend([step("lint", lint), step("documentation", documentation), step("fuzz", move || fuzz(full))]);
     if full {

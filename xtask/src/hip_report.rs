@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::steps::{Cost, Outcome};
-use crate::{hip_stand_in, process, setup, test};
+use crate::{hip_stand_in, process, setup};
 
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
@@ -48,10 +48,20 @@ fn rows(report: &Value) -> Option<Vec<Cost>> {
     report["rows"].as_array()?.iter().map(cost).collect()
 }
 
+/// The report's own tests.
+pub fn tests() -> Result<()> {
+    process::run(&mut cargo("test"), "the HIP report's tests")
+}
+
+/// The report's package, which has CubeCL with the features of the tests.
+fn cargo(command: &str) -> Command {
+    process::cargo([command, "--quiet", "--package", "hip-report"])
+}
+
 /// Fails where a budget is broken. The report makes one process for each architecture, and sets what the GPU says it is.
 fn report(arguments: &[OsString]) -> Result<()> {
     let environment = hip_stand_in::environment("", None)?;
-    let mut report = Command::new(test::built(&["--example", "hip_report"], "hip_report")?);
+    let mut report = Command::new(process::built(&mut cargo("build"), "hip-report")?);
     report.args(arguments).current_dir(process::root()).envs(environment);
     process::run(&mut report, "the HIP report")
 }

@@ -93,14 +93,9 @@ fn xtask() -> Result<()> {
     process::run(&mut cargo, "the tasks' tests")
 }
 
-/// The program of the table.
+/// The program of the table, built with the features of the tests: with others, CubeCL is built again.
 pub fn table() -> Result<PathBuf> {
-    built(&["--test", "devices"], "devices")
-}
-
-/// A program of the library's package, built with the features of the tests: with others, CubeCL is built again.
-pub fn built(selection: &[&str], name: &str) -> Result<PathBuf> {
-    process::built(cargo(&["build", "--quiet"]).args(selection), name)
+    process::built(&mut cargo(&["build", "--quiet", "--test", "devices"]), "devices")
 }
 
 fn cargo(args: &[&str]) -> std::process::Command {

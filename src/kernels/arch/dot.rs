@@ -16,7 +16,9 @@ use crate::kernels::vector::Words;
 /// How the bytes of weights read; those of activations are always signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bytes {
+    /// From -128 to 127.
     Signed,
+    /// From 0 to 255.
     Unsigned,
 }
 

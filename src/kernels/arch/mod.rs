@@ -1,5 +1,6 @@
 //! What a compiler's target offers beyond CubeCL's own operations.
 
+#[expect(missing_docs, reason = "the module that `#[cube]` makes of a function")]
 pub mod dot;
 #[cfg(feature = "llvm")]
 mod llvm;

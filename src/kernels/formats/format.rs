@@ -9,7 +9,9 @@ use crate::kernels::arch::target::Target;
 
 /// What is known of a format before any data.
 pub struct Format {
+    /// The type in a file.
     pub ty: GgmlType,
+    /// What kernels know of it.
     pub traits: Traits,
     /// The device layout.
     pub layout: fn() -> Layout,

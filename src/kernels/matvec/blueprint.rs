@@ -25,8 +25,11 @@ pub enum Reduction {
 /// Everything about the kernel that is fixed when it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Blueprint {
+    /// The format of the weights.
     pub ty: GgmlType,
+    /// What the activations are multiplied as.
     pub operand: ActivationType,
+    /// How the lanes of a group add up.
     pub reduction: Reduction,
     /// Chunks that a lane decodes together: the format's span, or 1 where that does not divide the row's.
     pub span: usize,
@@ -119,9 +122,19 @@ impl Blueprint {
         self.lanes_per_row * self.groups_per_cube
     }
 
+    /// Sums that a lane has: one a row and token.
+    pub(super) fn sums(&self) -> usize {
+        self.rows_per_group * self.tokens
+    }
+
+    /// Which of them is that of a row and a token.
+    pub(super) fn sum(&self, row: usize, token: usize) -> usize {
+        row * self.tokens + token
+    }
+
     /// Which of the prefetched chunks is in that place of a step's span, in that row.
-    pub(super) fn prefetched(&self, i: usize, place: usize, row: usize) -> usize {
-        (i * self.span + place) * self.rows_per_group + row
+    pub(super) fn prefetched(&self, turn: usize, place: usize, row: usize) -> usize {
+        (turn * self.span + place) * self.rows_per_group + row
     }
 
     /// Whether the sums of both are made of the same terms in the same order.

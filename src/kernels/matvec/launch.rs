@@ -5,12 +5,14 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::blueprint::Blueprint;
-use super::kernel::{MATRIX_BUFFERS, Matrix, MatrixLaunch, multiply_rows, multiply_staged};
+use super::kernel::{
+    CodesLaunch, ExtentLaunch, MATRIX_BUFFERS, Matrix, MatrixLaunch, multiply_codes, multiply_staged, multiply_values,
+};
 use super::problem::{ActivationType, MAX_TOKENS};
 use crate::kernels::activations::{Activations, pack};
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::{CHUNK, traits};
-use crate::kernels::launch::{GridLaunch, Suballocation, buffer, cubes};
+use crate::kernels::launch::{Suballocation, buffer, cubes};
 use crate::kernels::quantize::activations::{Quantized, quantize};
 use crate::kernels::weights::Weights;
 
@@ -119,33 +121,31 @@ impl Plan {
             let launch = Launch { client, weights, x, out, places, first };
             match blueprint.staging {
                 Some(_) => launch.staged(blueprint),
-                None => launch
-                    .of(blueprint, prepared.get_or_insert_with(|| PreparedActivations::new(client, x, self.operand))),
+                None => launch.prepared(
+                    blueprint,
+                    prepared.get_or_insert_with(|| PreparedActivations::new(client, x, self.operand)),
+                ),
             }
         }
     }
 }
 
 /// Activations as a kernel multiplies them.
-struct PreparedActivations {
-    codes: Handle,
-    /// Values, or the scales and sums of codes.
-    values: Handle,
+enum PreparedActivations {
+    Codes(Quantized),
+    /// Contiguous f32, in whole chunks.
+    Values(Handle),
 }
 
 impl PreparedActivations {
     fn new(client: &Client, x: &Activations, operand: ActivationType) -> Self {
         match operand {
-            ActivationType::Int8 => {
-                let Quantized { codes, scales } = quantize(client, x);
-                Self { codes, values: scales }
-            }
+            ActivationType::Int8 => Self::Codes(quantize(client, x)),
             ActivationType::Float => {
                 let as_they_are = x.ty() == FloatType::F32
                     && x.k().is_multiple_of(CHUNK)
                     && x.vector_stride().is_some_and(|stride| x.tokens() == 1 || stride == x.k());
-                let values = if as_they_are { x.handle().clone() } else { pack(client, x, FloatType::F32) };
-                Self { codes: values.clone(), values }
+                Self::Values(if as_they_are { x.handle().clone() } else { pack(client, x, FloatType::F32) })
             }
         }
     }
@@ -167,8 +167,9 @@ impl Launch<'_> {
         self.weights[0].chunks()
     }
 
-    /// The cubes, and each matrix with those that take its rows.
-    fn grid(&self, blueprint: &Blueprint) -> (CubeCount, GridLaunch, SequenceArg<Matrix>) {
+    /// The cubes, each matrix with those that take its rows, and how much they multiply of activations whose rows are `stride`
+    /// apart.
+    fn grid(&self, blueprint: &Blueprint, stride: usize) -> (CubeCount, SequenceArg<Matrix>, ExtentLaunch) {
         let groups = blueprint.groups_per_cube as usize;
         let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows_per_group);
         let wanted: usize = self.weights.iter().map(|weights| tasks(weights).div_ceil(groups)).sum();
@@ -191,56 +192,50 @@ impl Launch<'_> {
             before = if most.is_some() { (before + tasks) % all_groups } else { before + own };
         }
         let (cubes, grid) = cubes(self.client, count, count);
-        (cubes, grid, matrices)
+        let spans = self.chunks() / blueprint.span;
+        (cubes, matrices, ExtentLaunch::new(grid, spans, stride, self.first, self.x.tokens()))
     }
 
-    fn of(&self, blueprint: Blueprint, prepared: &PreparedActivations) {
-        let (count, grid, matrices) = self.grid(&blueprint);
+    fn prepared(&self, blueprint: Blueprint, prepared: &PreparedActivations) {
+        let (client, chunks, elem) = (self.client, self.chunks(), self.x.ty().elem());
+        let dim = CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube);
+        let out = buffer(&self.out.whole, self.x.ty().bytes());
         // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and chunks below the row's, so that
         // what it reads of a matrix lies in the components that were laid out for its `n` rows, what it reads of the activations
         // in `tokens` rows of `chunks`, and what it writes in `tokens` rows of `n` from the matrix's place on. Codebooks
         // have an entry for every index that bits can form.
         unsafe {
-            multiply_rows::launch_unchecked(
-                self.client,
-                count,
-                CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube),
-                matrices,
-                buffer(&prepared.codes, 16),
-                buffer(&prepared.values, 16),
-                buffer(&self.out.whole, self.x.ty().bytes()),
-                grid,
-                self.chunks() / blueprint.span,
-                self.first,
-                self.x.tokens(),
-                blueprint,
-                self.x.ty(),
-                self.x.ty().elem(),
-            );
+            match prepared {
+                PreparedActivations::Codes(Quantized { codes, scales }) => {
+                    let (count, matrices, extent) = self.grid(&blueprint, chunks);
+                    let x = CodesLaunch::new(buffer(codes, 16), buffer(scales, 16));
+                    multiply_codes::launch_unchecked(client, count, dim, matrices, x, out, extent, blueprint, elem);
+                }
+                PreparedActivations::Values(values) => {
+                    let (count, matrices, extent) = self.grid(&blueprint, chunks * CHUNK / 4);
+                    let x = buffer(values, 16);
+                    multiply_values::launch_unchecked(client, count, dim, matrices, x, out, extent, blueprint, elem);
+                }
+            }
         }
     }
 
     fn staged(&self, blueprint: Blueprint) {
-        let (count, grid, matrices) = self.grid(&blueprint);
-        let stride = self.x.vector_stride().unwrap_or_default();
-        // SAFETY: as in `of`; a staged blueprint is of activations whose tokens are `stride` values apart, and has room in
-        // shared memory for the chunks of a row.
+        let (count, matrices, extent) = self.grid(&blueprint, self.x.vector_stride().unwrap_or_default() / 4);
+        let ty = self.x.ty();
+        // SAFETY: as in `prepared`; a staged blueprint is of activations whose tokens are `stride` vectors apart, and has room
+        // in shared memory for the chunks of a row.
         unsafe {
             multiply_staged::launch_unchecked(
                 self.client,
                 count,
                 CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube),
                 matrices,
-                buffer(self.x.handle(), 4 * self.x.ty().bytes()),
-                buffer(&self.out.whole, self.x.ty().bytes()),
-                grid,
-                self.chunks() / blueprint.span,
-                stride / 4,
-                self.first,
-                self.x.tokens(),
+                buffer(self.x.handle(), 4 * ty.bytes()),
+                buffer(&self.out.whole, ty.bytes()),
+                extent,
                 blueprint,
-                self.x.ty(),
-                [self.x.ty().elem(), self.x.ty().elem()],
+                [ty.elem(), ty.elem()],
             );
         }
     }

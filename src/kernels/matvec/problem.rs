@@ -20,7 +20,9 @@ pub enum ActivationType {
 /// The product of few tokens that [`Settings`](super::Settings) are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
+    /// The format of the weights.
     pub ty: GgmlType,
+    /// What the activations are multiplied as.
     pub operand: ActivationType,
     /// Rows of activations.
     pub tokens: usize,

@@ -6,10 +6,10 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::codes::{SHARERS, Scale, codes_of_part, largest_of, of_chunk, round};
-use crate::kernels::activations::{Activations, Strides, strides};
+use crate::kernels::activations::{Activations, Tokens};
 use crate::kernels::arch::dot::sum4;
 use crate::kernels::formats::CHUNK;
-use crate::kernels::launch::{Grid, Suballocation, buffer, elementwise, plane};
+use crate::kernels::launch::{Suballocation, buffer, elementwise, plane};
 
 /// int8 codes of activations, in chunks of 32 with a scale each.
 pub struct Quantized {
@@ -28,20 +28,16 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
     let parts = Suballocation::new(client, [tokens * chunks * CHUNK, tokens * chunks * 16]);
     let (codes, scales) = (parts.handle(0), parts.handle(1));
     let shared = shares_chunks(plane(client), SHARERS as u32);
-    x.for_each_run(|first, run, base, batch| {
-        let (count, dim, grid) = elementwise(client, run * chunks * if shared { SHARERS } else { 1 });
+    x.for_each_run(|run| {
+        let (count, dim, grid) = elementwise(client, run.tokens * chunks * if shared { SHARERS } else { 1 });
         quantize_chunks::launch(
             client,
             count,
             dim,
             buffer(x.handle(), x.ty().bytes()),
-            strides(x, base, batch),
             buffer(&codes, 4),
             buffer(&scales, 16),
-            grid,
-            first * chunks,
-            chunks,
-            k,
+            run.arg(grid),
             shared,
             x.ty().elem(),
         );
@@ -56,27 +52,24 @@ pub fn shares_chunks(plane: Option<u32>, lanes: u32) -> bool {
 
 /// A chunk is the work of one lane, or of [`SHARERS`].
 #[cube(launch)]
-#[allow(clippy::too_many_arguments)]
 fn quantize_chunks<X: Float>(
     x: &[X],
-    strides: Strides,
     codes: &mut [u32],
     scales: &mut [Vector<f32, Const<4>>],
-    grid: Grid,
-    first_chunk: usize,
-    chunks: usize,
-    k: usize,
+    tokens: Tokens,
     #[comptime] shared: bool,
     #[define(X)] _dtype: ElemType,
 ) {
-    let position = grid.unit();
-    let inside = position < grid.len;
+    let position = tokens.grid.unit();
+    let inside = position < tokens.grid.len;
     // Lanes that share a chunk stay together: what is past the end repeats the last and stores nothing.
-    let position = select(inside, position, grid.len - 1);
+    let position = select(inside, position, tokens.grid.len - 1);
+    let chunks = tokens.chunks();
+    let first_chunk = tokens.first * chunks;
     if comptime!(shared) {
         let (at, part) = (position / SHARERS, position % SHARERS);
         let mut values = Sequence::<Vector<f32, Const<4>>>::new();
-        values.push(load_four(x, strides, at / chunks, at % chunks * CHUNK + part * 4, k));
+        values.push(load_four(x, tokens, at / chunks, at % chunks * CHUNK + part * 4));
         let (coded, of_chunk) = codes_of_part(&values, SHARERS);
         if inside {
             codes[(first_chunk + at) * SHARERS + part] = *coded.index(0usize);
@@ -90,7 +83,7 @@ fn quantize_chunks<X: Float>(
         let mut largest = 0u32;
         #[unroll]
         for part in 0..SHARERS {
-            values.push(load_four(x, strides, token, column + part * 4, k));
+            values.push(load_four(x, tokens, token, column + part * 4));
             largest = max(largest, largest_of(*values.index(part)));
         }
         let scale = Scale::of(largest);
@@ -111,14 +104,14 @@ fn quantize_chunks<X: Float>(
     }
 }
 
-/// Four of a token's values from `column` on, zeros past `k`.
+/// Four of a token's values from `column` on, zeros past the last.
 #[cube]
-fn load_four<X: Float>(x: &[X], strides: Strides, token: usize, column: usize, k: usize) -> Vector<f32, Const<4>> {
+fn load_four<X: Float>(x: &[X], tokens: Tokens, token: usize, column: usize) -> Vector<f32, Const<4>> {
     let mut four = Vector::<f32, Const<4>>::new(0.0f32);
     #[unroll]
     for i in 0..4usize {
-        if column + i < k {
-            four.insert(i, f32::cast_from(x[strides.index(token, column + i)]));
+        if column + i < tokens.k {
+            four.insert(i, f32::cast_from(x[tokens.index(token, column + i)]));
         }
     }
     four

@@ -6,17 +6,25 @@ use super::codes::{SHARERS, codes_of_part};
 use crate::kernels::formats::CHUNK;
 use crate::kernels::vector::Words;
 
-/// Codes of `tokens` rows of activations in a cube's shared memory, as [`staged()`] places them.
-///
-/// Row `t` starts at vector `t * stride` of `x`; rows past the last repeat it.
+/// Rows of activations.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct Rows {
+    /// Vectors from one row to the next.
+    pub stride: usize,
+    /// The first that is staged.
+    pub first: usize,
+    /// All that there are; those past the last repeat it.
+    pub all: usize,
+    /// Chunks of a row.
+    pub chunks: usize,
+}
+
+/// Codes of the staging's rows of activations in a cube's shared memory, as [`staged()`] places them, by `lanes` units.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub fn stage<X: Float>(
     x: &[Vector<X, Const<4>>],
-    stride: usize,
-    first_token: usize,
-    all_tokens: usize,
-    chunks: usize,
+    rows: Rows,
     codes: &mut [Words],
     scales: &mut [Vector<f32, Const<4>>],
     #[comptime] staging: Staging,
@@ -33,13 +41,13 @@ pub fn stage<X: Float>(
         #[unroll]
         for turn in 0..at_once {
             let position = first + comptime!(turn * lanes) + UNIT_POS as usize;
-            let (token, at) = (first_token + position / row_parts, position % row_parts * fours);
-            let token = select(token < all_tokens, token, all_tokens - 1);
-            let at = select(at < chunks * SHARERS, at, 0);
+            let (token, at) = (rows.first + position / row_parts, position % row_parts * fours);
+            let token = select(token < rows.all, token, rows.all - 1);
+            let at = select(at < rows.chunks * SHARERS, at, 0);
             let mut values = Sequence::<Vector<f32, Const<4>>>::new();
             #[unroll]
             for i in 0..fours {
-                values.push(Vector::<f32, Const<4>>::cast_from(x[token * stride + at + i]));
+                values.push(Vector::<f32, Const<4>>::cast_from(x[token * rows.stride + at + i]));
             }
             loaded.push(values);
         }
@@ -51,7 +59,7 @@ pub fn stage<X: Float>(
                 let (token, at) = (position / row_parts, position % row_parts);
                 let (chunk, part) = (at / parts, at % parts);
                 let (coded, of_chunk) = codes_of_part(loaded.index(turn), parts);
-                if position < all && chunk < chunks {
+                if position < all && chunk < rows.chunks {
                     let place = staged(token, chunk / staging.span, chunk % staging.span, staging);
                     let (half, four) = (part / comptime!(parts / 2), part % comptime!(parts / 2) * fours);
                     store(codes, place + half * comptime!(staging.vectors()), four, &coded);

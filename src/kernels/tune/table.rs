@@ -22,6 +22,7 @@ pub struct Entry {
     /// The GGUF type, as `Q4_K`.
     #[serde(rename = "type")]
     pub ty: String,
+    /// What the activations are multiplied as.
     pub operand: ActivationType,
     /// Rows of activations.
     pub tokens: usize,
@@ -29,6 +30,7 @@ pub struct Entry {
     pub n: usize,
     /// Columns of weights.
     pub k: usize,
+    /// The settings of its kernel.
     pub settings: Settings,
     /// Microseconds with these.
     pub us: f64,

@@ -14,11 +14,14 @@ use super::{QTensor, WeightDevice};
 use crate::gguf::{self, Encode, Endian, Header, MAX_ARRAY_DEPTH, Writer, encode_array_head};
 use crate::{Error, GgmlDType};
 
-/// A tensor in a file: its type, its extents (outermost first), and where it starts in the section of tensors, in bytes.
+/// A tensor in a file.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
+    /// Its type.
     pub ggml_dtype: GgmlDType,
+    /// Its extents, outermost first.
     pub shape: Shape,
+    /// Where it starts in the section of tensors, in bytes.
     pub offset: u64,
 }
 
@@ -54,8 +57,11 @@ impl TensorInfo {
 /// The header of a file.
 #[derive(Debug)]
 pub struct Content {
+    /// The version of the format.
     pub magic: VersionedMagic,
+    /// The metadata by key.
     pub metadata: HashMap<String, Value>,
+    /// The tensors by name.
     pub tensor_infos: HashMap<String, TensorInfo>,
     /// Where the section of tensors starts, in bytes from the start of the file.
     pub tensor_data_offset: u64,

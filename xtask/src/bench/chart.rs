@@ -151,6 +151,7 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use approx::assert_relative_eq;
     use roxmltree::{Document, Node};
 
     use super::*;
@@ -188,7 +189,8 @@ mod tests {
         assert_eq!(bars.len(), 2 + 3 * 3);
         // As long as the ratios, of 0.5, 2 and 1.25.
         let widths: Vec<f64> = bars[2..5].iter().map(|bar| number(bar, "width")).collect();
-        assert!((widths[1] / widths[0] - 4.0).abs() < 0.01 && (widths[2] / widths[0] - 2.5).abs() < 0.01, "{widths:?}");
+        assert_relative_eq!(widths[1] / widths[0], 4.0, max_relative = 0.01);
+        assert_relative_eq!(widths[2] / widths[0], 2.5, max_relative = 0.01);
         assert!(widths.iter().all(|width| *width <= BARS));
         let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).collect();
         assert!(texts.contains(&"a<b&\"c\"") && texts.contains(&"1.25") && !texts.contains(&"q8_k"), "{texts:?}");

@@ -161,6 +161,7 @@ fn geometric_mean(values: &[f64]) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::bench::csv::parse;
+    use approx::assert_relative_eq;
 
     const SHAPE: Shape = Shape { n: 2, k: 256 };
 
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(median(vec![9.0, 1.0]), Some(5.0));
         assert_eq!(median(vec![9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(geometric_mean(&[]), None);
-        assert!((geometric_mean(&[2.0, 8.0, 0.5]).unwrap() - 2.0).abs() < 1e-12);
+        assert_relative_eq!(geometric_mean(&[2.0, 8.0, 0.5]).unwrap(), 2.0);
     }
 
     #[test]
@@ -195,11 +196,11 @@ mod tests {
         let cells: Vec<_> = table.products.iter().map(|p| (p.ty.as_str(), p.tokens, p.ratio(0))).collect();
         assert_eq!(cells, [("q4_k", 1, Some(2.0)), ("q8_k", 1, None), ("q4_k", 2, Some(0.25))]);
         assert_eq!(table.ratios(0, 1), [("q4_k", 2.0)]);
-        assert!((table.mean(0, 2).unwrap() - 0.25).abs() < 1e-12);
+        assert_relative_eq!(table.mean(0, 2).unwrap(), 0.25);
         assert_eq!(table.mean(0, 4), None);
         // The 2 MB in 20 us, and at 400 GB/s.
-        assert!((table.products[0].gbps() - 100.0).abs() < 1e-9);
-        assert!((table.products[0].floor(400.0) - 5.0).abs() < 1e-9);
+        assert_relative_eq!(table.products[0].gbps(), 100.0);
+        assert_relative_eq!(table.products[0].floor(400.0), 5.0);
     }
 
     #[test]

@@ -67,6 +67,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_relative_eq;
 
     #[test]
     fn ggml_s_rows_are_read() {
@@ -78,7 +79,7 @@ mod tests {
             let row = rows.iter().find(|row| row.ty == ty && row.tokens == 1).unwrap();
             let time = row.time.unwrap();
             let bytes = (row.n * row.k) as f64 * bits / 8.0;
-            assert!((time.us * time.gbps * 1e3 / bytes - 1.0).abs() < 0.01, "{row:?}");
+            assert_relative_eq!(time.us * time.gbps * 1e3, bytes, max_relative = 0.01);
         }
         let unsupported: Vec<_> = rows.iter().filter(|row| row.time.is_none()).map(|row| &row.ty).collect();
         assert_eq!(unsupported.len(), text.matches("unsupported").count());

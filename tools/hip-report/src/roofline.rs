@@ -230,6 +230,7 @@ impl Prediction {
 mod tests {
     use super::*;
     use crate::row::tests::matvec;
+    use approx::assert_relative_eq;
 
     fn card(arch: &str) -> &'static Card {
         CARDS.iter().find(|card| card.arch == arch).unwrap()
@@ -250,7 +251,7 @@ mod tests {
             let card = card(arch);
             let lanes = f64::from(card.compute_units * card.simds.per_compute_unit * card.simds.lanes);
             let rate = lanes * card.clock * 1e6 * operations / 1e12;
-            assert!((rate / tflops - 1.0).abs() < 0.005, "{arch}: {rate}");
+            assert_relative_eq!(rate, tflops, max_relative = 0.005);
         }
     }
 
@@ -272,8 +273,8 @@ mod tests {
         let row = Row { wave_size: 32, ..matvec("gfx1100") };
         // 20 + 2 * 128 + 30 slots: 7168 * 306 / (192 * 2500) = 4.57 us; 33030144 B / 960 GB/s = 34.41 us.
         let prediction = Prediction::of(card("gfx1100"), &row, &launch);
-        assert!((prediction.valu_us - 4.5696).abs() < 1e-9);
-        assert!((prediction.memory_us - 34.4064).abs() < 1e-9);
+        assert_relative_eq!(prediction.valu_us, 4.5696, max_relative = 1e-9);
+        assert_relative_eq!(prediction.memory_us, 34.4064, max_relative = 1e-9);
         assert_eq!((prediction.bound, prediction.microseconds), ("memory", prediction.memory_us));
 
         let mut slow = row;
@@ -281,7 +282,7 @@ mod tests {
         // 7168 * (50 + 25600) / 480000 = 383.04 us.
         let prediction = Prediction::of(card("gfx1100"), &slow, &launch);
         assert_eq!(prediction.bound, "valu");
-        assert!((prediction.microseconds - 383.04).abs() < 1e-9);
+        assert_relative_eq!(prediction.microseconds, 383.04, max_relative = 1e-9);
     }
 
     #[test]

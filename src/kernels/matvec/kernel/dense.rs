@@ -1,0 +1,45 @@
+//! Products with weights that are floats: neighbouring lanes read neighbouring vectors of 16 bytes.
+
+use cubecl::prelude::*;
+
+use super::clamped;
+use super::dot::dot_four;
+use super::inputs::{Inputs, Matrix};
+use crate::kernels::formats::{dense_vector, vectors_per_chunk};
+
+/// Adds the products of the rows of a group, from `first_row` on.
+#[cube]
+pub(super) fn multiply_dense(matrix: &Matrix, inputs: &Inputs, first_row: usize, acc: &mut Array<f32>) {
+    let (x, work) = (inputs.x.values(), inputs.work);
+    let blueprint = comptime!(work.blueprint);
+    let lanes = comptime!(blueprint.lanes_per_row as usize);
+    let fours = comptime!(8 / vectors_per_chunk(blueprint.ty));
+    let vectors = work.extent.spans * comptime!(blueprint.span * vectors_per_chunk(blueprint.ty));
+    for first in range_stepped(UNIT_POS_X as usize, vectors, comptime!(lanes * blueprint.unroll)) {
+        #[unroll]
+        for turn in 0..blueprint.unroll {
+            let vector = first + comptime!(turn * lanes);
+            let inside = vector < vectors;
+            let vector = if comptime!(turn == 0) { vector } else { clamped(vector, vectors) };
+            let mut weights = Sequence::<Vector<f32, Const<4>>>::new();
+            #[unroll]
+            for r in 0..blueprint.rows_per_group {
+                dense_vector(&matrix.view, clamped(first_row + r, matrix.n), vector, &mut weights, blueprint.ty);
+            }
+            #[unroll]
+            for t in 0..blueprint.tokens {
+                let at = work.token(t) * work.extent.stride + vector * fours;
+                #[unroll]
+                for r in 0..blueprint.rows_per_group {
+                    let i = comptime!(blueprint.sum(r, t));
+                    let mut sum = acc[i];
+                    #[unroll]
+                    for four in 0..fours {
+                        sum = dot_four(*weights.index(comptime!(r * fours + four)), x[at + four], sum);
+                    }
+                    acc[i] = if comptime!(turn == 0) { sum } else { select(inside, sum, acc[i]) };
+                }
+            }
+        }
+    }
+}
