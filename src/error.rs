@@ -1,23 +1,23 @@
-//! The errors of storage and operations.
+//! The crate's error type.
 
 use crate::gguf;
 
-/// What went wrong, as one sentence.
+/// An error of a file, a device or an operation; its message is one sentence.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A GGUF file or its contents.
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
-    /// A device that this build or this machine does not have.
+    /// A device that this build or this machine does not have, or that CubeCL cannot use.
     #[error("no device {device}: {reason}")]
     NoDevice {
         /// The device by its name, as `rocm:0`.
         device: String,
-        /// What is missing, and what to do.
+        /// The cause and, where known, the remedy.
         reason: String,
     },
-    /// A type that no operation takes: integers and f64.
+    /// A type that holds no weights: integers and f64.
     #[error("{ty} tensors hold no weights: only block formats, F32, F16 and BF16 do")]
     NotWeights {
         /// The tensor's type.
@@ -29,7 +29,7 @@ pub enum Error {
         /// The tensor's type.
         ty: gguf::GgmlType,
     },
-    /// Data whose size is not that of the shape.
+    /// Data whose size does not match the shape.
     #[error("{ty} data of {bytes} bytes is no {n} x {k} matrix{}", expected_bytes(*ty, *n, *k))]
     Size {
         /// The data's type.
@@ -49,7 +49,7 @@ pub enum Error {
         /// Columns of the weights.
         k: usize,
     },
-    /// Extents and strides of values that are not all in their buffer.
+    /// Activations whose extents and strides do not describe aligned values of their buffer.
     #[error("activations of shape {shape:?} and strides {strides:?} do not lie in a buffer of {len} values")]
     Strides {
         /// Extents of the activations.
@@ -65,12 +65,12 @@ pub enum Error {
         /// The device of the weights.
         device: String,
     },
-    /// Weights of several devices for one call.
+    /// Weights on several devices in one call.
     #[error("weights on {first} and on {other}: one call multiplies those of one device")]
     Devices {
-        /// The device of the first weights.
+        /// The device of the first matrix.
         first: String,
-        /// The device of others.
+        /// The device of the first matrix that is on another.
         other: String,
     },
     /// A float type that the device cannot hold.
@@ -81,10 +81,10 @@ pub enum Error {
         /// The type by its name, as `bf16`.
         ty: &'static str,
     },
-    /// A row that the matrix does not have.
+    /// A row index outside the matrix.
     #[error("row {id} of a matrix of {rows} rows was asked for")]
     RowOutOfRange {
-        /// The row that was asked for.
+        /// The row index.
         id: i64,
         /// Rows of the matrix.
         rows: usize,
@@ -94,20 +94,20 @@ pub enum Error {
     TooLarge {
         /// The device by its name.
         device: String,
-        /// Bytes of the matrix in the device's layout.
+        /// Bytes of the matrix as GGUF blocks.
         bytes: usize,
         /// Bytes of the device's largest buffer.
         most: u64,
     },
-    /// The device refused or failed: no memory, a kernel that did not compile, a fault.
+    /// A failure of the device: out of memory, a kernel that it does not support or compile, a fault.
     #[error("{device}: {reason}")]
     Device {
         /// The device by its name.
         device: String,
-        /// What it reported.
+        /// The cause.
         reason: String,
     },
-    /// What Candle's CPU code reported.
+    /// An error of Candle's CPU code.
     #[cfg(feature = "candle")]
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -1,4 +1,4 @@
-//! The one door into the kernels for this package's tests, tools and command. It is no part of the API.
+//! Access to the kernels for this package's tests, tools and command alone. Not part of the API.
 
 use cubecl::server::Handle;
 
@@ -13,12 +13,12 @@ pub use crate::kernels::tune::{for_row, heuristic};
 pub use crate::kernels::vector::Words;
 use crate::{Activations, DeviceTensor, Result};
 
-/// The product of each matrix with the activations, all by one kernel: what does not fit a matrix or the activations is replaced
-/// by what does.
+/// The product of each matrix with the activations, by one blueprint, clamped to each matrix and the activations.
 ///
 /// # Errors
 ///
-/// As [`DeviceTensor::matmul_many_on_device`], and where the device has no such kernel.
+/// As [`DeviceTensor::matmul_many_on_device`]; [`Error::Device`](crate::Error::Device) where the device does not
+/// support the blueprint.
 pub fn matmul_by(matrices: &[&DeviceTensor], x: &Activations, blueprint: Blueprint) -> Result<Vec<Handle>> {
     DeviceTensor::matmul_many_by(matrices, x, blueprint)
 }

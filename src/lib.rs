@@ -2,9 +2,9 @@
 //!
 //! - [`gguf`]: the file format: read, check, write. No GPU code.
 //! - [`Device`], [`DeviceTensor`], [`Activations`]: tensors on devices, for any framework.
-//! - [`tune`]: what may be chosen about a product, and the search for what is fastest.
-//! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the surface of `candle_core::quantized`; [`candle`] is the
-//!   import that takes its place in models written for Candle.
+//! - [`tune`]: the settings of a product's kernel, tables of the fastest ones, and the search that finds them.
+//! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the API of `candle_core::quantized`; [`candle`] is the
+//!   module to import in its place in models written for Candle.
 
 #[cfg(all(doctest, feature = "candle"))]
 #[doc = include_str!("../README.md")]
@@ -32,5 +32,5 @@ pub use storage::candle::{
 };
 pub use storage::{Backend, CubeDevice, Device, DeviceTensor};
 
-/// The name that Candle gives to a tensor's type.
+/// Candle's name for [`GgmlType`].
 pub type GgmlDType = GgmlType;

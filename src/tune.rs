@@ -1,7 +1,7 @@
-//! Tuning: what a product of few tokens may choose, and the tables of what was found to be fastest.
+//! Tuning: the settings of products of few tokens, and tables of those measured to be fastest.
 //!
-//! The library picks by a heuristic of the device's properties, or by a [`Table`]: this machine's, which `cube-gguf tune` writes, or
-//! that which the repository ships for the architecture. [`search`] is how an entry is found.
+//! The library picks settings by a heuristic of the device's properties, or by a [`Table`]: this machine's, which
+//! `cube-gguf tune` writes, or the one that the repository ships for the architecture. [`search`] finds an entry.
 
 use cubecl::server::Handle;
 
@@ -14,12 +14,12 @@ pub use crate::kernels::tune::{Entry, Table};
 use crate::kernels::tune::{heuristic, neighbours};
 use crate::{Activations, CubeDevice, DeviceTensor, Result};
 
-/// How much faster a candidate must be to be taken: less is noise.
+/// A candidate is taken below this share of the best time so far: smaller gains are noise.
 const GAIN: f64 = 0.98;
-/// Rounds of the search, in each of which every setting may change once.
+/// Upper limit of the search's rounds. A round moves from the best settings so far to at most one of their neighbours.
 const ROUNDS: usize = 3;
 
-/// A way to multiply, which a search asks to be measured.
+/// Settings of a product that [`search`] has the caller measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     settings: Settings,
@@ -27,30 +27,32 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// What it chooses.
+    /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The product of a matrix with the activations by this candidate, contiguous `[.., n]` values of their type on the device.
+    /// The product of a matrix with the activations by this candidate: contiguous `[.., n]` values of their type, on the
+    /// device.
     ///
     /// # Errors
     ///
-    /// As [`DeviceTensor::matmul_on_device`]; [`Error::Device`](crate::Error::Device) where the device has no such kernel.
+    /// As [`DeviceTensor::matmul_on_device`]; [`Error::Device`](crate::Error::Device) where the device does not support
+    /// the kernel.
     pub fn matmul(&self, matrix: &DeviceTensor, x: &Activations) -> Result<Handle> {
         matrix.matmul_by(x, self.blueprint)
     }
 }
 
-/// The entry for products of `tokens` rows of activations with an `n` x `k` matrix of type `ty`: the best that changing one
-/// setting at a time from the heuristic's choice comes to.
+/// The table entry for products of `tokens` rows of activations with an `n` x `k` matrix of type `ty`: the best
+/// settings that hill climbing from the heuristic's choice finds.
 ///
-/// `measure` gives a candidate's microseconds, infinity where it fails or its answer is wrong. Where that is so of the heuristic's
-/// own choice, there is no entry.
+/// `measure` returns a candidate's time in microseconds, infinity where it fails or its result is wrong. `None` where
+/// that is the heuristic's own time.
 ///
 /// # Errors
 ///
-/// As `measure`.
+/// Those of `measure`.
 pub fn search<E>(
     device: &CubeDevice,
     ty: GgmlType,

@@ -1,4 +1,4 @@
-//! A bounds-checked walk through the bytes of a file.
+//! A bounds-checked reader of the bytes of a file.
 
 use super::endian::{Endian, Number};
 use super::error::{Error, Place};
@@ -8,7 +8,7 @@ pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     position: usize,
     endian: Endian,
-    /// What errors say was being read.
+    /// The part of the file that errors name.
     pub place: Place<'a>,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Cursor<'a> {
         self.endian = endian;
     }
 
-    /// The bytes from `start` to here.
+    /// The bytes from `start` to the position.
     pub fn since(&self, start: usize) -> &'a [u8] {
         self.bytes.get(start..self.position).unwrap_or_default()
     }
@@ -52,7 +52,7 @@ impl<'a> Cursor<'a> {
         Ok(number)
     }
 
-    /// The bytes of a string, which are not checked to be UTF-8.
+    /// Reads the bytes of a string, without a check for UTF-8.
     pub fn string_bytes(&mut self) -> Result<&'a [u8], Error> {
         let length = self.number::<u64>()?;
         self.take(length)
@@ -64,8 +64,9 @@ impl<'a> Cursor<'a> {
             .map_err(|_| Error::NotUtf8 { place: self.place.to_string(), position: start })
     }
 
-    /// A count of entries of at least `entry_bytes` each, of which no more are
-    /// claimed than can follow: what makes it safe to reserve memory for them.
+    /// Reads a count of entries of at least `entry_bytes` each, and checks that
+    /// so many fit in the rest of the file, so that reserving memory for them
+    /// is safe.
     pub fn count(&mut self, entry_bytes: usize) -> Result<usize, Error> {
         let count = self.number::<u64>()?;
         self.check_count(count, entry_bytes)
@@ -93,7 +94,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The bytes of a string that was read before; none where there is no string.
+/// The bytes of the string at `position`; empty where there is no string.
 pub(super) fn string_bytes_at(bytes: &[u8], position: usize, endian: Endian) -> &[u8] {
     Cursor::at(bytes, position, endian).string_bytes().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Rust values as metadata values in a file.
+//! Encoding of Rust values as metadata values.
 
 use super::endian::{Endian, Number};
 use super::value::{Array, Value, ValueType};
@@ -10,10 +10,11 @@ pub trait Encode {
     /// The type in the file.
     const TYPE: ValueType;
 
-    /// How deep arrays nest: 0 for what is no array.
+    /// Depth of nested arrays: 0 for a scalar or a string, 1 for an array of
+    /// them.
     const DEPTH: usize = 0;
 
-    /// Appends the value as it is in a file, without its type.
+    /// Appends the value as a file stores it, without its type.
     fn encode(&self, endian: Endian, out: &mut Vec<u8>);
 }
 
@@ -98,7 +99,7 @@ impl<T: Encode + ?Sized> Encode for &T {
     }
 }
 
-/// Appends a value that was read, without its type.
+/// Appends a value read from a file, without its type.
 pub(super) fn encode_value(value: Value<'_>, endian: Endian, out: &mut Vec<u8>) {
     match value {
         Value::U8(v) => v.put(endian, out),

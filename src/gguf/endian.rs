@@ -1,4 +1,4 @@
-//! Byte order, and numbers in it.
+//! Byte order, and the numbers stored in it.
 
 /// The byte order of a file: of its header and of its tensor data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -20,7 +20,7 @@ pub(super) trait Number: Copy {
     /// Bytes in a file.
     const BYTES: usize;
 
-    /// The number at the front; `None` when there are too few bytes.
+    /// The number at the start of `bytes`; `None` when they are too few.
     fn take(bytes: &[u8], endian: Endian) -> Option<Self>;
 
     fn put(self, endian: Endian, out: &mut Vec<u8>);

@@ -1,4 +1,4 @@
-//! What can be wrong with a file, or with what a file is asked for.
+//! The error of reading, querying and writing GGUF files.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ pub enum Error {
     InFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in it.
         error: Box<Error>,
     },
     /// The operating system refused to open, map or write a file.
@@ -40,15 +40,15 @@ pub enum Error {
     /// A version other than 2 and 3.
     #[error("GGUF version {version} is not supported (2 and 3 are)")]
     UnsupportedVersion {
-        /// The version, in the byte order in which it is smaller.
+        /// The version; of a file, in the byte order in which it is smaller.
         version: u32,
     },
-    /// The file ends inside something.
+    /// A file that ends before the part that is being read does.
     #[error("{place} needs {needed} bytes at byte {position}, {available} are left")]
     Truncated {
-        /// What was being read.
+        /// The part of the file that was being read.
         place: String,
-        /// Where, in bytes from the start of the file.
+        /// Position of the read, in bytes from the start of the file.
         position: usize,
         /// The bytes needed.
         needed: u64,
@@ -58,7 +58,7 @@ pub enum Error {
     /// A count of entries that cannot fit in the rest of the file.
     #[error("{place} claims {count} entries, at most {limit} fit in the rest of the file")]
     CountTooLarge {
-        /// What was being read.
+        /// The part of the file that was being read.
         place: String,
         /// The count in the file.
         count: u64,
@@ -68,13 +68,13 @@ pub enum Error {
     /// A string that is not UTF-8.
     #[error("{place}: the string at byte {position} is not UTF-8")]
     NotUtf8 {
-        /// What was being read.
+        /// The part of the file that was being read.
         place: String,
         /// Where the string starts, in bytes from the start of the file.
         position: usize,
     },
 
-    /// A metadata key of no characters.
+    /// An empty metadata key.
     #[error("metadata key {index} is empty")]
     EmptyKey {
         /// Its place among the keys, from 0.
@@ -89,7 +89,7 @@ pub enum Error {
     /// A metadata type number that the format does not define.
     #[error("{place} has unknown type {number}")]
     UnknownValueType {
-        /// What was being read.
+        /// The part of the file that was being read.
         place: String,
         /// The type number in the file.
         number: u32,
@@ -97,7 +97,7 @@ pub enum Error {
     /// A boolean that is neither 0 nor 1.
     #[error("{place}: {byte} is no boolean")]
     BadBool {
-        /// What was being read.
+        /// The part of the file that was being read.
         place: String,
         /// The byte in the file.
         byte: u8,
@@ -105,23 +105,24 @@ pub enum Error {
     /// Arrays nested deeper than [`MAX_ARRAY_DEPTH`].
     #[error("{place} nests arrays deeper than {MAX_ARRAY_DEPTH}")]
     ArrayTooDeep {
-        /// What was being read or written.
+        /// The part of the file that was being read or written.
         place: String,
     },
-    /// A metadata key that was asked for and is not there.
+    /// A metadata key that was asked for and is missing.
     #[error("metadata key `{key}` is missing")]
     MissingKey {
         /// The key.
         key: String,
     },
-    /// A metadata value that is not, or does not fit, the type asked for.
+    /// A metadata value that is not of the type asked for, or does not fit it.
     #[error("metadata key `{key}`: wanted {wanted}, found {found}")]
     WrongType {
         /// The key.
         key: String,
         /// The type asked for.
         wanted: &'static str,
-        /// The type found, with the value of a number.
+        /// The type found; when reading, with the value of a number or a
+        /// boolean.
         found: String,
     },
     /// An alignment that is zero or no power of two.
@@ -131,7 +132,7 @@ pub enum Error {
         alignment: u32,
     },
 
-    /// A tensor that was asked for and is not there.
+    /// A tensor that was asked for and is missing.
     #[error("tensor `{tensor}` is missing")]
     MissingTensor {
         /// The name.
@@ -214,17 +215,18 @@ pub enum Error {
         second: String,
     },
 
-    /// A shard of a split file that is not there.
+    /// A missing shard of a split file.
     #[error("shard {number} of {count} is missing")]
     MissingShard {
         /// Its number, from 1.
         number: u32,
         /// The number of shards.
         count: u32,
-        /// Why it could not be opened.
+        /// The error of opening it.
         source: io::Error,
     },
-    /// A shard whose name does not say which one it is.
+    /// A file that is one of several shards by its metadata, but not by its
+    /// name.
     #[error("the file is one of {count} shards, but is not named `…-00001-of-{count:05}.gguf`")]
     ShardName {
         /// The number of shards that its metadata claims.
@@ -249,7 +251,7 @@ pub enum Error {
     DataSize {
         /// The tensor.
         tensor: String,
-        /// The size that its type and dimensions make, in bytes.
+        /// The size by its type and dimensions, in bytes.
         expected: u64,
         /// The size given, in bytes.
         found: u64,
@@ -278,7 +280,7 @@ impl Error {
     }
 }
 
-/// What is being read; rendered only when an error needs it.
+/// The part of a file that is being read; rendered only when an error needs it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place<'a> {
     Header,

@@ -36,15 +36,15 @@ impl Files {
     /// Maps a file or, given any shard of a split file
     /// (`…-00001-of-00003.gguf`), all shards. Reads nothing yet.
     ///
-    /// The files must stay as they are for as long as this lives: the contents
-    /// of a file that another process modifies change under the borrower, and
-    /// an access to one that was truncated ends the process. Replacing a file
-    /// by renaming another over it is safe.
+    /// The files must not change while this lives: if another process modifies
+    /// a file, its borrowed contents change; if it truncates one, an access
+    /// ends this process. Replacing a file by renaming another over it is safe.
     ///
     /// # Errors
     ///
-    /// With the path: [`Error::Io`], [`Error::MissingShard`],
-    /// [`Error::NotRegularFile`], [`Error::EmptyFile`].
+    /// [`Error::InFile`], which names the path, around [`Error::Io`],
+    /// [`Error::MissingShard`], [`Error::NotRegularFile`] or
+    /// [`Error::EmptyFile`].
     pub fn open(path: impl AsRef<Path>) -> Result<Files, Error> {
         let path = path.as_ref();
         let paths = split::shard_paths(path).unwrap_or_else(|| vec![path.to_owned()]);
@@ -68,9 +68,10 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// With the path: those of [`Gguf::parse`], and those of shards that do
-    /// not belong together ([`Error::ShardName`], [`Error::ShardMismatch`],
-    /// [`Error::ShardEndian`], [`Error::MissingKey`] of a `split.` key).
+    /// [`Error::InFile`], which names the path, around an error of
+    /// [`Gguf::parse`] or, for shards that do not belong together,
+    /// [`Error::ShardName`], [`Error::ShardMismatch`], [`Error::ShardEndian`],
+    /// or [`Error::MissingKey`] or [`Error::WrongType`] of a `split.` key.
     pub fn parse(&self) -> Result<Gguf<'_>, Error> {
         let first = self.first.parse()?;
         let rest = self.rest.iter().map(MappedFile::parse);
@@ -111,7 +112,7 @@ impl Files {
 }
 
 fn map(path: &Path) -> Result<Mmap, Error> {
-    // Before opening it: opening a pipe would block.
+    // Checked before opening: opening a pipe would block.
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
         return Err(Error::NotRegularFile);
@@ -120,8 +121,8 @@ fn map(path: &Path) -> Result<Mmap, Error> {
         return Err(Error::EmptyFile);
     }
     let file = File::open(path)?;
-    // SAFETY: the map is read-only and lives as long as its borrowers. That
-    // nobody modifies or truncates the file meanwhile is what `Files::open`
-    // asks of the caller: no system lets a reader enforce it.
+    // SAFETY: the map is read-only and lives as long as its borrowers.
+    // `Files::open` requires of its caller that nobody modifies or truncates
+    // the file meanwhile: no system lets a reader enforce it.
     Ok(unsafe { Mmap::map(&file)? })
 }

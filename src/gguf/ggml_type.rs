@@ -11,7 +11,7 @@ macro_rules! ggml_types {
         /// values, [`block_bytes`](Self::block_bytes) bytes each. The numbers
         /// 4, 5, 31 to 33 and 36 to 38 belonged to types that ggml removed.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
-        #[allow(non_camel_case_types)] // `Q40` would not say where the digits part
+        #[allow(non_camel_case_types)] // `Q40` would run the digits of `Q4_0` together
         #[non_exhaustive]
         pub enum GgmlType {
             $(
@@ -29,8 +29,8 @@ macro_rules! ggml_types {
                 self as u32
             }
 
-            /// The type of a number; `None` for one that ggml does not define
-            /// or has removed.
+            /// The type with this number; `None` where ggml does not define it
+            /// or has removed it.
             pub fn from_number(number: u32) -> Option<Self> {
                 match number {
                     $($number => Some(GgmlType::$variant),)*
@@ -52,7 +52,8 @@ macro_rules! ggml_types {
                 }
             }
 
-            /// Bytes in a block, by Candle's name.
+            /// Bytes in a block, under Candle's name for
+            /// [`block_bytes`](Self::block_bytes).
             pub const fn type_size(self) -> usize {
                 self.block_bytes()
             }
@@ -67,8 +68,8 @@ macro_rules! ggml_types {
     };
 }
 
-// Number, name, values a block, bytes a block: `ggml.h` and the sizes that
-// `ggml-common.h` asserts of its block structs.
+// Number, name, values per block, bytes per block: from `ggml.h`, and from the
+// sizes of block structs that `ggml-common.h` asserts.
 ggml_types! {
     F32     = 0,  "F32",     1,   4;
     F16     = 1,  "F16",     1,   2;

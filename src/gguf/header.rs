@@ -5,7 +5,8 @@ use std::io::{Read, Seek, SeekFrom};
 use super::error::Error;
 use super::reader::Shard;
 
-/// Bytes that are read first: the header of a model without a vocabulary.
+/// Bytes of the first read: enough for the header of a model without a
+/// vocabulary.
 const FIRST_BYTES: u64 = 1 << 16;
 
 /// The bytes of a file from its start to the end of its header, or past it.
@@ -16,8 +17,8 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads no more of the file than four times its header, so that tensor
-    /// data stays where it is.
+    /// Reads at most four times the header's size, or [`FIRST_BYTES`] where
+    /// that is more: tensor data stays in the file.
     ///
     /// # Errors
     ///
@@ -33,7 +34,7 @@ impl Header {
             reader.by_ref().take(wanted - had).read_to_end(&mut header.bytes)?;
             match header.parse() {
                 Ok(_) => return Ok(header),
-                // The file may go on where these bytes end.
+                // The header may go on past the bytes read so far.
                 Err(Error::Truncated { .. } | Error::CountTooLarge { .. }) if header.bytes.len() as u64 == wanted => {
                     wanted = wanted.saturating_mul(4);
                 }
@@ -42,7 +43,8 @@ impl Header {
         }
     }
 
-    /// The header, whose tensors have no data here.
+    /// The parsed header. A tensor whose data was not read whole has empty
+    /// data.
     pub(crate) fn parse(&self) -> Result<Shard<'_>, Error> {
         Shard::parse_start(&self.bytes, self.total)
     }
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
     use crate::gguf::{GgmlType, Writer};
 
-    /// A file with a header of about so many bytes.
+    /// A file with a header of about `header_bytes` bytes.
     fn file(header_bytes: usize) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.metadata("vocabulary", "x".repeat(header_bytes)).unwrap();

@@ -10,16 +10,16 @@ const MIN_PAIR_BYTES: usize = 8 + 4 + 1;
 
 /// The metadata of a file: keys and values, borrowed from it.
 ///
-/// The getters name the key, the type wanted and the type found when they
-/// fail. They convert integers of any width to any other that holds the value,
+/// Errors of the getters name the key, the type wanted and the type found. The
+/// getters convert integers of any width to any other that holds the value,
 /// and an `f32` to an `f64`.
 #[derive(Clone, Debug)]
 pub struct Metadata<'a> {
     bytes: &'a [u8],
     endian: Endian,
-    /// Where each pair starts, in the order of the file.
+    /// Start of each pair, in the order of the file.
     pairs: Vec<usize>,
-    /// The same, in the order of the keys.
+    /// Start of each pair, sorted by key.
     by_key: Vec<usize>,
 }
 
@@ -74,7 +74,8 @@ impl<'a> Metadata<'a> {
     /// # Errors
     ///
     /// [`Error::MissingKey`], or [`Error::WrongType`] when the value is no
-    /// array; an element that is no `T` is an error in its place.
+    /// array. The iterator yields [`Error::WrongType`] for an element that is
+    /// no `T`.
     pub fn elements<T: FromValue<'a>>(
         &self,
         key: &str,
@@ -104,7 +105,7 @@ impl<'a> Metadata<'a> {
         Ok(Metadata { bytes, endian, pairs, by_key })
     }
 
-    /// The pair at a position; `read` checked that there is one.
+    /// The pair at a position that `read` checked.
     fn pair(&self, position: usize) -> Option<(&'a str, Value<'a>)> {
         read_pair(&mut Cursor::at(self.bytes, position, self.endian), 0).ok()
     }
@@ -128,7 +129,7 @@ fn convert<'a, T: FromValue<'a>>(key: &str, value: Value<'a>) -> Result<T, Error
 
 /// A type that a metadata value converts to without loss.
 pub trait FromValue<'a>: Sized {
-    /// What errors call the type.
+    /// The type's name in errors.
     const NAME: &'static str;
 
     /// The value; `None` when it is of another type or does not fit.

@@ -3,12 +3,13 @@
 //! The layout is the one that ggml documents (`docs/gguf.md`) and defines
 //! (`include/gguf.h`, `include/ggml.h`): versions 2 and 3, little- and
 //! big-endian. Files are untrusted: every length, count and offset is checked
-//! against the bytes that are there before it is used, and whatever does not
-//! hold up is an [`Error`].
+//! against the bytes that are there before it is used, and a mismatch is an
+//! [`Error`].
 //!
 //! A parsed [`Gguf`] borrows from the file. It holds the position of each
-//! metadata key and tensor, never a copy of them: reading takes no more memory
-//! than the file has bytes, plus a constant, whatever the header claims.
+//! metadata key and tensor, never a copy of them. Whatever the header claims, a
+//! file that parses takes no more memory than its size plus a constant, and one
+//! that does not at most a seventh more.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), cube_gguf::gguf::Error> {

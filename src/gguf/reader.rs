@@ -16,9 +16,9 @@ pub(crate) struct Shard<'a> {
     pub endian: Endian,
     pub alignment: u32,
     pub metadata: Metadata<'a>,
-    /// Where each tensor's entry starts, in the order of the file.
+    /// Start of each tensor's entry, in the order of the file.
     entries: Vec<usize>,
-    /// Where the data section starts.
+    /// Start of the data section.
     data: usize,
 }
 
@@ -27,7 +27,8 @@ impl<'a> Shard<'a> {
         Self::parse_start(bytes, bytes.len() as u64)
     }
 
-    /// Parses a file of `total` bytes by its first ones, which hold the header.
+    /// Parses a file of `total` bytes from its first `bytes`, which must hold
+    /// the whole header.
     pub fn parse_start(bytes: &'a [u8], total: u64) -> Result<Self, Error> {
         let mut cursor = Cursor::new(bytes, Endian::Little);
         let version = read_version(&mut cursor)?;
@@ -61,7 +62,7 @@ impl<'a> Shard<'a> {
         self.entries.len()
     }
 
-    /// Where the data section starts, in bytes from the start of the file.
+    /// Start of the data section, in bytes from the start of the file.
     #[cfg(feature = "candle")]
     pub fn data_offset(&self) -> usize {
         self.data
@@ -71,7 +72,7 @@ impl<'a> Shard<'a> {
         (0..self.entries.len()).filter_map(|index| self.tensor(index))
     }
 
-    /// The tensor of an index; `parse` checked that there is one.
+    /// The tensor of an index that `parse` checked.
     fn tensor(&self, index: usize) -> Option<TensorInfo<'a>> {
         let data = self.bytes.get(self.data..).unwrap_or_default();
         TensorInfo::new(self.entry(index)?, data, self.endian).ok()
@@ -82,14 +83,14 @@ impl<'a> Shard<'a> {
         Entry::read(&mut Cursor::at(self.bytes, position, self.endian), index).ok()
     }
 
-    /// The name's bytes: what tensors are sorted by.
+    /// The name's bytes, by which tensors are sorted.
     fn name(&self, index: usize) -> &'a [u8] {
         let position = self.entries.get(index).copied().unwrap_or(usize::MAX);
         string_bytes_at(self.bytes, position, self.endian)
     }
 
-    /// Checks that tensors are aligned, inside the `available` bytes of data,
-    /// and share none.
+    /// Checks that tensors are aligned, lie inside the `available` bytes of
+    /// data, and do not overlap.
     fn check_places(&self, available: u64) -> Result<(), Error> {
         let mut starts = Vec::with_capacity(self.entries.len());
         for index in 0..self.entries.len() {
@@ -117,8 +118,9 @@ impl<'a> Shard<'a> {
     }
 }
 
-/// Reads the magic and the version, and finds the byte order: nothing else
-/// in the file tells it, and no version reads as another when swapped.
+/// Reads the magic and the version, and derives the byte order from the
+/// version: the file states it nowhere else, and no supported version is
+/// another one byte-swapped.
 fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, Error> {
     let magic = cursor.take(MAGIC.len() as u64)?;
     if magic != MAGIC {
@@ -160,17 +162,17 @@ pub(super) fn check_alignment(alignment: u32) -> Result<u32, Error> {
 pub struct Gguf<'a> {
     first: Shard<'a>,
     rest: Vec<Shard<'a>>,
-    /// Shard and index of each tensor, in the order of the names.
+    /// Shard and index of each tensor, sorted by name.
     by_name: Vec<(usize, usize)>,
 }
 
 impl<'a> Gguf<'a> {
-    /// Parses one file. Of a split file this sees one shard and its tensors;
-    /// [`Files`](super::Files) opens it whole.
+    /// Parses one file. Of a split file this is one shard with its tensors;
+    /// [`Files`](super::Files) opens all shards.
     ///
     /// Tensors may lie in any order and need not be padded at the end of the
-    /// file. One whose type is unknown is kept, and is an error when its type
-    /// or data is asked for.
+    /// file. A tensor of unknown type is kept; only its type and its data are
+    /// errors.
     ///
     /// # Errors
     ///
@@ -230,7 +232,7 @@ impl<'a> Gguf<'a> {
         self.shards().flat_map(Shard::tensors)
     }
 
-    /// The tensor of a name.
+    /// The tensor with this name.
     ///
     /// # Errors
     ///

@@ -29,7 +29,7 @@ fn five_digits(digits: &str) -> Option<u32> {
     are_digits.then(|| digits.parse().ok())?
 }
 
-/// Checks that a file that was opened alone is whole.
+/// Checks that a file opened alone is not one of several shards.
 pub(super) fn check_whole(shard: &Shard<'_>) -> Result<(), Error> {
     match shard.metadata.optional(COUNT_KEY)? {
         Some(count) if count > 1 => Err(Error::ShardName { count }),
@@ -37,14 +37,14 @@ pub(super) fn check_whole(shard: &Shard<'_>) -> Result<(), Error> {
     }
 }
 
-/// Checks that a shard is the one that its place among `count` shards makes
-/// it; `number` counts from 0, as the format does.
+/// Checks that a shard's metadata makes it shard `number` of `count`, counted
+/// from 0, as in the format.
 pub(super) fn check_place(shard: &Shard<'_>, number: usize, count: usize) -> Result<(), Error> {
     check(shard, NUMBER_KEY, number)?;
     check(shard, COUNT_KEY, count)
 }
 
-/// Checks a shard's claim of how many tensors all shards have.
+/// Checks the number of tensors of all shards that a shard's metadata claims.
 pub(super) fn check_tensors(shard: &Shard<'_>, tensors: usize) -> Result<(), Error> {
     check(shard, TENSORS_KEY, tensors)
 }

@@ -1,4 +1,4 @@
-//! What a file says of a tensor, and the tensor's bytes.
+//! The entries of tensors in a header, and the tensors' data.
 
 use super::MAX_DIMS;
 use super::cursor::Cursor;
@@ -42,7 +42,7 @@ impl Dims {
         Ok(if self.sizes.contains(&0) { 0 } else { product.unsigned_abs() })
     }
 
-    /// The size in bytes, when the tensor is of a type.
+    /// The size in bytes of a tensor of type `dtype`.
     pub fn bytes(&self, tensor: &str, dtype: GgmlType) -> Result<usize, Error> {
         let elements = self.elements(tensor)?;
         let [row, ..] = self.sizes;
@@ -93,8 +93,8 @@ impl<'a> Entry<'a> {
             .ok_or_else(|| Error::UnknownTensorType { tensor: self.name.to_owned(), number: self.type_number })
     }
 
-    /// The bytes that the tensor is known to take: its size or, of a type that
-    /// is unknown, one byte if it has values.
+    /// The least size of the tensor's data in bytes: the exact size for a known
+    /// type; for an unknown one, 1 if the tensor has values and 0 if not.
     pub fn known_bytes(&self) -> Result<u64, Error> {
         let bytes = match self.dtype() {
             Ok(dtype) => self.dims.bytes(self.name, dtype)?,
@@ -125,7 +125,7 @@ impl<'a> Entry<'a> {
 pub struct TensorInfo<'a> {
     entry: Entry<'a>,
     elements: usize,
-    /// The bytes that are known to be the tensor's.
+    /// The tensor's first [`known_bytes`](Entry::known_bytes).
     data: &'a [u8],
     endian: Endian,
 }
@@ -157,12 +157,12 @@ impl<'a> TensorInfo<'a> {
 
     /// The dimensions in row-major order, contiguous last.
     pub fn shape(&self) -> Vec<usize> {
-        // No truncation: their product was found to fit in an `isize`.
+        // No truncation: their product, zeros aside, fits in an `isize`.
         self.dims().iter().rev().map(|&size| size as usize).collect()
     }
 
-    /// The tensor as a matrix, its rows and columns: columns are what is contiguous, and all other dimensions rows. A
-    /// vector is one row, a scalar one of one value.
+    /// Rows and columns of the tensor as a matrix: the contiguous dimension makes the columns, all others the rows. A
+    /// vector is one row, a scalar one row of one value.
     pub fn matrix(&self) -> (usize, usize) {
         let shape = self.shape();
         let columns = shape.last().copied().unwrap_or(1);
@@ -197,7 +197,7 @@ impl<'a> TensorInfo<'a> {
         self.data().map(<[u8]>::len)
     }
 
-    /// Where the data starts in the file's data section, in bytes.
+    /// Offset of the data in the file's data section, in bytes.
     pub fn offset(&self) -> u64 {
         self.entry.offset
     }

@@ -51,7 +51,7 @@ impl ValueType {
         self as u32
     }
 
-    /// The type of a number; `None` for one that the format does not define.
+    /// The type with this number; `None` where the format defines no such type.
     pub fn from_number(number: u32) -> Option<Self> {
         Self::ALL.get(usize::try_from(number).ok()?).copied()
     }
@@ -87,7 +87,7 @@ impl ValueType {
         }
     }
 
-    /// Whether any bytes of the right number are a value.
+    /// Whether every bit pattern of the type's width is a valid value.
     const fn is_number(self) -> bool {
         !matches!(self, ValueType::Bool | ValueType::String | ValueType::Array)
     }
@@ -143,7 +143,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value of an integer of any width.
+    /// The value of an integer of any width; `None` for any other type.
     pub fn integer(&self) -> Option<i128> {
         match *self {
             Value::U8(v) => Some(v.into()),
@@ -158,7 +158,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// What an error says was found: the type and, of a scalar, the value.
+    /// The value as errors describe it: the type, with the value of a number or
+    /// a boolean and the element type of an array.
     pub(super) fn describe(&self) -> String {
         let name = self.value_type();
         match self {
@@ -173,8 +174,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Reads and checks a value. What this accepted once it accepts again,
-    /// which is what lets arrays be decoded lazily.
+    /// Reads and checks a value. A value accepted once is accepted again, so
+    /// arrays can be decoded lazily.
     pub(super) fn read(cursor: &mut Cursor<'a>, value_type: ValueType) -> Result<Self, Error> {
         Self::read_nested(cursor, value_type, MAX_ARRAY_DEPTH)
     }
@@ -230,7 +231,7 @@ impl<'a> Array<'a> {
         self.len == 0
     }
 
-    /// The elements as they are in the file, in its byte order.
+    /// The elements as stored in the file, in its byte order.
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -253,7 +254,7 @@ impl<'a> Array<'a> {
         let len = cursor.count(element_type.min_bytes())?;
         let start = cursor.position();
         if element_type.is_number() {
-            // No overflow: so many elements were just found to fit.
+            // No overflow: `count` checked that `len` elements fit in the file.
             cursor.take((len * element_type.min_bytes()) as u64)?;
         } else {
             for _ in 0..len {

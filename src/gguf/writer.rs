@@ -18,7 +18,7 @@ use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_ARRAY_DEPTH, is_support
 /// The file has the order that ggml and gguf-py write: metadata, then tensors,
 /// in the order in which they were added; tensor data in that same order, each
 /// padded with zeros to the alignment. Reading such a file and
-/// [writing](Gguf::write_to) it again makes the same bytes.
+/// [writing](Gguf::write_to) it again yields the same bytes.
 ///
 /// ```
 /// # fn main() -> Result<(), cube_gguf::gguf::Error> {
@@ -41,7 +41,7 @@ pub struct Writer {
     endian: Endian,
     alignment: u32,
     keys: HashSet<String>,
-    /// The pairs, as they are in the file.
+    /// The metadata pairs, as the file stores them.
     pairs: Vec<u8>,
     names: HashSet<String>,
     tensors: Vec<Declared>,
@@ -88,8 +88,8 @@ impl Writer {
         Ok(Writer { version, endian, ..Self::new() })
     }
 
-    /// The header of a file that was read. Of a split file it is that of the
-    /// whole model, without the `split.` keys.
+    /// The header of a file that was read; for a split file that of the whole
+    /// model, without the `split.` keys.
     ///
     /// # Errors
     ///
@@ -107,13 +107,13 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Adds a metadata key. That of [`ALIGNMENT_KEY`] sets the alignment.
+    /// Adds a metadata key and its value. [`ALIGNMENT_KEY`] sets the alignment.
     ///
     /// # Errors
     ///
     /// [`Error::EmptyKey`], [`Error::DuplicateKey`], [`Error::ArrayTooDeep`];
-    /// of the alignment [`Error::WrongType`] when it is no `u32` and
-    /// [`Error::BadAlignment`] when it is no power of two.
+    /// for [`ALIGNMENT_KEY`] also [`Error::WrongType`] when the value is no
+    /// `u32` and [`Error::BadAlignment`] when it is no power of two.
     pub fn metadata<T: Encode>(&mut self, key: &str, value: T) -> Result<&mut Self, Error> {
         if T::DEPTH > MAX_ARRAY_DEPTH {
             return Err(Error::ArrayTooDeep { place: Place::Value(key).to_string() });
@@ -148,7 +148,7 @@ impl Writer {
         Ok(self)
     }
 
-    /// Writes the header; the data of the tensors is to follow, one by one.
+    /// Writes the header, and returns the writer of the tensors' data.
     ///
     /// `out` is written to in many pieces: buffer it.
     ///
@@ -225,7 +225,7 @@ pub struct TensorWriter<W> {
 }
 
 impl<W: Write> TensorWriter<W> {
-    /// Writes the data of the next tensor, which is in the file's byte order.
+    /// Writes the data of the next tensor, given in the file's byte order.
     ///
     /// # Errors
     ///
@@ -246,7 +246,7 @@ impl<W: Write> TensorWriter<W> {
         Ok(())
     }
 
-    /// Checks that no tensor is left, flushes and returns what was written to.
+    /// Checks that every tensor has its data, flushes the output and returns it.
     ///
     /// # Errors
     ///
@@ -261,7 +261,7 @@ impl<W: Write> TensorWriter<W> {
 }
 
 impl Gguf<'_> {
-    /// Writes the model as one file, as [`Writer`] orders it.
+    /// Writes the model as one file, in the order of [`Writer`].
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a product's arithmetic is in the end, and how far it may be from the exact product.
+//! [`Accuracy`]: the resolved arithmetic of a product, and a bound on its error.
 
 use super::formats::CHUNK;
 
@@ -27,7 +27,7 @@ impl Accuracy {
     /// This crate's int8 product.
     pub const INT8: Self = Self::Int8 { block: CHUNK, half_scale: false };
 
-    /// The name for people.
+    /// The display name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Int8 { .. } => "int8",
@@ -39,8 +39,8 @@ impl Accuracy {
 
     /// The largest `|error|` of one output against the exact product of a row of dequantized weights with `x`.
     ///
-    /// The rounding of the operands (a code is at most half a step off, a step being `max|x| / 127`), plus what f32 sums
-    /// of so many terms may lose, each of them `2^-24` of the sum of magnitudes.
+    /// The rounding of the operands (a code is at most half a step off, a step being `max|x| / 127`), plus that of f32
+    /// sums: `2^-24` of the sum of magnitudes for each term.
     pub fn error_bound(self, weights: &[f32], x: &[f32]) -> f64 {
         let products: f64 = weights.iter().zip(x).map(|(&w, &x)| (w as f64 * x as f64).abs()).sum();
         let terms = weights.len() as f64 + 16.0;
@@ -48,7 +48,7 @@ impl Accuracy {
         let operands = match self {
             Self::Float => 0.0,
             Self::Halves { bits } => 2f64.powi(-(bits as i32)) * products,
-            // (1 + 2^-8)^2 - 1, the chunk roundoff of eight significant bits.
+            // (1 + u)^2 - 1, where u = 2^-8 is the unit roundoff of eight significant bits.
             Self::MatrixUnits => (2f64.powi(-7) + 2f64.powi(-16)) * products,
             Self::Int8 { block, half_scale } => {
                 let runs = weights.chunks(block).zip(x.chunks(block));

@@ -1,4 +1,4 @@
-//! Activations made ready for a product: contiguous, in whole chunks of 32.
+//! Activations: floats of any strides on the device, and their packing to contiguous rows of whole chunks.
 
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
@@ -26,8 +26,8 @@ impl Activations {
     ///
     /// # Errors
     ///
-    /// [`Error::Strides`] where a value would not lie in the handle, where its offset is not that of a value, or where there
-    /// are more strides than extents or fewer.
+    /// [`Error::Strides`] where a value would lie outside the handle, the handle's offset is not a multiple of a
+    /// value's bytes, or `shape` and `strides` differ in length.
     pub fn new(handle: Handle, ty: FloatType, shape: Vec<usize>, strides: Vec<usize>) -> Result<Self> {
         let len = used_bytes(&handle) / ty.bytes();
         let extents = shape.iter().zip(&strides);
@@ -50,7 +50,7 @@ impl Activations {
     pub fn contiguous(handle: Handle, ty: FloatType, shape: Vec<usize>) -> Result<Self> {
         let mut strides = vec![1usize; shape.len()];
         for i in (1..shape.len()).rev() {
-            // Too large a product lies in no handle.
+            // No handle is as long as a saturated stride, so `new` refuses it.
             strides[i - 1] = strides[i].saturating_mul(shape[i]);
         }
         Self::new(handle, ty, shape, strides)
@@ -71,7 +71,7 @@ impl Activations {
         &self.shape
     }
 
-    /// Values from one to the next in each extent.
+    /// Strides in values, one for each extent.
     pub fn strides(&self) -> &[usize] {
         &self.strides
     }
@@ -86,7 +86,7 @@ impl Activations {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// The batch dimensions as few as they can be, outermost first: neighbours that are one run are merged.
+    /// Extent and stride of the batch dimensions, outermost first; neighbours that one stride describes are merged.
     fn batch(&self) -> Vec<(usize, usize)> {
         let rank = self.shape.len().saturating_sub(1);
         let mut merged: Vec<(usize, usize)> = Vec::new();
@@ -134,10 +134,10 @@ impl Activations {
 /// Tokens of activations that one launch reads.
 pub(super) struct Run<'a> {
     x: &'a Activations,
-    /// The first of them.
+    /// The first token.
     first: usize,
     pub tokens: usize,
-    /// Where its values begin.
+    /// Index of its first value.
     base: usize,
     /// The stride of the outer batch dimension.
     outer: usize,
@@ -177,7 +177,7 @@ impl Tokens {
         (self.k + comptime!(CHUNK - 1)) / CHUNK
     }
 
-    /// Where a value of a token of the run is.
+    /// Index of value `column` of the run's token `token`.
     pub fn index(&self, token: usize, column: usize) -> usize {
         let (outer, inner) = (token / self.inner_extent, token % self.inner_extent);
         self.base + outer * self.outer + inner * self.inner + column * self.column
@@ -212,7 +212,7 @@ fn pack_values<X: Float, Y: Float>(x: &[X], out: &mut [Y], tokens: Tokens, #[def
     out[tokens.first * padded + position] = value;
 }
 
-/// The first `len` of a handle's f32 values, which it must have, as `to`.
+/// The first `len` f32 values of a handle, converted to `to`. The handle must hold as many.
 pub fn cast(client: &Client, values: &Handle, len: usize, to: FloatType) -> Handle {
     let padded = len.next_multiple_of(CHUNK);
     let x = Activations { handle: values.clone(), ty: FloatType::F32, shape: vec![1, len], strides: vec![len, 1] };

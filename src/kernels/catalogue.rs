@@ -1,5 +1,5 @@
-//! Every kernel that the library can launch on a device, for tools that must forget none: a report of what the compiler
-//! made of them, a cache to be byte_mask.
+//! Every kernel that the library can launch on a device, for tools that need all of them: a report of the compiler's
+//! code, the filling of a cache.
 
 use std::num::NonZeroU32;
 
@@ -18,13 +18,13 @@ use super::tune::{for_row, heuristic};
 use super::weights::Weights;
 use crate::gguf::{Endian, GgmlType};
 
-/// Launches that compile at least one kernel not among those of the entries before.
+/// A launch that compiles at least one kernel that no earlier entry does.
 pub struct Entry {
-    /// What it does, as the module that has the kernel is called.
+    /// The operation's name.
     pub operation: &'static str,
     /// The format of the weights, where the kernel depends on it.
     pub format: Option<GgmlType>,
-    /// What else is fixed when the kernel is compiled, in words.
+    /// Other parameters of the kernel's compilation, in words.
     pub configuration: String,
     /// The arithmetic of a product.
     pub arithmetic: Option<&'static str>,
@@ -38,8 +38,8 @@ pub struct Entry {
 type Launch = dyn Fn(&Client) -> Option<Handle> + Send;
 
 impl Entry {
-    /// Launches on tiny zeros. What fails on the device shows up when the result is read; `None` where memory or a shape
-    /// was refused before.
+    /// Launches on small operands of zeros. A failure of the device shows up when the result is read; `None` where an
+    /// operand or the launch is refused.
     pub fn launch(&self, client: &Client) -> Option<Handle> {
         (self.launch)(client)
     }
@@ -80,7 +80,7 @@ fn of_activations(floats: &[FloatType]) -> Vec<Entry> {
         entries.push(Entry::new("quantize activations", None, from.name(), move |client| {
             Some(quantize(client, &x(client)?).codes)
         }));
-        // f32 for products in floats, bf16 for matrix units; an f32 result as any other type.
+        // f32 for float products, bf16 for matrix units, whose f32 results become any type.
         for &to in floats.iter().filter(|&&to| to != FloatType::F16 || from == FloatType::F32) {
             let types = format!("{} to {}", from.name(), to.name());
             let pack = move |client: &Client| Some(activations::pack(client, &x(client)?, to));
@@ -160,7 +160,7 @@ fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry>
     let hardware = Hardware::of(client);
     let chunks = (format.ty.block_size() / CHUNK).max(format.vector_span(Vectors::All));
     let problem = Problem { ty: format.ty, operand: ActivationType::Int8, tokens: 1, n: 2, chunks };
-    // Loads of one row ahead are what registers suffice for, whatever the format.
+    // With one row, registers suffice for the prefetched loads of any format.
     let settings = Settings {
         rows_per_group: 1,
         stage: true,
@@ -179,7 +179,8 @@ fn of_staged_products(client: &Client, format: &'static Format) -> Option<Entry>
     Some(Entry { arithmetic: Some("int8"), ..Entry::new("staged matvec", Some(format.ty), "f32, 1 token", launch) })
 }
 
-/// Products of matrices that share a launch: each repeats the code of one, so that one token of two stands for all.
+/// A product of matrices that share a launch. The kernel repeats the code of one matrix, so two matrices and one token
+/// stand for all numbers of them.
 fn of_several_matrices(format: &'static Format) -> Entry {
     let launch = move |client: &Client| {
         let weights = weights(client, format, false)?;
@@ -192,7 +193,7 @@ fn of_several_matrices(format: &'static Format) -> Entry {
     Entry { arithmetic, ..Entry::new("matvec of several", Some(format.ty), "f32, 1 token, 2 matrices", launch) }
 }
 
-/// Numbers of tokens on both sides of the sizes at which a blueprint of the matrix units is inferred anew.
+/// Numbers of tokens on both sides of the sizes at which cubek-matmul infers another blueprint.
 const MANY_TOKENS: [usize; 4] = [16, 64, 512, 2048];
 
 fn of_matrix_units(client: &Client) -> Vec<Entry> {
@@ -218,7 +219,7 @@ fn zeros(client: &Client, ty: FloatType, tokens: usize, k: usize) -> Option<Acti
     Activations::contiguous(handle, ty, vec![tokens, k]).ok()
 }
 
-/// Two rows of weights that are zeros, each a span of the format, or a value more.
+/// Two rows of zeros, each one block or span of the format, whichever is longer, and one value more where `ragged`.
 fn weights(client: &Client, format: &'static Format, ragged: bool) -> Option<Weights> {
     let k = format.ty.block_size().max(CHUNK * format.vector_span(Vectors::All));
     upload(client, format, 2, k + ragged as usize)

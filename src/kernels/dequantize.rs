@@ -52,13 +52,13 @@ fn decode(
 #[derive(CubeType, CubeLaunch)]
 struct Rows {
     grid: Grid,
-    /// What rows are named by, if they are.
+    /// Indices of rows, where `gather` is 1.
     ids: Box<[u32]>,
-    /// 1 where rows are named by ids, or else 0.
+    /// 1 to read the rows that `ids` name, 0 for a range.
     gather: u32,
-    /// The first row where they are not.
+    /// The first row of the range.
     first: usize,
-    /// How many.
+    /// Number of rows.
     count: usize,
     /// Values of a row.
     k: usize,

@@ -35,7 +35,7 @@ impl FloatType {
         }
     }
 
-    /// The device's type.
+    /// CubeCL's element type.
     pub fn elem(self) -> ElemType {
         match self {
             Self::F32 => ElemType::Float(FloatKind::F32),
@@ -44,7 +44,7 @@ impl FloatType {
         }
     }
 
-    /// Bytes of the device as f32. `bytes` holds at least `len` values.
+    /// The first `len` values of the device's `bytes`, as f32. `bytes` must hold as many.
     pub fn to_f32(self, bytes: &[u8], len: usize) -> Vec<f32> {
         let halves = || bytes.chunks_exact(2).take(len).map(|b| u16::from_le_bytes([b[0], b[1]]));
         match self {

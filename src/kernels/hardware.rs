@@ -1,22 +1,22 @@
-//! What a device is, as far as any choice depends on it.
+//! [`Hardware`]: the properties of a device that the choice of a kernel depends on.
 
 use cubecl::client::Client;
 
 use super::arch::target::Target;
 use super::launch::{is_rasterizer, plane};
 
-/// The facts of a device that settings and blueprints are chosen by: the only place where CubeCL is asked for them.
+/// Properties of a device that settings and blueprints are chosen by, read from CubeCL in this one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hardware {
-    /// Whose code the device runs.
+    /// The compiler of the device's code, and its processor.
     pub target: Target,
-    /// Lanes of a plane, where all planes are of one size and their lanes can talk to each other.
+    /// Lanes of a plane, where all planes are of one size and have plane operations; `None` on software rasterizers.
     pub plane: Option<u32>,
     /// Multiprocessors or compute units, where the driver tells.
     pub cores: Option<u32>,
     /// Cores of the host, where the device is CubeCL's CPU runtime.
     pub host_cores: Option<u32>,
-    /// Whether the device is the host behind a graphics API.
+    /// Whether the device is a software rasterizer: the host behind a graphics API.
     pub is_rasterizer: bool,
     /// The most units of a cube.
     pub max_units_per_cube: u32,
@@ -25,7 +25,7 @@ pub struct Hardware {
 }
 
 impl Hardware {
-    /// The facts of a client's device.
+    /// The properties of a client's device.
     pub fn of(client: &Client) -> Self {
         let properties = client.properties();
         let hardware = &properties.hardware;

@@ -1,4 +1,4 @@
-//! What every launch needs: buffers as arguments, cubes for a number of units.
+//! Parts of every launch: buffer arguments, suballocations, grids of cubes, the plane size.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,12 +7,12 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Units in a cube of a kernel whose units do not talk to each other.
+/// Units in a cube of a kernel whose units exchange nothing.
 const UNITS: u32 = 128;
 
 static COMPILED: AtomicUsize = AtomicUsize::new(0);
 
-/// How many of the library's kernels this process has compiled, on all its devices: what a test or a search costs.
+/// Number of the library's kernels that this process has compiled, on all its devices: the cost of a test or a search.
 pub fn compiled() -> usize {
     COMPILED.load(Ordering::Relaxed)
 }
@@ -20,19 +20,19 @@ pub fn compiled() -> usize {
 /// `handle` as an argument of as many elements of `bytes` bytes as it holds.
 pub fn buffer(handle: &Handle, bytes: usize) -> BufferArg {
     let len = used_bytes(handle) / bytes;
-    // SAFETY: the elements lie in the handle's part of its memory.
+    // SAFETY: `len` whole elements lie in the bytes that the handle uses.
     unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
 }
 
-/// Bytes that a handle holds; none where its offsets, which anyone may set, leave none.
+/// Bytes between a handle's offsets; 0 where the offsets, which callers may set, exceed its size.
 pub fn used_bytes(handle: &Handle) -> usize {
     let offsets = handle.offset_start.unwrap_or(0).checked_add(handle.offset_end.unwrap_or(0));
     offsets.and_then(|offsets| handle.size().checked_sub(offsets)).unwrap_or(0) as usize
 }
 
-/// One allocation for several buffers: each is a task for the runtime's own thread.
+/// Several buffers in one allocation: every `client.empty` costs a message to the runtime's thread.
 pub struct Suballocation {
-    /// The buffer of all.
+    /// The allocation.
     pub whole: Handle,
     /// Where each part begins and how long it is, in bytes.
     places: Vec<(usize, usize)>,
@@ -44,7 +44,7 @@ impl Suballocation {
         let alignment = (client.properties().memory.alignment as usize).max(16);
         let (mut places, mut bytes) = (Vec::new(), 0usize);
         for size in sizes {
-            // An empty buffer is none to a kernel.
+            // A kernel cannot bind an empty buffer.
             let size = size.next_multiple_of(16).max(16);
             let begin = bytes.next_multiple_of(alignment);
             places.push((begin, size));
@@ -58,7 +58,7 @@ impl Suballocation {
         self.places[part].0
     }
 
-    /// A part.
+    /// The buffer of a part.
     pub fn handle(&self, part: usize) -> Handle {
         let (begin, bytes) = self.places[part];
         let rest = self.whole.size_in_used().saturating_sub((begin + bytes) as u64);
@@ -66,13 +66,13 @@ impl Suballocation {
     }
 }
 
-/// A grid of cubes in two dimensions, as one is too short on some devices, and how many of its units have work.
+/// A two-dimensional grid of cubes, and the number of its units with work: one dimension is too short on some devices.
 ///
-/// The width comes as an argument: asking the device for it costs a load of the dispatch packet on AMD.
+/// The width is an argument: on AMD, a kernel that reads it from the device loads the dispatch packet.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct Grid {
-    /// Cubes in a line of the grid.
+    /// Cubes along x.
     width: usize,
     /// Units (or groups of units) with work; the surplus must stop.
     pub len: usize,
@@ -80,14 +80,14 @@ pub struct Grid {
 
 #[cube]
 impl Grid {
-    /// The number of this cube.
+    /// Linear index of this cube.
     pub fn cube(&self) -> usize {
-        // Every kernel asks this once, and what is here runs once for each that is compiled.
+        // Every kernel calls this once, so its expansion counts the kernels that are compiled.
         comptime!(COMPILED.fetch_add(1, Ordering::Relaxed));
         CUBE_POS_Y as usize * self.width + CUBE_POS_X as usize
     }
 
-    /// The number of this unit among those of one-dimensional cubes.
+    /// Linear index of this unit, in one-dimensional cubes.
     pub fn unit(&self) -> usize {
         self.cube() * CUBE_DIM_X as usize + UNIT_POS_X as usize
     }
@@ -105,7 +105,7 @@ pub fn elementwise(client: &Client, units: usize) -> (CubeCount, CubeDim, GridLa
     (count, CubeDim::new_1d(per_cube), grid)
 }
 
-/// `count` cubes over two dimensions, and their grid, where `len` is what the kernel counts.
+/// `count` cubes over two dimensions, and their grid of `len` units (or groups of units) with work.
 pub fn cubes(client: &Client, count: usize, len: usize) -> (CubeCount, GridLaunch) {
     let most = client.properties().hardware.max_cube_count.0 as usize;
     let width = count.min(most);
@@ -113,13 +113,13 @@ pub fn cubes(client: &Client, count: usize, len: usize) -> (CubeCount, GridLaunc
     (CubeCount::Static(width as u32, height as u32, (count > 0) as u32), GridLaunch::new(width, len))
 }
 
-/// Whether the device is the host behind a graphics API, by the names that software rasterizers go by.
+/// Whether the device is a software rasterizer, the host behind a graphics API: known by its name.
 pub fn is_rasterizer(client: &Client) -> bool {
     let name = client.properties().identity.name.to_lowercase();
     ["llvmpipe", "lavapipe", "swiftshader", "warp"].iter().any(|software| name.contains(software))
 }
 
-/// Lanes of a plane, where all planes are of one size and their lanes can talk to each other.
+/// Lanes of a plane, where all planes are of one size and have plane operations; `None` on software rasterizers.
 pub fn plane(client: &Client) -> Option<u32> {
     let hardware = &client.properties().hardware;
     let plane = hardware.plane_size_max;

@@ -1,4 +1,4 @@
-//! The one door into the kernels: which of them does a product of activations with a weight matrix, transposed.
+//! Products of activations with a transposed weight matrix, and the choice of the operation that computes them.
 //!
 //! Few tokens go to [`matvec`](super::matvec), many to [`matmul`](super::matmul) where the device has matrix units.
 
@@ -16,7 +16,7 @@ use super::tune::Selection;
 use super::weights::Weights;
 use crate::gguf::GgmlType;
 
-/// How activations and weights are multiplied. [`Accuracy::error_bound`] states how exactly.
+/// The arithmetic that a caller asks of a product. [`Accuracy::error_bound`] bounds its error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// `Int8` up to [`MAX_TOKENS`] tokens, then `Float`.
@@ -61,7 +61,7 @@ impl FromStr for Arithmetic {
     }
 }
 
-/// What `arithmetic` means for so many tokens of weights of type `ty` on this device.
+/// `arithmetic` resolved for a product of `tokens` tokens with weights of type `ty` on this device.
 pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
     let few = tokens <= MAX_TOKENS;
     let int8 = arithmetic == Arithmetic::Int8 || arithmetic == Arithmetic::Auto && few;
@@ -72,7 +72,7 @@ pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithme
     }
 }
 
-/// A matrix, and what was selected for its products.
+/// A matrix and the blueprints selected for its products.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     pub weights: &'a Weights,
@@ -81,7 +81,7 @@ pub struct Matrix<'a> {
 
 /// `x` `[.., k]` times the transpose of a matrix `[n, k]`: contiguous `[.., n]` values of `x`'s type.
 ///
-/// `x`'s last extent must be `k`. What fails on the device shows up at the next read.
+/// `x`'s last extent must be `k`. A failure of the device shows up at the next read.
 pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arithmetic) -> Handle {
     let Matrix { weights, selection } = matrix;
     let matvec = |operand| {
@@ -90,17 +90,17 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
     };
     match resolve(client, weights.ty(), x.tokens(), arithmetic) {
         Accuracy::Int8 { .. } => matvec(ActivationType::Int8),
-        // Halves are the host's alone; `resolve` never names them.
+        // `Halves` is for host tensors alone; `resolve` never returns it.
         Accuracy::Float | Accuracy::Halves { .. } => matvec(ActivationType::Float),
         Accuracy::MatrixUnits => {
-            // A blueprint that does not fit the device is refused before anything is launched.
+            // cubek-matmul may have no blueprint for the device.
             striped(client, weights, x).unwrap_or_else(|_| matvec(ActivationType::Float))
         }
     }
 }
 
-/// The [`matmul`] of each of some matrices, bit for bit: few tokens share the quantization of the activations, and launches
-/// where the formats are the same.
+/// [`matmul`] for several matrices, bit for bit. Except on matrix units, they share the quantized activations, and
+/// matrices of one format share launches.
 pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithmetic: Arithmetic) -> Vec<Handle> {
     let products = matrices.iter().map(|matrix| resolve(client, matrix.weights.ty(), x.tokens(), arithmetic));
     let (mut int8, mut few) = (false, true);

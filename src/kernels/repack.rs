@@ -1,7 +1,7 @@
 //! Upload: GGUF blocks into the components of the device layout, on the device.
 //!
 //! One kernel serves every format: each word of a component is gathered from the bit fields that the format's
-//! [`Layout`] lists. The blocks arrive in chunks, so neither side ever holds a tensor twice.
+//! [`Layout`] lists. The blocks come through staging buffers, so neither side ever holds a tensor twice.
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -14,7 +14,8 @@ use crate::gguf::Endian;
 /// The most GGUF bytes staged at once.
 const STAGING: usize = 16 << 20;
 
-/// The blocks whose fields fill whole words in every component: what a chunk is a multiple of.
+/// Blocks of a quantum: the fewest whose fields fill whole words in every component. A staging buffer holds whole
+/// quanta.
 fn blocks_per_quantum(layout: &Layout) -> usize {
     let whole =
         |blocks: usize| layout.components.iter().all(|component| (component.block_bits() * blocks).is_multiple_of(32));
@@ -23,14 +24,14 @@ fn blocks_per_quantum(layout: &Layout) -> usize {
 
 /// Repacks a matrix into `out`, which has the words of `offsets`.
 ///
-/// `data` is GGUF blocks of a byte order that the format has. At most two staging buffers are in flight; what fails on
+/// `data` is GGUF blocks of a byte order that the format has. At most two staging buffers are in flight; a failure of
 /// the device shows up at the next read of `out`.
 pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, offsets: &ComponentOffsets, out: &Handle) {
     let layout = (format.layout)();
     let (rows, blocks) = (offsets.rows, offsets.blocks);
     let per_quantum = blocks_per_quantum(&layout);
     let block_bytes = layout.block_bytes;
-    // Rows of the widest component in quanta; a narrower component's surplus words lie past its row and are not written.
+    // Quanta of a row in the component that has most; another's surplus words lie past its row and are not written.
     let per_row = layout.components.iter().zip(&offsets.components);
     let per_row =
         per_row.map(|(component, at)| at.stride.div_ceil(component.block_bits() * per_quantum / 32)).max().unwrap_or(0);
@@ -59,7 +60,7 @@ pub fn upload(client: &Client, format: &Format, data: &[u8], endian: Endian, off
             };
             repack::launch(client, count, dim, from, fields, into, run, shape);
         }
-        // Bounds what is staged: without it every chunk of a large tensor would wait in memory.
+        // Bounds the memory of staging buffers: otherwise those of a whole tensor would be in flight.
         if chunk % 2 == 1 {
             let _ = cubecl::future::block_on(client.sync());
         }
@@ -71,12 +72,12 @@ fn field_table(client: &Client, fields: &[u16]) -> Handle {
     client.create_from_slice(bytemuck::cast_slice(&words))
 }
 
-/// Which words of a component a launch writes, and what it has of the source.
+/// The words of a component that a launch writes, and the source blocks that it reads.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 struct Quanta {
     grid: Grid,
-    /// The first quantum of all rows.
+    /// The first quantum, counted over all rows.
     first: usize,
     per_row: usize,
     /// Blocks of a row.
@@ -89,7 +90,7 @@ struct Quanta {
     stride: usize,
 }
 
-/// What a quantum of a component is gathered from.
+/// The fields that a quantum of a component is gathered from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct QuantumShape {
     /// Bits of a field.

@@ -2,5 +2,5 @@
 
 use cubecl::prelude::*;
 
-/// Four words, 16 bytes: what one load brings and one step of decoding works on.
+/// Four words, 16 bytes: the width of a load and of a decoding step.
 pub type Words = Vector<u32, Const<4>>;

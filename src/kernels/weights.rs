@@ -1,4 +1,4 @@
-//! A weight matrix on a device, as the operations take it.
+//! [`Weights`]: a weight matrix on a device, as operations take it.
 
 use cubecl::client::Client;
 use cubecl::server::Handle;
@@ -23,8 +23,8 @@ pub struct Weights {
 impl Weights {
     /// Uploads the GGUF blocks of an `n` x `k` matrix, of a byte order that the format has.
     ///
-    /// `codebook` is the device's copy of the format's codebook. `None` where the shape does not fit
-    /// `data`, or overflows.
+    /// `codebook` is the device's copy of the format's codebook. `None` where `ty` holds no weights, or the shape does
+    /// not fit `data` or overflows.
     pub fn upload(
         client: &Client,
         ty: GgmlType,
@@ -65,12 +65,12 @@ impl Weights {
         self.k.div_ceil(CHUNK)
     }
 
-    /// Bytes on the device, the codebook, which all tensors of a device share, left out.
+    /// Bytes on the device, without the codebook, which all tensors of a device share.
     pub fn device_bytes(&self) -> usize {
         4 * self.offsets.words
     }
 
-    /// Bytes as GGUF.
+    /// Bytes of the GGUF blocks.
     pub fn gguf_bytes(&self) -> usize {
         self.n * self.k / self.ty().block_size() * self.ty().block_bytes()
     }
@@ -80,7 +80,7 @@ impl Weights {
         &self.handle
     }
 
-    /// GGUF blocks again, bit for bit, from the buffer's words.
+    /// The little-endian GGUF blocks, bit for bit, from the buffer's words.
     pub fn to_gguf(&self, words: &[u32]) -> Vec<u8> {
         let mut out = vec![0; self.gguf_bytes()];
         let words = &words[..self.offsets.words];

@@ -1,4 +1,4 @@
-//! Where tensors live: the host, or a device of one of CubeCL's runtimes.
+//! Devices of tensors: the host, and those of CubeCL's runtimes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use crate::kernels::launch::is_rasterizer;
 use crate::storage::rocm;
 use crate::{Error, Result};
 
-/// A place for tensors.
+/// A device that holds tensors.
 ///
 /// ```
 /// use cube_gguf::Device;
@@ -33,7 +33,7 @@ pub enum Device {
     Cube(CubeDevice),
 }
 
-/// The runtimes of CubeCL that this crate names.
+/// A runtime of CubeCL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Backend {
     /// The host, by way of CubeCL's CPU runtime: the same kernels as on a GPU.
@@ -51,7 +51,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// In the order in which [`Device::best`] tries them.
+    /// All backends, in the order in which [`Device::best`] tries them.
     pub const ALL: [Self; 6] = [Self::Rocm, Self::Cuda, Self::Metal, Self::Vulkan, Self::Wgpu, Self::CubeCpu];
 
     /// The name on the command line.
@@ -105,7 +105,7 @@ impl Backend {
         }
         let Ok(first) = first else { return Vec::new() };
         match self {
-            // wgpu's devices are of several kinds; its default is the one its caller wants first.
+            // wgpu numbers devices within each of several kinds; its default device alone is listed.
             Self::Vulkan | Self::Wgpu | Self::Metal => vec![first],
             _ => cubecl::Device::enumerate(first.to_id()).into_iter().map(cubecl::Device::from_id).collect(),
         }
@@ -120,7 +120,7 @@ impl Backend {
         }
     }
 
-    /// Why CubeCL cannot use a device that the machine has.
+    /// Why CubeCL cannot use a device that the machine has; `None` where it can.
     #[cfg_attr(not(feature = "hip"), expect(unused_variables))]
     fn unusable(self, index: usize) -> Option<String> {
         match self {
@@ -131,13 +131,13 @@ impl Backend {
     }
 }
 
-/// A device of a CubeCL runtime, and what this crate keeps on it for all tensors.
+/// A device of a CubeCL runtime, with the codebooks that its tensors share.
 #[derive(Clone)]
 pub struct CubeDevice {
     backend: Backend,
     index: usize,
     device: cubecl::Device,
-    /// Codebooks of formats and their words, uploaded once a device.
+    /// Each format's codebook on the device, uploaded at its first use; clones share them.
     codebooks: Arc<Mutex<HashMap<GgmlType, Handle>>>,
 }
 
@@ -146,8 +146,8 @@ impl CubeDevice {
     ///
     /// # Errors
     ///
-    /// [`Error::NoDevice`] where the build does not link the runtime, the machine lacks its library or driver, there are
-    /// fewer devices, or this one is none that CubeCL compiles for.
+    /// [`Error::NoDevice`] where the build does not link the runtime, the machine lacks its library or driver, `index`
+    /// is past the last device, or CubeCL does not compile for the device.
     pub fn new(backend: Backend, index: usize) -> Result<Self> {
         let no_device = |reason| Error::NoDevice { device: format!("{}:{index}", backend.name()), reason };
         if !backend.is_linked() {
@@ -177,7 +177,7 @@ impl CubeDevice {
         self.index
     }
 
-    /// CubeCL's name of the device.
+    /// The device as CubeCL's own type.
     pub fn cubecl(&self) -> &cubecl::Device {
         &self.device
     }
@@ -187,7 +187,7 @@ impl CubeDevice {
         self.device.client()
     }
 
-    /// What the driver calls the device.
+    /// The driver's name for the device.
     pub fn description(&self) -> String {
         self.client().properties().identity.name.clone()
     }
@@ -202,7 +202,7 @@ impl CubeDevice {
         entry.clone()
     }
 
-    /// The error for something that failed on this device.
+    /// The [`Error::Device`] of a failure on this device.
     pub(crate) fn failed(&self, error: impl fmt::Display) -> Error {
         Error::Device { device: self.to_string(), reason: error.to_string() }
     }
@@ -236,7 +236,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// This and its siblings: [`Error::NoDevice`], which says what is missing.
+    /// [`Error::NoDevice`], which says what is missing; the other constructors likewise.
     pub fn new_rocm(index: usize) -> Result<Self> {
         CubeDevice::new(Backend::Rocm, index).map(Self::Cube)
     }
@@ -246,7 +246,7 @@ impl Device {
         CubeDevice::new(Backend::Cuda, index).map(Self::Cube)
     }
 
-    /// The `index`-th GPU that Vulkan reaches (feature `vulkan`).
+    /// The `index`-th GPU that Vulkan reaches (feature `vulkan`). Only 0, wgpu's default, is listed.
     pub fn new_vulkan(index: usize) -> Result<Self> {
         CubeDevice::new(Backend::Vulkan, index).map(Self::Cube)
     }
@@ -256,12 +256,12 @@ impl Device {
         CubeDevice::new(Backend::Wgpu, 0).map(Self::Cube)
     }
 
-    /// Apple's GPU, by Metal (feature `metal`).
+    /// Apple's GPU, by Metal (feature `metal`). Only 0, wgpu's default, is listed.
     pub fn new_metal(index: usize) -> Result<Self> {
         CubeDevice::new(Backend::Metal, index).map(Self::Cube)
     }
 
-    /// The host, by way of CubeCL's CPU runtime (feature `cpu`): the kernels of a GPU without one.
+    /// The host, by way of CubeCL's CPU runtime (feature `cpu`): it runs the kernels of a GPU.
     pub fn new_cube_cpu() -> Result<Self> {
         CubeDevice::new(Backend::CubeCpu, 0).map(Self::Cube)
     }
@@ -293,7 +293,7 @@ impl Device {
 }
 
 impl CubeDevice {
-    /// Whether the device is the host in disguise.
+    /// Whether the device is the host: CubeCL's CPU runtime, or a software rasterizer behind a graphics API.
     pub fn is_software(&self) -> bool {
         self.backend == Backend::CubeCpu || is_rasterizer(&self.client())
     }

@@ -1,7 +1,7 @@
-//! Why HIP has no device, or one that CubeCL cannot drive, and what to do about it.
+//! Diagnosis of HIP devices: the reason that there is none, or that CubeCL cannot use one, and the remedy.
 //!
-//! CubeCL's HIP runtime asserts what it needs of a device, on a thread of its own, when the device is first used: asked
-//! for here before that, it is an error instead.
+//! CubeCL's HIP runtime checks a device by assertions, on a thread of its own, when it is first used. The checks here
+//! come before that, so that an unsuitable device is an error, not a panic.
 
 use std::ffi::{CStr, c_char};
 use std::fs::File;
@@ -24,7 +24,7 @@ const NO_LIBRARIES: &str = if cfg!(windows) {
 /// The variables that hide GPUs from HIP.
 const HIDING: [&str; 3] = ["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"];
 
-/// Why there is no device at all.
+/// The reason that HIP has no device.
 pub fn missing() -> String {
     if !cubecl_hip_sys::is_available() {
         return NO_LIBRARIES.to_owned();
@@ -35,7 +35,7 @@ pub fn missing() -> String {
     format!("HIP finds no AMD GPU: {}", kernel_driver())
 }
 
-/// What the kernel's driver says to a program that asks it, as HIP does.
+/// The state of the kernel driver, from opening `/dev/kfd` as HIP does.
 fn kernel_driver() -> &'static str {
     if !cfg!(target_os = "linux") {
         return "is AMD's driver installed?";
@@ -52,20 +52,20 @@ fn kernel_driver() -> &'static str {
     }
 }
 
-/// Why the `index`-th of HIP's devices cannot be used, if it cannot.
+/// The reason that HIP's `index`-th device cannot be used; `None` where it can.
 pub fn unusable(index: usize) -> Option<String> {
     let mut properties = MaybeUninit::uninit();
-    // SAFETY: there is room for the properties, which HIP writes all of where it answers 0.
+    // SAFETY: `properties` has room for the struct that this version of the call writes.
     let status = unsafe { cubecl_hip_sys::hipGetDevicePropertiesR0600(properties.as_mut_ptr(), index as i32) };
     if status != cubecl_hip_sys::hipError_t_hipSuccess {
         return Some(format!("HIP does not describe it (error {status})"));
     }
-    // SAFETY: HIP answered 0.
+    // SAFETY: the call succeeded, so HIP wrote all of the struct.
     let properties = unsafe { properties.assume_init() };
     disagreement(&text(&properties.gcnArchName), properties.warpSize)
 }
 
-/// What CubeCL would not generate code for.
+/// The mismatch between a device and the code that CubeCL generates, if any.
 fn disagreement(arch: &str, wavefront: i32) -> Option<String> {
     let gfx = GfxArch::parse(arch);
     match gfx.plane_dim() {
@@ -82,7 +82,7 @@ fn disagreement(arch: &str, wavefront: i32) -> Option<String> {
     }
 }
 
-/// A C string in a field; all of it where the end is missing.
+/// The C string in a field; the whole field where it has no NUL.
 fn text(field: &[c_char]) -> String {
     let bytes: Vec<u8> = field.iter().map(|&byte| byte as u8).collect();
     CStr::from_bytes_until_nul(&bytes)

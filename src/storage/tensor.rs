@@ -1,4 +1,4 @@
-//! A quantized matrix on a device, without any framework: what the embeddings stand on.
+//! [`DeviceTensor`]: a quantized matrix on a device, for any framework.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ use crate::{Error, Result};
 
 /// `n` rows of `k` weights of one GGUF type on a device. Cloning shares them.
 ///
-/// What ends in `_on_device` queues its work and returns; a failure of the device then shows up at the next read of
-/// the result. The other operations read their result and return the failure themselves.
+/// Methods whose names end in `_on_device` queue their work and return; a failure of the device shows up at the next
+/// read of the result. The other operations read their result and return the failure themselves.
 #[derive(Clone)]
 pub struct DeviceTensor(Arc<Inner>);
 
@@ -37,7 +37,7 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// As [`from_gguf`](Self::from_gguf), and [`Error::Gguf`] for a tensor of a type that nobody knows.
+    /// As [`from_gguf`](Self::from_gguf), and [`Error::Gguf`] for a tensor of an unknown type.
     pub fn load(device: &CubeDevice, tensor: &TensorInfo) -> Result<Self> {
         let (n, k) = tensor.matrix();
         Self::from_gguf(device, tensor.dtype()?, n, k, tensor.data()?, tensor.endian())
@@ -49,9 +49,9 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// [`Error::NotWeights`] for integers and f64, [`Error::BigEndian`] for big-endian data of a format that has no such
-    /// form, [`Error::Size`] where the data is not that of the shape, [`Error::TooLarge`] where no buffer of the device
-    /// can hold it, [`Error::Device`] where the device has no memory left.
+    /// [`Error::NotWeights`] for integers and f64, [`Error::BigEndian`] for big-endian data of a format without such a
+    /// form, [`Error::Size`] where the size of the data does not match the shape, [`Error::TooLarge`] where it exceeds
+    /// the device's largest buffer, [`Error::Device`] where the device failed, as when out of memory.
     pub fn from_gguf(
         device: &CubeDevice,
         ty: GgmlType,
@@ -76,7 +76,7 @@ impl DeviceTensor {
         Ok(Self(Arc::new(Inner { device: device.clone(), weights, selection: Selection::default() })))
     }
 
-    /// Where the tensor lives.
+    /// The tensor's device.
     pub fn device(&self) -> &CubeDevice {
         &self.0.device
     }
@@ -96,7 +96,7 @@ impl DeviceTensor {
         self.0.weights.k()
     }
 
-    /// Bytes that the tensor takes on the device; its format's codebook, which all tensors share, left out.
+    /// Bytes of the tensor on the device, without its format's codebook, which all tensors share.
     pub fn device_bytes(&self) -> usize {
         self.0.weights.device_bytes()
     }
@@ -154,7 +154,7 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// [`Error::RowOutOfRange`] with the first id that is no row, [`Error::Device`] where the device failed.
+    /// [`Error::RowOutOfRange`] with the first id outside the matrix, [`Error::Device`] where the device failed.
     pub fn rows<I: Copy + Into<i64>>(&self, ids: &[I], to: FloatType) -> Result<Vec<f32>> {
         let handle = self.rows_on_device(ids, to)?;
         Ok(to.to_f32(&self.read(handle)?, ids.len() * self.k()))
@@ -173,12 +173,12 @@ impl DeviceTensor {
         };
         let ids = ids.iter().map(row).collect::<Result<Vec<u32>>>()?;
         let client = self.0.device.client();
-        // An empty buffer is none to a kernel.
+        // A kernel cannot bind an empty buffer.
         let on_device = client.create_from_slice(bytemuck::cast_slice(if ids.is_empty() { &[0] } else { &ids[..] }));
         Ok(dequantize::rows(&client, &self.0.weights, &on_device, ids.len(), to))
     }
 
-    /// What a product with so many tokens computes on this device.
+    /// The resolved arithmetic of a product with `tokens` rows of activations on this device.
     pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         resolve(&self.0.device.client(), self.ty(), tokens, arithmetic)
     }
@@ -187,16 +187,16 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// [`Error::Activations`] where the last extent of `x` is not `k`, [`Error::ForeignActivations`] where `x` is in the
-    /// memory of another device, [`Error::NoFloat`] where the device has no such floats.
+    /// [`Error::Activations`] where `x` is a scalar or its last extent is not `k`, [`Error::ForeignActivations`] where
+    /// `x` is in the memory of another device, [`Error::NoFloat`] where the device has no buffers of `x`'s type.
     pub fn matmul_on_device(&self, x: &Activations, arithmetic: Arithmetic) -> Result<Handle> {
         self.check(x)?;
         Ok(matmul(&self.0.device.client(), self.matrix(), x, arithmetic))
     }
 
-    /// The [`matmul_on_device`](Self::matmul_on_device) of each of some matrices, bit for bit, for less: activations are
-    /// quantized once, and matrices of one format share a launch. The results are in the order of the matrices, each a
-    /// part of one buffer.
+    /// [`matmul_on_device`](Self::matmul_on_device) for several matrices, bit for bit, with the results in their order.
+    /// Except on matrix units this costs less: the activations are quantized once, matrices of one format share a
+    /// launch, and the results are parts of one buffer.
     ///
     /// # Errors
     ///
@@ -208,7 +208,7 @@ impl DeviceTensor {
         Ok(matmul_many(&device.client(), &matrices, x, arithmetic))
     }
 
-    /// As [`matmul_on_device`](Self::matmul_on_device), by a kernel: what a search tries.
+    /// [`matmul_on_device`](Self::matmul_on_device) by a given blueprint, for the search.
     pub(crate) fn matmul_by(&self, x: &Activations, blueprint: Blueprint) -> Result<Handle> {
         self.check(x)?;
         let client = self.0.device.client();
@@ -216,7 +216,7 @@ impl DeviceTensor {
         Ok(matvec_with(&client, &self.0.weights, x, blueprint.operand, |_| blueprint))
     }
 
-    /// As [`matmul_many_on_device`](Self::matmul_many_on_device), by one kernel for all.
+    /// [`matmul_many_on_device`](Self::matmul_many_on_device) by one blueprint for all matrices.
     pub(crate) fn matmul_many_by(matrices: &[&Self], x: &Activations, blueprint: Blueprint) -> Result<Vec<Handle>> {
         let Some(device) = Self::check_all(matrices, x)? else { return Ok(Vec::new()) };
         let client = device.client();
@@ -229,7 +229,7 @@ impl DeviceTensor {
         Matrix { weights: &self.0.weights, selection: &self.0.selection }
     }
 
-    /// Whether the device has the kernel.
+    /// Checks that the device supports the blueprint for this matrix.
     fn check_blueprint(&self, client: &Client, blueprint: Blueprint) -> Result<()> {
         match (Blueprint { ty: self.ty(), ..blueprint }).is_supported(&Hardware::of(client)) {
             true => Ok(()),
@@ -248,7 +248,7 @@ impl DeviceTensor {
         Ok(Some(device))
     }
 
-    /// Whether the activations fit the matrix, their buffer and the device.
+    /// Checks that the activations fit the matrix, and lie on its device in a type that the device has.
     fn check(&self, x: &Activations) -> Result<()> {
         if x.shape().is_empty() || x.k() != self.k() {
             return Err(Error::Activations { shape: x.shape().to_vec(), k: self.k() });
@@ -267,7 +267,8 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// As [`matmul_on_device`](Self::matmul_on_device).
+    /// As [`matmul_on_device`](Self::matmul_on_device); [`Error::Activations`] also where `x` does not have the values
+    /// of `shape`, [`Error::Device`] where the device failed.
     pub fn matmul(&self, x: &[f32], shape: &[usize], arithmetic: Arithmetic) -> Result<Vec<f32>> {
         let tokens: usize = shape.iter().rev().skip(1).product();
         if shape.iter().product::<usize>() != x.len() {

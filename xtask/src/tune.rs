@@ -72,7 +72,7 @@ fn listed(folder: &Path) -> Result<String> {
     names.sort();
     let mut text =
         "//! The tables that the repository ships; `cargo xtask tune --ship` writes them and this list.\n\n".to_owned();
-    text += "/// Names of architectures, as [`Table`](super::Table) makes them of a device's, and what was found for each.\n";
+    text += "/// Tables by architecture: the name that [`Table`](super::Table) makes of a device's, and the table's JSON.\n";
     text += "pub const SHIPPED: &[(&str, &str)] = &[";
     for name in &names {
         write!(text, "\n    (\"{name}\", include_str!(\"shipped/{name}.json\")),")?;

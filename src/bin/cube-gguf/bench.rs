@@ -1,4 +1,4 @@
-//! `cube-gguf bench`: products and dequantization, timed on weights that no cache holds.
+//! `cube-gguf bench`: times of products, of their launches, of dequantization and of memory copies.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ Examples:
   cube-gguf bench --op launch --n 64 --types q4_0
   cube-gguf bench model.gguf --device rocm")]
 pub struct Arguments {
-    /// Take the types and shapes of a model's matrices; the weights are random all the same.
+    /// Take the types and shapes of a model's matrices; the weights are random.
     #[arg(conflicts_with_all = ["n", "k"])]
     file: Option<PathBuf>,
     /// Types, separated by commas; all where none are given.
@@ -43,10 +43,10 @@ pub struct Arguments {
     /// Rows of the activations, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "TOKENS")]
     tokens: Vec<usize>,
-    /// What to time.
+    /// The operation to time.
     #[arg(long, value_enum, default_value_t = Operation::Matmul)]
     op: Operation,
-    /// Time replays of a recorded graph, as frameworks decode: the device without what launches cost the host.
+    /// Time replays of a recorded graph, as frameworks decode: device time without the host's cost of launches.
     #[arg(long)]
     graph: bool,
     /// Time products each of which takes the result of the one before; the weights must be square.
@@ -63,11 +63,11 @@ pub struct Arguments {
 enum Operation {
     /// Activations times the transpose of the weights
     Matmul,
-    /// What a product costs the thread that queues it, on a device that computes meanwhile
+    /// Host time of queueing a product, while the device computes
     Launch,
     /// All weights to f32; `tokens` is 0
     Dequantize,
-    /// Memory to memory, whatever the types and shapes: what bounds every other rate
+    /// Memory to memory, whatever the types and shapes: the upper limit of every other rate
     Copy,
 }
 
@@ -126,7 +126,7 @@ fn header(arguments: &Arguments, device: &Device) -> String {
     }
 }
 
-/// A copy of so many bytes, read and written, in so many seconds.
+/// The row of a copy: bytes read and written, and seconds.
 fn copy_row(arguments: &Arguments, (bytes, seconds): (f64, f64)) -> String {
     let (us, gbps) = (seconds * 1e6, figures(bytes / seconds / 1e9));
     match arguments.csv {
@@ -155,14 +155,14 @@ fn figures(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// The type of a name, which must be one of weights.
+/// The type with this name, which must hold weights.
 pub fn weights_type(name: &str) -> Outcome<GgmlType> {
     let ty: GgmlType = name.trim().parse()?;
     format(ty).ok_or(Error::NotWeights { ty })?;
     Ok(ty)
 }
 
-/// The types, of the shape that the options name.
+/// One case per type, of the shape in the options.
 fn cases(arguments: &Arguments, types: &[GgmlType], device: &Device) -> Outcome<Vec<Case>> {
     let k = arguments.k;
     let n = arguments.n.unwrap_or(if is_host(device) { 1024 } else { 14336 });

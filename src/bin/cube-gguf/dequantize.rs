@@ -24,7 +24,7 @@ pub struct Arguments {
     file: PathBuf,
     /// The name of the tensor.
     tensor: String,
-    /// The .npy file to write; it appears when it is whole.
+    /// The .npy file to write; it appears once it is complete.
     #[arg(short, long, value_name = "OUT.npy")]
     output: PathBuf,
     /// The type of the values.

@@ -15,14 +15,14 @@ pub struct Arguments {
     json: bool,
 }
 
-/// What is said of a device.
+/// The description of a device.
 struct Row {
     name: String,
-    /// The runtime; none of Candle.
+    /// The runtime; `None` for Candle's kernels.
     backend: Option<Backend>,
     description: String,
     is_default: bool,
-    /// Bytes that one buffer holds.
+    /// Capacity of one buffer, in bytes.
     largest_buffer: Option<u64>,
     software: bool,
 }

@@ -11,11 +11,11 @@ use crate::Outcome;
 use crate::output::{escape, print, print_json, shape};
 use crate::table::{Align, Table};
 
-/// Characters of a string that text shows.
+/// The most characters of a string in the text.
 const MAX_CHARACTERS: usize = 72;
-/// Elements of an array that text shows.
+/// The most elements of an array in the text.
 const MAX_SHOWN: usize = 6;
-/// Elements of an array that JSON has.
+/// The most elements of an array in JSON; a longer one is its type and length.
 const MAX_ELEMENTS: usize = 64;
 
 #[derive(Args)]
@@ -43,7 +43,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(())
 }
 
-/// A tensor's type, as ggml names it, or the number that names none.
+/// ggml's name of a tensor's type, or its number where ggml has no such type.
 fn type_name(tensor: &TensorInfo<'_>) -> String {
     tensor.dtype().map_or_else(|_| format!("unknown ({})", tensor.type_number()), |ty| ty.to_string())
 }
@@ -63,7 +63,7 @@ struct Total {
 impl Total {
     fn add(&mut self, tensor: &TensorInfo<'_>) {
         self.tensors += 1;
-        // Hostile shapes of no bytes can add up to anything.
+        // The file's size does not bound the values of unknown types: a hostile sum may overflow.
         self.elements = self.elements.saturating_add(tensor.elements());
         self.bytes = self.bytes.saturating_add(tensor.size_in_bytes().unwrap_or(0));
     }
@@ -199,7 +199,7 @@ fn as_json(arguments: &Arguments, files: &Files, gguf: &Gguf<'_>) -> Json {
     })
 }
 
-/// A float with the digits that name it; JSON has no NaN and no infinity.
+/// A JSON number with the digits of a float's text; null for NaN and infinity, which JSON lacks.
 fn float_json(text: String) -> Json {
     text.parse::<f64>().map_or(Json::Null, Json::from)
 }

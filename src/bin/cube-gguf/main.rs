@@ -1,4 +1,4 @@
-//! The command line: look at a GGUF file, check what devices make of it, take tensors out, multiply, time.
+//! The command line: inspects GGUF files, verifies devices on them, extracts and multiplies tensors, times and tunes.
 
 mod bench;
 mod dequantize;
@@ -22,10 +22,10 @@ use clap::{Args, Parser, Subcommand};
 use cube_gguf::Device;
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// What a command returns; its error is one sentence for stderr.
+/// The result of a command; its error is one sentence for stderr.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
-/// The exit status of `verify` where a tensor is out of bounds.
+/// The exit status of `verify` where a tensor fails.
 const OUT_OF_BOUNDS: u8 = 1;
 /// The exit status of any error, clap's usage errors included.
 const FAILED: u8 = 2;
@@ -56,15 +56,15 @@ enum Command {
     Devices(devices::Arguments),
     /// Show the metadata and the tensors of a model.
     Inspect(inspect::Arguments),
-    /// Check that a device decodes and multiplies the tensors of a model as it must.
+    /// Check that a device decodes and multiplies the tensors of a model correctly.
     Verify(verify::Arguments),
     /// Write the values of a tensor as a NumPy array.
     Dequantize(dequantize::Arguments),
     /// Multiply a NumPy array by the transpose of a tensor.
     Matmul(matmul::Arguments),
-    /// Time products or dequantization.
+    /// Time products, their launches, dequantization or copies.
     Bench(bench::Arguments),
-    /// Find what suits this device best, and keep it for the library.
+    /// Search for the fastest settings of products on this device, and store them for the library.
     Tune(tune::Arguments),
 }
 
@@ -105,7 +105,7 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-/// Prints the library's own warnings: those of the libraries below it are for their developers.
+/// A logger that prints the library's own warnings: those of its dependencies are for their developers.
 struct Warnings;
 
 impl Log for Warnings {
@@ -124,12 +124,12 @@ impl Log for Warnings {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // It fails where there is a logger, and there is none.
+    // Fails only where a logger is set already.
     let _ = log::set_logger(&Warnings);
     log::set_max_level(LevelFilter::Warn);
     let main = std::thread::current().id();
     let print_panic = panic::take_hook();
-    // Panics of a runtime's own threads are printed as usual; here they are an error like any other.
+    // A panic of a runtime's thread is printed as usual; one of this thread becomes an error below.
     panic::set_hook(Box::new(move |info| {
         if std::thread::current().id() != main {
             print_panic(info)

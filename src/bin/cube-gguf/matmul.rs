@@ -26,10 +26,10 @@ pub struct Arguments {
     /// Activations: a .npy file of <f4, <f2 or <f8 in C order.
     #[arg(short, value_name = "X.npy")]
     x: PathBuf,
-    /// The .npy file to write; it appears when it is whole.
+    /// The .npy file to write; it appears once it is complete.
     #[arg(short, long, value_name = "Y.npy")]
     output: PathBuf,
-    /// How to multiply: int8 quantizes the activations, as llama.cpp does; auto is that for few tokens, and float for many.
+    /// How to multiply: int8 quantizes the activations, as llama.cpp does; auto is int8 for few tokens, and float for many.
     #[arg(long, default_value = "auto", value_parser = arithmetic())]
     arithmetic: Arithmetic,
     #[command(flatten)]

@@ -9,21 +9,21 @@ use half::f16;
 use crate::Outcome;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// Headers are padded so that the data is aligned.
+/// Alignment of the data in bytes, to which headers are padded.
 const ALIGNMENT: usize = 64;
-/// The longest header that is read.
+/// The longest header that is read, in bytes.
 const MAX_HEADER: usize = 1 << 20;
 /// The most dimensions that are read: NumPy's own limit.
 const MAX_RANK: usize = 64;
 
-/// Floats with a shape, read from a file.
+/// An array of floats, read from a file.
 pub struct Array {
     /// Extents, outermost first.
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
 }
 
-/// Reads a file of f4, f2 or f8; the last are rounded.
+/// Reads a file of f4, f2 or f8; f8 is rounded to f32.
 pub fn read(path: &Path) -> Outcome<Array> {
     let at = |error: Box<dyn std::error::Error>| format!("{}: {error}", path.display());
     let file = File::open(path).map_err(|error| at(error.into()))?;
@@ -45,7 +45,7 @@ fn parse(mut file: impl Read) -> Outcome<Array> {
     let count = header.shape.iter().try_fold(1usize, |count, &extent| count.checked_mul(extent));
     let bytes = count.and_then(|count| count.checked_mul(width)).filter(|&bytes| bytes < isize::MAX as usize);
     let bytes = bytes.ok_or_else(too_large)?;
-    // Grows with what is there, whatever the header claims.
+    // Grows with the bytes of the file, whatever the header claims.
     let mut data = Vec::new();
     file.take(bytes as u64 + 1).read_to_end(&mut data)?;
     if data.len() != bytes {
@@ -81,7 +81,7 @@ impl Header {
         Ok(Self::parse(&text).ok_or("its header is no dictionary of descr, fortran_order and shape")?)
     }
 
-    /// Parses what `repr` writes of a dictionary of these three keys.
+    /// Parses Python's `repr` of a dictionary with these three keys.
     fn parse(text: &str) -> Option<Self> {
         let (mut descr, mut fortran_order, mut shape) = (None, None, None);
         let mut text = Text(text);
@@ -111,7 +111,7 @@ fn read_array<const N: usize>(file: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// The rest of a header.
+/// The rest of a header, not yet parsed.
 struct Text<'a>(&'a str);
 
 impl<'a> Text<'a> {
@@ -145,7 +145,7 @@ impl<'a> Text<'a> {
             let text = self.0.trim_start();
             let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
             values.push(text[..digits].parse().ok().filter(|_| values.len() < MAX_RANK)?);
-            // Python 2 wrote long integers so.
+            // Python 2 wrote long integers with an L.
             self.0 = text[digits..].strip_prefix('L').unwrap_or(&text[digits..]);
             if self.take(',').is_none() {
                 self.take(')')?;
@@ -156,13 +156,13 @@ impl<'a> Text<'a> {
     }
 }
 
-/// A file that is written in pieces and takes its name when it is whole.
+/// A file that is written in pieces under a temporary name, and renamed once it is complete.
 pub struct Writer {
     out: BufWriter<File>,
-    /// Where the pieces go.
+    /// The path while the file is incomplete.
     temporary: PathBuf,
     target: PathBuf,
-    /// Bytes of data that are still to come.
+    /// Bytes of data not written yet.
     missing: usize,
 }
 
@@ -170,7 +170,7 @@ impl Writer {
     /// Starts a file of `descr` values, `width` bytes each.
     pub fn create(path: &Path, descr: &str, width: usize, shape: &[usize]) -> Outcome<Self> {
         let at = |error: io::Error| format!("{}: {error}", path.display());
-        // A link keeps pointing at the file, which is what is replaced.
+        // Of a symbolic link the target is replaced, not the link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if target.exists() && !target.is_file() {
             return Err(format!("{}: not a regular file", path.display()).into());
@@ -191,7 +191,7 @@ impl Writer {
         Ok(self.out.write_all(data).map_err(|error| format!("{}: {error}", self.target.display()))?)
     }
 
-    /// Gives the file its name.
+    /// Renames the complete file to its target.
     pub fn finish(mut self) -> Outcome {
         if self.missing > 0 {
             return Err(format!("{}: {} bytes of data are missing", self.target.display(), self.missing).into());
@@ -203,14 +203,14 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Gone already where the file is whole.
+        // Fails where `finish` renamed the file.
         let _ = fs::remove_file(&self.temporary);
     }
 }
 
 fn header(descr: &str, shape: &[usize]) -> Vec<u8> {
     let shape: String = shape.iter().map(|extent| format!("{extent}, ")).collect();
-    // A tuple of one keeps its comma; one more is fine in all others.
+    // Python needs the comma after a single extent, and allows one after several.
     let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
     let start = MAGIC.len() + 4;
     let len = (start + text.len() + 1).next_multiple_of(ALIGNMENT) - start;

@@ -1,11 +1,11 @@
-//! What goes to stdout, and strings from files made fit for a terminal.
+//! Printing to stdout, and escaping of strings from files for terminals.
 
 use std::error::Error;
 use std::io::{self, Write};
 
 use serde_json::Value;
 
-/// Writes to stdout at once. A reader that went away is an error that [`is_closed`] knows.
+/// Writes to stdout and flushes it. [`is_closed`] recognizes the error of a closed pipe.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -17,12 +17,12 @@ pub fn print_json(value: &Value) -> io::Result<()> {
     print(&format!("{value:#}\n"))
 }
 
-/// Whether the error is that nobody reads stdout any more.
+/// Whether the error is a broken pipe: the reader of stdout is gone.
 pub fn is_closed(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// `text` with control characters, and others that move or hide text, written as escapes.
+/// `text` with escapes for control characters and for others that move or hide text.
 pub fn escape(text: &str) -> String {
     let hides = |c: char| {
         c.is_control()

@@ -1,6 +1,6 @@
 //! Text tables: columns as wide as their widest cell.
 
-/// Where the text of a column stands.
+/// The alignment of a column's text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Align {
     Left,
@@ -20,7 +20,7 @@ impl Table {
         Self { align: columns.iter().map(|&(_, align)| align).collect(), rows: vec![header] }
     }
 
-    /// Adds a row of one cell a column.
+    /// Adds a row of one cell per column.
     pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }

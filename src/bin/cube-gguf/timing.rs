@@ -1,4 +1,4 @@
-//! Weights that no cache holds, and the median time of what is done with them.
+//! Rotating copies of weights, against caching, and median times of operations on them.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -16,34 +16,34 @@ use rayon::prelude::*;
 use crate::Outcome;
 use crate::weights::{Random, failed, stripes, sync};
 
-/// Bytes of all copies of the weights where the last-level cache is not known.
+/// Bytes that all copies of the weights exceed where the size of the last-level cache is unknown.
 const ROTATED_BYTES: usize = 256_000_000;
-/// Caches that all copies of the weights fill.
+/// All copies of the weights exceed so many last-level caches.
 const CACHES: usize = 4;
-/// Copies of weights so small that more would take too long to make.
+/// The most copies of the weights: more, of small weights, would take too long to make.
 const MAX_COPIES: usize = 256;
-/// Copies, and bytes of all of them, on the host.
+/// The most copies on the host, and the most bytes of all of them where that is more than one copy.
 const MAX_HOST_COPIES: usize = 4;
 const MAX_HOST_BYTES: usize = 512 << 20;
-/// Distinct rows of random weights, as ggml's anchor has.
+/// Distinct rows of random weights, as in `benches/peers/candle_cuda.cu`.
 pub const POOL_ROWS: usize = 64;
-/// The most bytes of floats that dequantizing leaves at a time.
+/// The most bytes of f32 values that one launch of dequantizing writes.
 const STRIPE_BYTES: usize = 1 << 30;
-/// Seconds that one measurement takes, and repeats at least and at most.
+/// Seconds of one measurement, and its fewest and most repeats.
 const BUDGET: f64 = 0.25;
 const REPEATS: std::ops::Range<usize> = 5..50;
-/// Seconds that one repeat may take where launches are slow.
+/// Seconds of one repeat where launches are slow: its queue is shortened to them.
 const QUEUE_SECONDS: f64 = 0.05;
-/// Products that a recorded graph has.
+/// The fewest products of a recorded graph.
 const GRAPH_QUEUE: usize = 200;
-/// Products that a chain has.
+/// Products of a chain.
 const CHAIN: usize = 200;
-/// Products that are queued at a time, few enough that no queue is full.
+/// Products queued at a time to time launches: few enough that no queue fills up.
 const LAUNCHES: usize = 20;
-/// Bytes of a copy on the host.
+/// Bytes that a copy on the host reads, and that it writes.
 const HOST_COPY_BYTES: usize = 256 << 20;
 
-/// Weights to time.
+/// The type and shape of weights to time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Case {
     pub ty: GgmlType,
@@ -74,7 +74,7 @@ pub fn cases_of(file: &std::path::Path, types: &[GgmlType]) -> Outcome<Vec<Case>
     }
 }
 
-/// Whether the device is the host.
+/// Whether the device computes on the host, as Candle's kernels and software devices of CubeCL do.
 pub fn is_host(device: &Device) -> bool {
     match device {
         Device::Cpu => true,
@@ -83,12 +83,12 @@ pub fn is_host(device: &Device) -> bool {
 }
 
 impl Case {
-    /// GGUF bytes of the weights. No overflow: they were counted when the case was made.
+    /// GGUF bytes of the weights. No overflow: the size was checked when the case was made.
     pub fn bytes(self) -> usize {
         self.n * (self.k / self.ty.block_size()) * self.ty.block_bytes()
     }
 
-    /// How many copies of the weights to rotate over.
+    /// Number of copies of the weights to rotate over.
     pub fn copies(self, device: &Device) -> usize {
         let cache = match device {
             Device::Cpu => None,
@@ -101,7 +101,7 @@ impl Case {
         }
     }
 
-    /// Random blocks, each of any codes and a scale that makes values of ordinary size.
+    /// Random blocks, with any codes, and scales that make values of ordinary size.
     pub fn data(self) -> Vec<u8> {
         let (row, mut random) = (self.bytes() / self.n, Random::new(42));
         let pool_rows = self.n.min(POOL_ROWS);
@@ -117,13 +117,13 @@ impl Case {
     }
 }
 
-/// Fills a block with random bytes, again and again until its values are of ordinary size.
+/// Fills a block with random bytes, up to 1000 times until its values are of ordinary size.
 fn random_block(format: &Format, random: &mut Random, block: &mut [u8], values: &mut [f32]) {
     for _ in 0..1000 {
         block.chunks_mut(8).for_each(|bytes| bytes.copy_from_slice(&random.bits().to_le_bytes()[..bytes.len()]));
         (format.dequantize)(block, values);
         let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-        // The largest does not tell of a NaN beside it.
+        // `f32::max` ignores NaN, so the largest value does not show one.
         if (1e-4..1e4).contains(&largest) && values.iter().all(|value| value.is_finite()) {
             return;
         }
@@ -182,7 +182,7 @@ impl Copies {
                 let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
                 let layers = tensors.iter().map(|tensor| QMatMul::from_arc(tensor.clone()));
                 let layers = layers.collect::<candle_core::Result<Vec<_>>>()?;
-                // Candle arranges the weights of some formats anew for the first product.
+                // Candle repacks the weights of some formats at the first product.
                 layers.iter().try_for_each(|layer| layer.forward(&x).map(drop))?;
                 let next = RefCell::new(x);
                 let launch = |i: usize| {
@@ -197,7 +197,7 @@ impl Copies {
         }
     }
 
-    /// Seconds that queueing a product takes; none on the host, which has no queue.
+    /// Seconds of queueing a product; 0 on the host, which has no queue.
     pub fn time_launch(&self, tokens: usize) -> Outcome<f64> {
         let Self::Cube { device, tensors } = self else { return Ok(0.0) };
         let x = self.activations(device, tokens)?;
@@ -214,7 +214,7 @@ impl Copies {
         Ok(times[times.len() / 2])
     }
 
-    /// Activations for a product that is known to work: a launch that fails is known by what it did not write.
+    /// Random activations, checked with one product that is read back: a failed launch shows only at the read.
     fn activations(&self, device: &CubeDevice, tokens: usize) -> Outcome<Activations> {
         let Self::Cube { tensors, .. } = self else { return Err("the host has no launches".into()) };
         let k = tensors[0].k();
@@ -247,17 +247,17 @@ impl Copies {
         }
     }
 
-    /// Gives the memory back to the device, which would keep it for tensors of the same size.
+    /// Returns the memory to the device: its pool would keep it for tensors of the same size.
     pub fn free(self) {
         if let Self::Cube { device, tensors } = self {
             drop(tensors);
-            // What stays is memory that the next case does not get: its upload reports that.
+            // After a failure the next case may lack memory: its upload reports that.
             let _ = device.client().memory_cleanup();
         }
     }
 }
 
-/// Bytes that a copy reads and writes, and the seconds it takes.
+/// Bytes read and written by a copy, and its seconds.
 pub fn time_copy(device: &Device) -> Outcome<(f64, f64)> {
     match device {
         Device::Cube(device) => {
@@ -285,7 +285,7 @@ pub fn time_copy(device: &Device) -> Outcome<(f64, f64)> {
 pub fn time_graph(device: &CubeDevice, queue: usize, launch: impl Fn(usize) -> cube_gguf::Result<()>) -> Outcome<f64> {
     let client = device.client();
     let all = || (0..queue).try_for_each(&launch);
-    // The first time it compiles, and takes from the device the memory that recording may not.
+    // A first run compiles, and allocates the memory: recording may not allocate.
     client.graph_prepare().map_err(|error| failed(device, error))?;
     all()?;
     sync(device)?;
@@ -294,12 +294,12 @@ pub fn time_graph(device: &CubeDevice, queue: usize, launch: impl Fn(usize) -> c
     let graph = client.stop_capture().map_err(|error| failed(device, error))?;
     launched?;
     // SAFETY: the weights and activations outlive the graph. The memory of results and of int8 codes goes back to the
-    // device's pool when a launch is recorded, and until the graph is gone nothing else asks that pool for any.
+    // device's pool when a launch is recorded, and until the graph is gone nothing else allocates from it.
     let replay = |_| unsafe { graph.replay() }.map_err(|error| failed(device, error));
     Ok(time(1, replay, || sync(device))? / queue as f64)
 }
 
-/// The median seconds of a launch: of queues of at most `queue` launches, each followed by a wait for all.
+/// The median seconds of a launch, over queues of at most `queue` launches, each followed by a wait for all.
 pub fn time(
     queue: usize,
     launch: impl Fn(usize) -> cube_gguf::Result<()>,
@@ -315,7 +315,7 @@ pub fn time(
         sync()?;
         Ok(start.elapsed().as_secs_f64() / queue as f64)
     };
-    // The first launch may compile; the second tells whether so long a queue is worth the wait.
+    // The first launch may compile; the second's time bounds the length of the queue.
     repeat(1)?;
     let queue = ((QUEUE_SECONDS / repeat(1)?.max(1e-9)) as usize).clamp(1, queue);
     if queue > 1 {

@@ -1,4 +1,4 @@
-//! `cube-gguf tune`: a search for the settings that suit this device, kept where the library finds them.
+//! `cube-gguf tune`: a search for the fastest settings on this device, stored where the library finds them.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::timing::{Case, POOL_ROWS, cases_of, time, time_graph};
 use crate::weights::{Random, sync};
 use crate::{DeviceArgument, Outcome};
 
-/// The shapes that are tuned where no model is given: those of an 8B model's layers.
+/// The shapes to tune where no model is given: those of an 8B model's layers.
 const SHAPES: &str = "14336x4096,4096x4096,4096x14336,1024x4096";
 
 #[derive(Args)]
@@ -41,10 +41,10 @@ pub struct Arguments {
     /// Rows of activations.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8", value_name = "TOKENS")]
     tokens: Vec<usize>,
-    /// Tune also what the table has.
+    /// Tune again the products that the table already has.
     #[arg(long)]
     again: bool,
-    /// The table to write, instead of this machine's.
+    /// The table to read and write, instead of this machine's.
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
     /// Print every candidate as CSV.
@@ -108,7 +108,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(())
 }
 
-/// Types times shapes, where the columns are whole blocks.
+/// Each type with each shape whose rows are whole blocks of it.
 fn cases(arguments: &Arguments, types: &[cube_gguf::GgmlType]) -> Outcome<Vec<Case>> {
     let types = if types.is_empty() { FORMATS.iter().map(|format| format.ty).collect() } else { types.to_vec() };
     let mut cases = Vec::new();
@@ -164,12 +164,12 @@ fn words(settings: &Settings) -> String {
     )
 }
 
-/// Weights of a case on a device, with what their products are.
+/// Weights of a case on a device, with the values to check their products against.
 struct Bench {
     device: CubeDevice,
     case: Case,
     tensors: Vec<DeviceTensor>,
-    /// The distinct rows of the weights.
+    /// The values of the distinct rows of the weights.
     rows: Vec<f32>,
 }
 
@@ -187,7 +187,7 @@ impl Bench {
         Ok(Self { device: device.clone(), case, tensors, rows })
     }
 
-    /// The best that the search finds.
+    /// The entry of the fastest settings that the search finds.
     fn search(&self, tokens: usize, csv: bool, bar: &ProgressBar) -> Outcome<Entry> {
         let Case { ty, n, k } = self.case;
         let x = Random::new(1).normals(tokens * k);
@@ -206,7 +206,7 @@ impl Bench {
         Ok(entry.ok_or_else(|| format!("{ty} of {n} x {k}: the heuristic's choice gives a wrong answer"))?)
     }
 
-    /// The exact product of each distinct row with each token, and how far off an answer may be.
+    /// The product of each token with each distinct row in f64, and the error bound of an answer.
     fn expected(&self, x: &[f32], product: Accuracy) -> Vec<(f64, f64)> {
         let k = self.case.k;
         let exact = |row: &[f32], x: &[f32]| row.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
@@ -233,7 +233,7 @@ impl Bench {
             launch(i)?;
             Ok(())
         };
-        // A device without graphs is timed with what launches cost it.
+        // Without graphs the time includes the cost of launches.
         let queue = (2 * self.tensors.len()).clamp(20, 100);
         let seconds = match time_graph(&self.device, queue, queued) {
             Ok(seconds) => seconds,

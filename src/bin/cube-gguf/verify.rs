@@ -1,6 +1,7 @@
-//! `cube-gguf verify`: what a device makes of a tensor, against the host.
+//! `cube-gguf verify`: a device's values and products of each tensor, compared with the host's.
 //!
-//! The values are the host decoder's, bit for bit; products are near those in f64 by the bound that the library states.
+//! Values must be the host decoder's, bit for bit; products must differ from those in f64 by no more than the bound that
+//! the library states.
 
 use std::path::PathBuf;
 
@@ -18,11 +19,11 @@ use crate::table::{Align, Table};
 use crate::weights::{Loaded, Random, Weights};
 use crate::{DeviceArgument, Outcome};
 
-/// Rows of a matrix whose products are checked.
+/// The most rows of a matrix whose products are checked.
 const MAX_ROWS: usize = 256;
 /// The largest tensor that is read back, in bytes.
 const MAX_READ_BACK: usize = 256 << 20;
-/// The products that are checked; one that computes what an earlier one does is left out.
+/// Tokens and arithmetic of the products to check. A product that computes the same as an earlier one is left out.
 const PRODUCTS: [(usize, Arithmetic); 5] = [
     (1, Arithmetic::Auto),
     (1, Arithmetic::Float),
@@ -53,7 +54,7 @@ pub struct Arguments {
     device: DeviceArgument,
 }
 
-/// What was found of a tensor.
+/// The result of checking a tensor.
 struct Finding {
     name: String,
     ty: &'static str,
@@ -61,7 +62,7 @@ struct Finding {
     /// Values that differ from the host's.
     mismatches: usize,
     worst: Worst,
-    /// Whether the blocks read back are the file's; `None` where they are too many to read.
+    /// Whether the blocks read back are the file's; `None` for a tensor of more than [`MAX_READ_BACK`] bytes.
     round_trip: Option<bool>,
     device_bytes: usize,
     gguf_bytes: usize,
@@ -74,7 +75,7 @@ impl Finding {
     }
 
     fn json(&self) -> Json {
-        // JSON has no infinity; an error that is no number is null and not ok.
+        // JSON has no infinity: an infinite error is null, and not ok.
         json!({
             "name": self.name,
             "type": self.ty,
@@ -112,12 +113,12 @@ impl Finding {
     }
 }
 
-/// The output that is furthest off, in parts of its bound.
+/// The output with the largest error relative to its bound.
 #[derive(Clone, Copy, Default)]
 struct Worst {
     error: f64,
     bound: f64,
-    /// The arithmetic.
+    /// The name of the product's [`Accuracy`].
     accuracy: &'static str,
 }
 
@@ -139,7 +140,7 @@ struct Skipped {
     reason: String,
 }
 
-/// Checks the tensors; whether all are within bounds.
+/// Checks the tensors, and returns whether all pass.
 pub fn run(arguments: &Arguments) -> Outcome<bool> {
     let files = Files::open(&arguments.file)?;
     let gguf = files.parse()?;
@@ -184,13 +185,13 @@ pub fn run(arguments: &Arguments) -> Outcome<bool> {
         false => print(&as_text(&device, &findings, &skipped)),
     };
     match printed {
-        // The exit status still tells.
+        // On a closed pipe the exit status still tells the result.
         Err(error) if !is_closed(&error) => Err(error.into()),
         _ => Ok(ok),
     }
 }
 
-/// The reason, where the error says that a tensor is none to check.
+/// The reason to skip a tensor, where the error is the tensor's and not the device's.
 fn reason_to_skip(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let skip = match error.downcast_ref::<Error>() {
         Some(error) => matches!(error, Error::NotWeights { .. } | Error::BigEndian { .. } | Error::TooLarge { .. }),
@@ -223,7 +224,7 @@ fn check(tensor: TensorInfo<'_>, device: &Device) -> Outcome<Finding> {
     })
 }
 
-/// How many of the f32 values from row `first` on have other bits than the host's; any NaN is any other.
+/// Number of f32 values, from row `first` on, whose bits differ from the host decoder's. All NaNs count as equal.
 fn compare(weights: &Weights<'_>, first: usize, found: &[u8]) -> usize {
     let k = weights.k;
     let differ = |(expected, found): (&f32, &[u8])| {
@@ -241,7 +242,7 @@ fn compare(weights: &Weights<'_>, first: usize, found: &[u8]) -> usize {
     counts.sum()
 }
 
-/// Multiplies by random activations; the output that is furthest off.
+/// Multiplies by random activations, and returns the worst output.
 fn multiply(weights: &Weights<'_>, loaded: &Loaded) -> Outcome<Worst> {
     let (n, k) = (weights.n, weights.k);
     let rows = sampled_rows(n);
@@ -249,7 +250,7 @@ fn multiply(weights: &Weights<'_>, loaded: &Loaded) -> Outcome<Worst> {
     let mut done: Vec<(usize, Accuracy)> = Vec::new();
     for (tokens, arithmetic) in PRODUCTS {
         let accuracy = loaded.accuracy(tokens, arithmetic);
-        // Many tokens are a kernel of their own on matrix units alone.
+        // More than `MAX_TOKENS` tokens have a kernel of their own only on matrix units.
         if done.contains(&(tokens, accuracy)) || tokens > MAX_TOKENS && accuracy != Accuracy::MatrixUnits {
             continue;
         }
@@ -278,18 +279,18 @@ fn sampled_rows(n: usize) -> Vec<usize> {
     (0..count).map(|i| i * (n - 1) / count.saturating_sub(1).max(1)).collect()
 }
 
-/// How far an output is from the product in f64, and how far it may be.
+/// The error of an output against the product in f64, and its bound.
 fn error_and_bound(accuracy: Accuracy, weights: &[f32], x: &[f32], found: f32) -> (f64, f64) {
     let products = || weights.iter().zip(x).map(|(&w, &x)| w as f64 * x as f64);
     let exact: f64 = products().sum();
-    // Sums of denormals may be flushed to zero.
+    // Devices may flush denormals to zero, one per term of the sum.
     let bound = accuracy.error_bound(weights, x) + weights.len() as f64 * f32::MIN_POSITIVE as f64;
     let magnitude: f64 = products().map(f64::abs).sum();
     match exact.is_finite() {
-        // A weight that is no number makes an output that is none.
+        // A NaN or an infinity among the weights must not give a finite output.
         false if found.is_finite() => (f64::INFINITY, 0.0),
         false => (0.0, 0.0),
-        // Beyond what f32 sums hold nothing can be asked for.
+        // An f32 sum may overflow here, so any output passes.
         true if magnitude + bound >= f32::MAX as f64 => (0.0, bound),
         true if !found.is_finite() => (f64::INFINITY, bound),
         true => ((found as f64 - exact).abs(), bound),

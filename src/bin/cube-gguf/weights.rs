@@ -1,4 +1,4 @@
-//! A tensor of a file as a matrix, and the same on a device.
+//! A tensor of a file as a matrix, in the file and on a device.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use half::{bf16, f16};
 
 use crate::Outcome;
 
-/// The most bytes of floats of one tensor that are in host memory at a time.
+/// The most bytes of f32 values that are in host memory at a time, unless one row has more.
 const STRIPE_BYTES: usize = 64 << 20;
 
-/// A tensor of which there is nothing to compute.
+/// The error of a tensor without values.
 #[derive(Debug, thiserror::Error)]
 #[error("the tensor has no values: its shape is {0:?}")]
 pub struct NoValues(Vec<usize>);
@@ -30,11 +30,12 @@ pub struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// The matrix behind a tensor.
+    /// The tensor as a matrix.
     ///
     /// # Errors
     ///
-    /// Where the tensor holds no weights, has no values, or is big-endian in a format that has no such form.
+    /// Where the tensor's type is unknown or holds no weights, where the tensor has no values, or where it is big-endian
+    /// and its format has no big-endian form.
     pub fn new(info: TensorInfo<'a>) -> Outcome<Self> {
         let ty = info.dtype()?;
         let format = format(ty).ok_or(Error::NotWeights { ty })?;
@@ -51,12 +52,12 @@ impl<'a> Weights<'a> {
         self.data.len() / self.n
     }
 
-    /// The blocks of some rows.
+    /// The blocks of `rows` rows from row `first` on.
     pub fn rows(&self, first: usize, rows: usize) -> &[u8] {
         &self.data[first * self.row_bytes()..][..rows * self.row_bytes()]
     }
 
-    /// Stripes of rows, first row and rows, that are few enough to be floats in host memory.
+    /// The first row and the number of rows of each stripe: [`stripes`] of [`STRIPE_BYTES`].
     pub fn stripes(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         stripes(self.n, self.k, STRIPE_BYTES)
     }
@@ -66,11 +67,11 @@ impl<'a> Weights<'a> {
         self.format.dequantize_blocks(self.rows(row, 1), out);
     }
 
-    /// Puts the tensor on a device.
+    /// Uploads the tensor to a device.
     pub fn load(&self, device: &Device) -> cube_gguf::Result<Loaded> {
         Ok(match device {
             Device::Cube(device) => {
-                // The file's own bytes, so that the library is what turns them round.
+                // The file's own bytes: the library must swap big-endian ones itself.
                 Loaded::Cube(DeviceTensor::load(device, &self.info)?)
             }
             Device::Cpu => Loaded::Host(QTensor::from_gguf(
@@ -82,7 +83,7 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// The rows as floats in host memory, `to` little-endian.
+    /// The values of the rows in host memory, as little-endian floats of type `to`.
     pub fn dequantize(&self, loaded: &Loaded, first: usize, rows: usize, to: FloatType) -> cube_gguf::Result<Vec<u8>> {
         match loaded {
             Loaded::Cube(tensor) => {
@@ -104,13 +105,13 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Candle dequantizes whole tensors only: one of some rows.
+    /// Some rows as a tensor of their own: Candle dequantizes only whole tensors.
     fn stripe(&self, first: usize, rows: usize) -> cube_gguf::Result<QTensor> {
         let blocks = Cow::Borrowed(self.rows(first, rows));
         Ok(QTensor::from_gguf(self.format.ty, blocks, (rows, self.k), &Device::Cpu)?)
     }
 
-    /// How long the device takes to dequantize the whole tensor to f32, once it is warm.
+    /// Time of dequantizing the whole tensor to f32 on a warm device.
     pub fn time_dequantize(&self, loaded: &Loaded) -> cube_gguf::Result<Duration> {
         let mut time = Duration::ZERO;
         match loaded {
@@ -136,13 +137,13 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// `n` rows of `k` f32 in stripes of at most `bytes`, and of a row at least.
+/// Splits `n` rows of `k` f32 into stripes of at most `bytes` bytes, but at least a row: first row and number of rows.
 pub fn stripes(n: usize, k: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
     let rows = (bytes / 4 / k.max(1)).max(1);
     (0..n).step_by(rows).map(move |first| (first, rows.min(n - first)))
 }
 
-/// Waits for all that was queued on a device.
+/// Waits for all work queued on a device.
 pub fn sync(device: &CubeDevice) -> cube_gguf::Result<()> {
     cubecl::future::block_on(device.client().sync()).map_err(|error| failed(device, error))
 }
@@ -154,9 +155,9 @@ pub fn failed(device: &CubeDevice, error: impl std::fmt::Display) -> Error {
 
 /// A matrix on a device.
 pub enum Loaded {
-    /// Of CubeCL.
+    /// A tensor of a CubeCL device.
     Cube(DeviceTensor),
-    /// Candle's, in host memory.
+    /// Candle's tensor, in host memory.
     Host(QTensor),
 }
 
@@ -177,7 +178,7 @@ impl Loaded {
         }
     }
 
-    /// What a product computes.
+    /// The accuracy of a product with `tokens` rows of activations.
     pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         match self {
             Self::Cube(tensor) => tensor.accuracy(tokens, arithmetic),
@@ -222,14 +223,14 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// About normal: the sum of four uniform numbers, of variance 1.
+    /// An approximately normal number of variance 1: a scaled sum of four uniform ones.
     pub fn normal(&mut self) -> f32 {
         let bits = self.bits();
         let sum: f32 = (0..4).map(|i| ((bits >> (16 * i)) & 0xffff) as f32 / 65536.0 - 0.5).sum();
         sum * 3f32.sqrt()
     }
 
-    /// So many normal numbers.
+    /// `count` numbers of [`normal`](Self::normal).
     pub fn normals(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.normal()).collect()
     }

@@ -13,7 +13,7 @@ use super::llvm;
 use super::target::Target;
 use crate::kernels::vector::Words;
 
-/// How the bytes of weights read; those of activations are always signed.
+/// The signedness of the bytes of weights; those of activations are always signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bytes {
     /// From -128 to 127.
@@ -22,14 +22,14 @@ pub enum Bytes {
     Unsigned,
 }
 
-/// What makes the product on a device.
+/// The instruction for a dot product of four bytes on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Instruction {
-    /// None: multiplications, in vectors.
+    /// None: multiplications of vectors.
     Expansion,
     /// CubeCL's `dp4a`: the device's own, or CubeCL's expansion.
     Dp4a,
-    /// `v_dot4_i32_i8` of AMD's CDNA and RDNA2, signed bytes alone.
+    /// `v_dot4_i32_i8` of AMD's Vega 20, CDNA 1 to 3, Navi 12 and 14, and RDNA2, signed bytes alone.
     Sdot4,
     /// `v_dot4_i32_iu8` of AMD's RDNA3 and RDNA4, either sign on either side.
     Sudot4,
@@ -44,14 +44,15 @@ impl Instruction {
             Target::Amd(processor) => Self::of_gfx(&processor),
             // PTX has `dp4a` from sm_61 on.
             Target::Nvidia(61..) => Self::Idp4a,
-            // On hosts with AVX-512 LLVM's SLP vectorizer (seen in 19 and 23) gets sums of CubeCL's expansion wrong, whose
-            // products are scalars.
+            // CubeCL's expansion has scalar products, whose sums LLVM's SLP vectorizer (seen in 19 and 23) gets wrong on
+            // hosts with AVX-512.
             Target::Host | Target::Nvidia(_) => Self::Expansion,
             Target::Other => Self::Dp4a,
         }
     }
 
-    /// By the features that LLVM's `AMDGPU.td` gives each processor: `dot1-insts` has sdot4, `dot8-insts` sudot4.
+    /// The instruction of an AMD processor, by its features in LLVM's `AMDGPU.td`: `dot1-insts` has sdot4, `dot8-insts`
+    /// sudot4.
     fn of_gfx(processor: &str) -> Self {
         match processor {
             "gfx906" | "gfx908" | "gfx90a" | "gfx940" | "gfx941" | "gfx942" | "gfx1011" | "gfx1012" => Self::Sdot4,
@@ -102,7 +103,7 @@ pub fn sum4(word: u32) -> i32 {
 #[cube]
 fn dot4(a: u32, b: u32, c: i32, #[comptime] instruction: Instruction, #[comptime] bytes: Bytes) -> i32 {
     if comptime!(bytes == Bytes::Unsigned && !instruction.takes_unsigned()) {
-        // Less 128 the bytes of `a` are signed; 128 times the sum of `b` is 128 times its product with ones.
+        // `a ^ 0x80` is `a - 128` as signed bytes. 128 times the sum of `b`, its product with ones, makes up for that.
         let sum = dot4_of(0x0101_0101u32, b, 0i32, instruction, Bytes::Signed);
         dot4_of(a ^ 0x8080_8080, b, c + sum * 128, instruction, Bytes::Signed)
     } else {

@@ -1,4 +1,4 @@
-//! Intrinsics of LLVM's that CubeCL 0.11.3 has no operation for.
+//! LLVM intrinsics that CubeCL 0.11.3 has no operation for.
 
 use cubecl::frontend::ReadValue;
 use cubecl::ir::attributes::BoolAttr;
@@ -30,7 +30,7 @@ pub const SUDOT4: &str = "llvm.amdgcn.sudot4";
 pub const IDP4A_SIGNED: &str = "llvm.nvvm.idp4a.s.s";
 pub const IDP4A_UNSIGNED: &str = "llvm.nvvm.idp4a.u.s";
 
-/// Appends the product by one of these.
+/// Appends a [`Dot4Op`] by one of these intrinsics.
 pub fn dot4(
     scope: &Scope,
     a: NativeExpand<u32>,
@@ -44,7 +44,7 @@ pub fn dot4(
     scope.register_with_result(&op).into()
 }
 
-/// `v_perm_b32` of AMD, `prmt` of PTX: the bytes of `low`, or of `high` from 4 on, that the selectors count.
+/// `v_perm_b32` of AMD, `prmt` of PTX: the bytes of `low` (0 to 3) and `high` (4 to 7) that the selectors index.
 #[cube_op(name = "cube_gguf.perm")]
 #[result_ty(same_as = selector)]
 #[op_traits(Pure, CanMaterialize)]
@@ -89,7 +89,7 @@ impl ToLLVMDialect for PermOp {
     }
 }
 
-/// `v_rcp_f32` of AMD, `rcp.approx.ftz.f32` of PTX: one over a float, right to its last bit or the one before.
+/// `v_rcp_f32` of AMD, `rcp.approx.ftz.f32` of PTX: one over a float, to about its last bit.
 #[cube_op(name = "cube_gguf.reciprocal")]
 #[result_ty(same_as = value)]
 #[op_traits(Pure, CanMaterialize)]
@@ -123,7 +123,7 @@ impl ToLLVMDialect for ReciprocalOp {
     }
 }
 
-/// A number that LLVM knows nothing of but that it is there from here on.
+/// A copy of a number whose origin LLVM does not see, so that its uses stay after this op.
 #[cube_op(name = "cube_gguf.pin_after_barrier")]
 #[result_ty(same_as = value)]
 #[op_traits(CanMaterialize, HasSideEffects, NoMemoryEffect)]
@@ -131,8 +131,8 @@ pub struct ScheduledOp {
     pub value: Value,
 }
 
-/// Appends a barrier, and `value` as known after it alone: what depends on it stays there, loads of constant memory
-/// included, which the barrier itself does not hold.
+/// Appends a barrier and a [`ScheduledOp`] of `value`. Instructions that depend on the result stay after the barrier, loads
+/// of constant memory included, which the barrier alone does not hold back.
 pub fn pin_after_barrier(scope: &Scope, value: NativeExpand<usize>) -> NativeExpand<usize> {
     schedule_barrier(scope);
     let value = value.read_value(scope);
@@ -178,7 +178,7 @@ impl ToLLVMDialect for Dot4Op {
         let (a, b, c) = (self.a(ctx), self.b(ctx), self.c(ctx));
         let (intrinsic, a_is_signed) = (String::from(self.intrinsic(ctx).clone()), self.a_is_signed(ctx).0);
         let mut flag = |value| insert_bool_const(ctx, rewriter, value);
-        // The last flag of AMD's is whether the sum saturates.
+        // The last flag of AMD's intrinsics tells whether the sum saturates.
         let operands = match intrinsic.as_str() {
             SDOT4 => vec![a, b, c, flag(false)],
             SUDOT4 => vec![flag(a_is_signed), a, flag(true), b, c, flag(false)],

@@ -1,4 +1,4 @@
-//! What a compiler's target offers beyond CubeCL's own operations.
+//! Compile targets, and their instructions beyond CubeCL's own operations.
 
 #[expect(missing_docs, reason = "the module that `#[cube]` makes of a function")]
 pub mod dot;

@@ -1,4 +1,4 @@
-//! Bytes of words in another order: an instruction of AMD's and of NVIDIA's, shifts and masks elsewhere.
+//! Permutations of the bytes of words: one instruction on AMD and NVIDIA, shifts and masks elsewhere.
 
 use cubecl::frontend::comptime;
 use cubecl::ir::DeviceProperties;
@@ -9,11 +9,11 @@ use super::llvm;
 use super::target::Target;
 use crate::kernels::vector::Words;
 
-/// 0xff for each byte of `ones` that is 1, where the others are 0.
+/// 0xff for each byte of `ones` that is 1, 0 for each that is 0. There are no other bytes.
 #[cube]
 pub fn byte_mask(ones: u32) -> u32 {
     let properties = comptime::device_properties();
-    // A product of 32 bits takes AMD four times as long as other instructions.
+    // A 32-bit multiplication takes AMD four times as long as other instructions.
     if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
         byte_permute(0x0000_ff00u32, 0x0000_ff00u32, ones, true)
     } else {
@@ -21,13 +21,13 @@ pub fn byte_mask(ones: u32) -> u32 {
     }
 }
 
-/// The lowest bytes of four words as one.
+/// The lowest bytes of four words, as one word.
 #[cube]
 pub fn low_bytes(words: Words) -> u32 {
     let properties = comptime::device_properties();
     let (a, b, c, d) = (words.extract(0usize), words.extract(1usize), words.extract(2usize), words.extract(3usize));
     match comptime!(Target::of(&properties)) {
-        // A selector of 12 is for a byte of zeros.
+        // Selector 12 gives a byte of zeros.
         Target::Amd(_) => {
             let (low, high) = (byte_permute(b, a, 0x0c0c_0400u32, true), byte_permute(d, c, 0x0c0c_0400u32, true));
             byte_permute(high, low, 0x0504_0100u32, true)
@@ -40,17 +40,17 @@ pub fn low_bytes(words: Words) -> u32 {
     }
 }
 
-/// Whether [`lookup16()`] is for the device.
+/// Whether the device has the instruction that [`lookup16()`] takes.
 pub fn permutes_bytes(properties: &DeviceProperties) -> bool {
     Target::of(properties).permutes_bytes()
 }
 
-/// The bytes of a table that the nibbles of `indices` count: those of its low nibbles, and those of its high nibbles.
+/// The bytes of a table at the nibbles of `indices`: one word for the low nibbles, one for the high nibbles.
 #[cube]
 pub fn lookup16(indices: u32, #[comptime] table: [u8; 16]) -> (u32, u32) {
     let properties = comptime::device_properties();
     let eighths = comptime!(eighths(table));
-    // The first and the last eight values of the table, and which of the two an index is in.
+    // The place of each index in its half of the table, and the half: 0 for the first eight values, 4 for the last.
     let (in_half, half) = (indices & 0x7777_7777, (indices & 0x8888_8888) >> 1);
     if comptime!(matches!(Target::of(&properties), Target::Amd(_))) {
         // AMD's selectors are bytes.
@@ -67,7 +67,7 @@ pub fn lookup16(indices: u32, #[comptime] table: [u8; 16]) -> (u32, u32) {
     }
 }
 
-/// Four bytes of a table, by selectors in its first or last half, and by those that pick one of the two for each byte.
+/// Four bytes of a table: the selectors of `in_half` take a byte from each half, those of `order` pick one of the two.
 #[cube]
 fn of_four(in_half: u32, order: u32, #[comptime] table: [u32; 4], #[comptime] amd: bool) -> u32 {
     let first = byte_permute(table[1].runtime(), table[0].runtime(), in_half, amd);
@@ -75,12 +75,12 @@ fn of_four(in_half: u32, order: u32, #[comptime] table: [u32; 4], #[comptime] am
     byte_permute(last, first, order, amd)
 }
 
-/// A table's words.
+/// The four words of a table.
 fn eighths(table: [u8; 16]) -> [u32; 4] {
     std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|j| table[4 * i + j])))
 }
 
-/// The bytes of `low`, and from 4 on of `high`, that the selectors count: bytes of `selectors` on AMD, the nibbles of its
+/// The bytes of `low` (0 to 3) and `high` (4 to 7) that the selectors index: bytes of `selectors` on AMD, the nibbles of its
 /// low half on NVIDIA.
 #[cube]
 #[allow(unused_variables)]

@@ -1,4 +1,4 @@
-//! One over a number, by the instruction that is nearly right.
+//! The reciprocal, by the device's approximate instruction.
 
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;

@@ -1,4 +1,4 @@
-//! The order of instructions, where a compiler's own choice takes more registers than there are.
+//! Barriers to the scheduling of instructions, where the compiler's own order takes more registers than there are.
 
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;
@@ -7,8 +7,8 @@ use cubecl::prelude::*;
 use super::llvm;
 use super::target::Target;
 
-/// Nothing that comes after is done before: keeps LLVM from loading for all of an unrolled loop at once on AMD, where it
-/// takes more registers than there are.
+/// A barrier to LLVM's scheduler on AMD, nothing elsewhere. It keeps LLVM from loading for all of an unrolled loop at once,
+/// which takes more registers than there are.
 #[cube]
 pub fn schedule_barrier() {
     let properties = comptime::device_properties();
@@ -25,7 +25,7 @@ fn amd_schedule_barrier() {
     })
 }
 
-/// A [`schedule_barrier()`], and `index` after it: loads from there are not done before.
+/// `index` after a [`schedule_barrier()`], which loads at the index do not cross.
 #[cube]
 pub fn pin_after_barrier(index: usize) -> usize {
     let properties = comptime::device_properties();

@@ -1,8 +1,8 @@
-//! Which compiler makes a device's code, and for what: where LLVM does, kernels may use its intrinsics.
+//! The compiler of a device's kernels and its target. Where the compiler is LLVM, kernels may use its intrinsics.
 
 use cubecl::ir::DeviceProperties;
 
-/// A device's code, as far as it matters to kernels.
+/// The target that a device's kernels are compiled for, as far as it matters to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// AMD's, by LLVM: the processor, as `gfx1100`.
@@ -11,12 +11,12 @@ pub enum Target {
     Nvidia(u32),
     /// The host's, by LLVM.
     Host,
-    /// By CUDA C++, SPIR-V, WGSL or Metal.
+    /// Any other, by CUDA C++, HIP C++, SPIR-V, WGSL or Metal.
     Other,
 }
 
 impl Target {
-    /// By the name that the device's compiler generates code for.
+    /// The target of a device, by the name that its compiler generates code for.
     pub fn of(properties: &DeviceProperties) -> Self {
         let name = &properties.identity.fingerprint;
         let nvidia = || name.strip_prefix("ptx_sm")?.parse().ok();
@@ -41,7 +41,7 @@ fn processor(arch: &str) -> &str {
     arch.split_once(':').map_or(arch, |(processor, _)| processor)
 }
 
-/// Another crate's features may have chosen HIP RTC, which knows nothing of LLVM's intrinsics.
+/// Whether LLVM compiles for HIP. Another crate's features may have chosen HIP RTC, which has no LLVM intrinsics.
 fn hip_is_by_llvm() -> bool {
     #[cfg(feature = "hip")]
     return cubecl::hip::compiler::HipBackend::default() == cubecl::hip::compiler::HipBackend::Llvm;
@@ -49,7 +49,7 @@ fn hip_is_by_llvm() -> bool {
     false
 }
 
-/// As [`hip_is_by_llvm`], for NVRTC.
+/// Whether LLVM compiles for CUDA. Another crate's features may have chosen NVRTC.
 fn cuda_is_by_llvm() -> bool {
     #[cfg(feature = "cuda")]
     return cubecl::cuda::compiler::CudaBackend::default() == cubecl::cuda::compiler::CudaBackend::Llvm;

@@ -1,4 +1,4 @@
-//! Bit work that formats share: codes out of view, small floats to f32, arithmetic on four bytes at once.
+//! Bit operations that formats share: unpacked codes, small floats to f32, arithmetic on four bytes at once.
 
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;
@@ -54,13 +54,13 @@ pub fn negate(word: u32, signs: u32) -> u32 {
     negate_ones(word, ((signs & 0xf) * 0x0020_4081) & 0x0101_0101)
 }
 
-/// Negates the bytes of `word` that are 1 in `ones`, where the others are 0. Bytes are in 1..=127.
+/// Negates the bytes of `word` whose byte in `ones` is 1, not 0. Bytes of `word` are in 1..=127.
 #[cube]
 pub fn negate_ones(word: u32, ones: u32) -> u32 {
     (word ^ byte_mask(ones)) + ones
 }
 
-/// The eight signs of a 7-bit sign index: the eighth makes their number even.
+/// The eight signs of a 7-bit sign index: the eighth makes the number of minus signs even.
 #[cube]
 pub fn even_signs(index: u32) -> u32 {
     let seven = index & 0x7f;
@@ -75,7 +75,7 @@ pub fn signed_byte(word: u32, #[comptime] index: u32) -> f32 {
     f32::cast_from(biased) - 128.0f32
 }
 
-/// What the four codes of a word stand for, as floats.
+/// The signed numbers of a word's four codes, as floats.
 #[cube]
 pub fn to_floats(word: u32, #[comptime] codes: Codes) -> Vector<f32, Const<4>> {
     let mut out = Vector::<f32, Const<4>>::empty();
@@ -109,7 +109,7 @@ pub fn two_f16(word: u32) -> (f32, f32) {
 fn f16_portable(bits: u32) -> f32 {
     let sign = (bits & 0x8000) << 16;
     let magnitude = bits & 0x7fff;
-    // Subnormals are multiples of 2^-24; their f32 is normal, so it may be reached by arithmetic.
+    // Subnormals are multiples of 2^-24; their f32 is normal, so arithmetic gives it exactly.
     let subnormal = u32::reinterpret(f32::cast_from(magnitude) * f32::new(5.960_464_5e-8));
     let normal = (magnitude << 13) + 0x3800_0000;
     let special = (magnitude << 13) | 0x7f80_0000;

@@ -1,6 +1,6 @@
-//! F32, F16, BF16: floats as they are, so that no operation needs to know that a tensor was not quantized.
+//! F32, F16, BF16: plain floats as formats, so that the operations take tensors that were not quantized.
 //!
-//! A "block" is one value. Rows are padded with zeros to whole chunks of 32, which their readers multiply or leave out.
+//! A "block" is one value. Rows are padded with zeros to whole chunks of 32; kernels multiply or leave out the padding.
 
 use cubecl::prelude::*;
 
@@ -69,7 +69,7 @@ pub mod bfloat16 {
     }
 }
 
-/// The eight halves of a vector, four by four: bf16, or else f16.
+/// Appends the eight 16-bit floats of a vector to `out`, four a vector: bf16, or else f16.
 #[cube]
 fn eight(words: Words, out: &mut Sequence<Vector<f32, Const<4>>>, #[comptime] is_bf16: bool) {
     #[unroll]

@@ -1,4 +1,4 @@
-//! What a family of formats says of each of its formats.
+//! The description of a format, a constant in its family's file.
 
 use std::borrow::Cow;
 
@@ -7,24 +7,24 @@ use super::view::CHUNK;
 use crate::gguf::{Endian, GgmlType};
 use crate::kernels::arch::target::Target;
 
-/// What is known of a format before any data.
+/// A GGUF tensor format.
 pub struct Format {
     /// The type in a file.
     pub ty: GgmlType,
-    /// What kernels know of it.
+    /// Its properties that kernels are compiled for.
     pub traits: Traits,
     /// The device layout.
     pub layout: fn() -> Layout,
-    /// Decodes one little-endian block; `out` has the block's values. The arithmetic is ggml's, operation by operation.
+    /// Decodes one little-endian block into `out`, which is as long. The arithmetic is ggml's, operation by operation.
     pub dequantize: fn(block: &[u8], out: &mut [f32]),
     /// The fields of a block that a big-endian file stores the other way round; `None` where ggml reads a field both as
     /// bytes and as a word, so that such a file has no agreed meaning.
     pub multibyte: Option<&'static [Field]>,
-    /// The words of the table that codes index, if they do.
+    /// The words of the table that codes index; `None` where codes are numbers.
     pub codebook: Option<fn() -> Vec<u32>>,
 }
 
-/// What kernels know of a format at compile time.
+/// The properties of a format that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Traits {
     /// Scales (and mins) in a chunk of 32 values: 1 or 2.
@@ -33,17 +33,17 @@ pub struct Traits {
     pub min: bool,
     /// Whether values are floats without codes.
     pub dense: bool,
-    /// Whether codes are indices of sixteen values.
+    /// Whether codes are indices into a table of 16 values.
     pub lookup16: bool,
     pub codes: Codes,
 }
 
-/// What the bytes that a chunk decodes to stand for.
+/// The encoding of the bytes that a chunk decodes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codes {
     /// Signed numbers.
     Signed,
-    /// Unsigned numbers, this much over what they stand for.
+    /// Unsigned numbers: the signed number plus this bias.
     Biased(u32),
 }
 
@@ -55,12 +55,12 @@ impl Traits {
     pub(super) const TWO_SCALES_AND_MINS: Self = Self { scales: 2, min: true, ..Self::ONE_SCALE };
     pub(super) const DENSE: Self = Self { dense: true, ..Self::ONE_SCALE };
 
-    /// The same with unsigned codes, `bias` over their values.
+    /// The same with unsigned codes, biased by `bias`.
     pub(super) const fn biased(self, bias: u32) -> Self {
         Self { codes: Codes::Biased(bias), ..self }
     }
 
-    /// The same with codes that are indices of sixteen values.
+    /// The same with codes that are indices into a table of 16 values.
     pub(super) const fn lookup16(self) -> Self {
         Self { lookup16: true, ..self }
     }
@@ -84,12 +84,12 @@ impl Field {
     }
 }
 
-/// Which components of codes a span has whole vectors of.
+/// The components of codes that a span covers in whole 16-byte vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vectors {
     /// All of them.
     All,
-    /// That with the most bits a value: neighbouring lanes then read neighbouring vectors of it.
+    /// The one with the most bits a value: neighbouring lanes then read neighbouring vectors of it.
     Widest,
 }
 
@@ -108,12 +108,12 @@ impl Format {
         [1, 2, 4].into_iter().find(|&span| whole(span)).unwrap_or(chunks)
     }
 
-    /// The codebook that kernels read on a device; none where they permute bytes instead.
+    /// The codebook that kernels read on a device; `None` where they permute bytes instead.
     pub fn codebook_on(&self, target: &Target) -> Option<fn() -> Vec<u32>> {
         self.codebook.filter(|_| !(self.traits.lookup16 && target.permutes_bytes()))
     }
 
-    /// Words that what is read of a chunk takes.
+    /// Words of a chunk: its share of each component, rounded up.
     pub fn chunk_words(&self) -> usize {
         let chunks = (self.ty.block_size() / CHUNK).max(1);
         let words = |component: &Component| component.block_bits().div_ceil(chunks * 32);

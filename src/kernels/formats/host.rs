@@ -1,4 +1,4 @@
-//! Where fields of a GGUF block are, for layouts, and reads of them, for the host decoders.
+//! Bit positions of fields of a GGUF block, for layouts, and reads of the fields, for the host decoders.
 
 use half::f16;
 

@@ -11,7 +11,7 @@
 //! values, in the top four bits of their `qh`; IQ1_M has a scale of three bits for 16 values and a shift for eight, and
 //! its `d` is the top four bits of the four 16-bit words of `scales`.
 //!
-//! Here the codes are `8 * grid ± 1`, biased by 128, and the scale is an eighth; a power of two changes no rounding.
+//! Here the codes are `8 * grid ± 1`, biased by 128, and the scale is divided by 8, which changes no rounding.
 
 use cubecl::prelude::*;
 use half::f16 as Half;
@@ -34,8 +34,8 @@ fn grid(point: usize, j: usize) -> i32 {
     (IQ1S_GRID[point] >> (2 * j) & 3) as i32 - 1
 }
 
-/// The first words of all grid points, then the second: bytes of `8 * grid + 128`, so that adding a shift carries into no
-/// neighbour.
+/// The codebook: the first words of all grid points, then the second words. Bytes are `8 * grid + 128`, so that adding a
+/// shift carries into no neighbour.
 fn codebook() -> Vec<u32> {
     let half = |point: usize, first: usize| {
         u32::from_le_bytes(std::array::from_fn(|j| (8 * grid(point, first + j) + 128) as u8))
@@ -53,7 +53,7 @@ fn shifted(scale: f32, point: usize, j: usize, down: bool) -> f32 {
 fn points(codebook: &[u32], first: u32, first_down: u32, second: u32, second_down: u32) -> Words {
     let (first, second) = (usize::cast_from(first), usize::cast_from(second));
     let points = comptime!(IQ1S_GRID.len());
-    // 0x01 up, 0xff down in each byte, as a sum that cannot carry: the bytes are 0x78 to 0x88.
+    // 0x01 in each byte up, its negative as a word down: bytes of 0x78 to 0x88 neither carry nor borrow.
     let first_shift = 0x0101_0101u32 - (first_down & 1) * 0x0202_0202u32;
     let second_shift = 0x0101_0101u32 - (second_down & 1) * 0x0202_0202u32;
     words(

@@ -39,7 +39,7 @@ fn magnitude_3(point: u16, j: usize, values: &[u8; 8]) -> u8 {
     values[(point >> (4 * j) & 7) as usize]
 }
 
-/// A codebook of grid points of eight: the first words of all, then the second.
+/// A codebook of grid points of eight: the first words of all points, then the second words.
 fn codebook_2(grid: &[u16]) -> Vec<u32> {
     let half = |point: u16, first: usize| u32::from_le_bytes(std::array::from_fn(|j| magnitude_2(point, first + j)));
     [0, 4].into_iter().flat_map(|first| grid.iter().map(move |&point| half(point, first))).collect()
@@ -61,7 +61,7 @@ fn signed(magnitude: u8, signs: u8, j: usize) -> f32 {
     if signs >> j & 1 == 1 { -(magnitude as f32) } else { magnitude as f32 }
 }
 
-/// Codes of a chunk of IQ2: four grid points of eight, of `len`, each with eight signs, four bytes of `signs`.
+/// Codes of a chunk of IQ2: four points of a grid of `len`, of eight magnitudes each, and a byte of `signs` for each.
 #[cube]
 fn points_of_eight(codebook: &[u32], points: Words, signs: u32, #[comptime] len: usize) -> (Words, Words) {
     let mut codes = Sequence::<u32>::new();
@@ -75,7 +75,8 @@ fn points_of_eight(codebook: &[u32], points: Words, signs: u32, #[comptime] len:
     in_order(&codes)
 }
 
-/// Codes of a chunk of IQ3: eight grid points of four, and the signs as a component of 1-bit codes has them.
+/// Codes of a chunk of IQ3: eight grid points of four magnitudes each, and the signs in the order of a component of 1-bit
+/// codes.
 #[cube]
 fn points_of_four(codebook: &[u32], points: Sequence<u32>, signs: u32) -> (Words, Words) {
     let mut codes = Sequence::<u32>::new();
@@ -94,7 +95,7 @@ fn in_order(codes: &Sequence<u32>) -> (Words, Words) {
     (low, high)
 }
 
-/// The four bytes of a word, each a number of its own.
+/// The four bytes of a word, each in a word of its own.
 #[cube]
 fn four_bytes(word: u32) -> Words {
     words(word & 0xff, (word >> 8) & 0xff, (word >> 16) & 0xff, word >> 24)
@@ -109,7 +110,7 @@ fn four_even_signs(indices: u32) -> u32 {
         | (even_signs(indices >> 21) << 24)
 }
 
-/// A 4-bit scale of IQ2 in multiples of `d`.
+/// The scale of IQ2, from `d` and its 4-bit code.
 #[cube]
 fn iq2_scale(d: f32, scale: u32) -> f32 {
     d * (0.5f32 + f32::cast_from(scale)) * 0.25f32
@@ -284,14 +285,14 @@ pub mod iq3_xxs {
         codebook: Some(|| codebook_3(&IQ3XXS_GRID, &IQ3XXS_VALUES)),
     };
 
-    /// The bit of a chunk's 28 bits of signs and four of scale that lies where a component of signs has that of value `v`:
-    /// where the eighth sign of a group would be, a bit of the scale.
+    /// The source bit for the sign of value `v` in a component of signs, from a chunk's word of 28 bits of signs and 4 bits
+    /// of scale. A bit of the scale takes the place of each group's eighth sign.
     fn sign_bit(v: usize) -> usize {
         if v % 8 == 7 { 28 + v / 8 } else { 7 * (v / 8) + v % 8 }
     }
 
-    /// The signs with the eighth of each group of values, which makes their number even: that of group `g` is bit
-    /// `25 + 2g`, the others are bits `2g` and `2g + 1` of the four bytes.
+    /// The signs with the eighth of each group of values, which makes the number of minus signs even. The eighth of group
+    /// `g` is bit `25 + 2g`; the others are bits `2g` and `2g + 1` of the four bytes.
     #[cube]
     fn with_eighths(seven: u32) -> u32 {
         let signs = seven & 0x55ff_ffff;
@@ -301,7 +302,7 @@ pub mod iq3_xxs {
         signs | (odd << 25)
     }
 
-    /// The scale, from the places of the eighth signs.
+    /// The 4-bit scale, from the places of the eighth signs.
     #[cube]
     fn scale(seven: u32) -> u32 {
         let bits = (seven >> 25) & 0x55;
@@ -383,7 +384,8 @@ pub mod iq3_s {
         let tops = at.bits_of(raw.word(1usize), CHUNKS, 8usize);
         let scale = at.bits_of(raw.word(2usize), CHUNKS, 4usize);
         let d = f16(half_of(raw.word(3usize), at.block(CHUNKS)));
-        // Two indices at a time, in halves of a word: bytes 0 and 2, then 1 and 3, and their top bits from two places apart.
+        // Two indices at a time, in halves of a word: bytes 0 and 2, then 1 and 3. The copy at 14 puts the top bit of index
+        // `i + 2` 16 bits above that of index `i`.
         let tops = tops | (tops << 14);
         let mut points = Sequence::<u32>::new();
         #[unroll]

@@ -34,7 +34,7 @@ fn pairs(values: &[i8; 16]) -> Vec<u32> {
     (0..256).map(|byte| value(byte & 0xf) | value(byte >> 4) << 16).collect()
 }
 
-/// Codes of a chunk: by instructions that permute bytes where the device has them, or by way of the codebook.
+/// The table's values for the codes of a chunk: by byte permutations where the device has them, else from the codebook.
 #[cube]
 fn looked_up(codebook: &[u32], codes: Words, #[comptime] values: [i8; 16]) -> (Words, Words) {
     let properties = comptime::device_properties();
@@ -107,7 +107,7 @@ pub mod iq4_xs {
             block_bytes: 136,
             components: vec![
                 Component::codes(4, 256, |v| 128 * (v / 32) + nibble_bit(8)(v % 32)),
-                // Two words a block: the low halves of all scales; then `d` under the top bits.
+                // Two words a block: the low four bits of all scales; then `d`, with the top bits above it.
                 Component::gathered(16, [32, 48, 0, 16]),
             ],
         },
@@ -164,8 +164,8 @@ pub mod mxfp4 {
         codebook: Some(|| pairs(&E2M1_VALUES)),
     };
 
-    /// The bits of `2^(e - 128)`: the codebook's values are doubled, so half of what the exponent says. Exponents 0
-    /// and 1 are subnormal.
+    /// The f32 bits of `2^(e - 128)`, half of the E8M0 number, as the codebook's values are doubled. Exponents 0 and 1 are
+    /// subnormal.
     fn half_of_e8m0(e: u32) -> u32 {
         if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 }
     }
@@ -209,7 +209,7 @@ pub mod nvfp4 {
         codebook: Some(|| pairs(&E2M1_VALUES)),
     };
 
-    /// Half of an unsigned E4M3 float; the one NaN is zero to ggml, and the top bit is ignored but for that.
+    /// Half of an unsigned E4M3 float as ggml reads it: 0x7f, the NaN, is zero, and otherwise the top bit is ignored.
     fn half_of_ue4m3_host(x: u8) -> f32 {
         let (exponent, mantissa) = ((x >> 3 & 0xf) as i32, (x & 7) as f32);
         match (x, exponent) {

@@ -12,7 +12,7 @@
 //! | Q8_K | `d`, `qs[256]`, `bsums[16]` | `d * q`; `bsums` are sums of 16 codes |
 //!
 //! Sub-blocks are of 16 values (Q2_K, Q3_K, Q6_K) or 32 (Q4_K, Q5_K). The 6-bit scales of Q3_K, Q4_K and Q5_K are
-//! spread over 12 bytes; the device layout gathers them into three words: low halves, low halves, and the top bits.
+//! spread over 12 bytes; the device layout gathers them into three words: two of low four bits, one of top two bits.
 
 use cubecl::prelude::*;
 
@@ -27,7 +27,7 @@ use crate::gguf::GgmlType;
 /// Chunks of 32 in a super-block.
 const CHUNKS: usize = 8;
 
-/// The bit of value `v`'s nibble: 32 bytes hold 64 values, the first 32 in their low halves.
+/// The bit of value `v`'s nibble: 32 bytes hold 64 values, the first 32 in their low nibbles.
 fn nibble_bit(byte: usize) -> impl Fn(usize) -> usize {
     move |v| 8 * (byte + 32 * (v / 64) + v % 32) + 4 * (v % 64 / 32)
 }
@@ -36,11 +36,12 @@ fn nibble_at(block: &[u8], byte: usize, v: usize) -> u8 {
     block[byte + 32 * (v / 64) + v % 32] >> (4 * (v % 64 / 32)) & 0xf
 }
 
-/// How Q4_K and Q5_K spread eight 6-bit scales and eight 6-bit mins over the 12 bytes at `byte`.
+/// The packing of Q4_K and Q5_K: eight 6-bit scales and eight 6-bit mins in 12 bytes.
 mod six_bits {
     use super::*;
 
-    /// The component: scales' low halves, mins' low halves, then two bits of each scale and min in turn.
+    /// The fields of the component, from the bytes at `byte`: the scales' low four bits, the mins', then the top two bits of
+    /// each scale and min in turn.
     pub fn component(byte: usize) -> Vec<usize> {
         let at = |byte: usize, bit: usize| 8 * byte + bit;
         let low = |byte: usize, bit: usize| [at(byte, bit), at(byte, bit + 2)];
@@ -61,7 +62,7 @@ mod six_bits {
         }
     }
 
-    /// Loads the three words of the chunk's block: the top bits, the scales' low halves, the mins'.
+    /// Loads the three words of the chunk's block: the top bits, the scales' low four bits, the mins'.
     #[cube]
     pub fn load(view: &MatrixView, #[comptime] component: usize, at: At, raw: &mut Raw) {
         let first = 3 * at.block(CHUNKS);
@@ -131,7 +132,7 @@ pub mod q2_k {
 pub mod q3_k {
     use super::*;
 
-    /// The byte and shift of scale `s`'s low half, and those of its two top bits, in `scales`.
+    /// The byte and shift of scale `s`'s low four bits, and those of its top two bits, in `scales`.
     fn scale_bits(s: usize) -> ((usize, usize), (usize, usize)) {
         ((s % 8, 4 * (s / 8)), (8 + s % 4, 2 * (s / 4)))
     }
@@ -178,7 +179,7 @@ pub mod q3_k {
         raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
         let block = at.block(CHUNKS);
         raw.push(view.word(3usize, at.row, block / 2));
-        // Word 0 holds the low halves of scales 0 to 7, word 1 those of 8 to 15, word 2 the top bits of all.
+        // Word 0 holds the low four bits of scales 0 to 7, word 1 those of 8 to 15, word 2 the top bits of all.
         raw.push(view.word(2usize, at.row, 3 * block + at.in_block(CHUNKS) / 4));
         raw.push(view.word(2usize, at.row, 3 * block + 2));
     }
@@ -321,7 +322,7 @@ pub mod q6_k {
         codebook: None,
     };
 
-    /// The bit of value `v`'s low half: 64 bytes hold 128 values, the first 64 in their low halves.
+    /// The bit of value `v`'s low four bits: 64 bytes hold 128 values, the first 64 in their low nibbles.
     fn low_bit(v: usize) -> usize {
         8 * (64 * (v / 128) + v % 64) + 4 * (v % 128 / 64)
     }

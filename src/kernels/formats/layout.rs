@@ -4,24 +4,25 @@
 //! neighbouring lanes read neighbouring addresses. A layout only moves bits: it is a permutation of a block's bit
 //! fields, written once as a list, and both directions on both sides (host and device) are derived from that list.
 
-/// One component: where the fields of a block come from, in the order in which they lie on the device.
+/// One component: the source bits of a block's fields, in the order in which the fields lie on the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
     /// Bits a field: 1, 2, 4, 8 or 16. A field never crosses a multiple of its width in the block.
     pub width: u32,
     /// For each field of the device block, the bit of the GGUF block at which it starts.
     pub fields: Vec<u16>,
-    /// Bytes to whose multiple a row is padded: 16 where rows are read 16 bytes at a time, else a word.
+    /// Alignment of rows in bytes: 16 for codes that are read in 16-byte vectors, a chunk for plain floats, else a word.
     pub row_align: usize,
 }
 
-/// Bytes a row of a component that is read in 16-byte vectors is padded to.
+/// The row alignment of codes that are read in 16-byte vectors, in bytes.
 const WIDE: usize = 16;
-/// Bytes a row of any other component is padded to.
+/// The row alignment of components that are read in words, in bytes.
 const WORD: usize = 4;
 
 impl Component {
-    /// Codes of `width` bits in chunks of 32 that decode by a shift and a mask, where `source(v)` is the bit of value `v` of the block.
+    /// Codes of `width` bits in chunks of 32 that decode by a shift and a mask. `source(v)` is the bit of value `v` in the
+    /// GGUF block.
     pub fn codes(width: u32, values: usize, source: impl Fn(usize) -> usize) -> Self {
         let fields = canonical(width, values).map(|v| source(v) as u16).collect();
         Self { width, fields, row_align: WIDE }
@@ -48,7 +49,7 @@ impl Component {
         Self { row_align, ..self }
     }
 
-    /// Whether kernels read the component in 16-byte vectors.
+    /// Whether the component is one of codes that kernels read in 16-byte vectors.
     pub fn is_wide(&self) -> bool {
         self.row_align == WIDE
     }
@@ -89,7 +90,7 @@ pub struct Layout {
     pub components: Vec<Component>,
 }
 
-/// The most components that a format may have: what a kernel takes as arguments.
+/// The most components that a format may have: a kernel has an offset and a stride as arguments for each.
 pub const MAX_COMPONENTS: usize = 4;
 
 /// Where one component of a matrix lies in its device buffer, in words of 4 bytes.

@@ -9,9 +9,9 @@
 //! | Q1_0 | 128 | `d`, `qs[16]` | `d` or `-d` |
 //! | Q2_0 | 64 | `d`, `qs[16]` | `d * (q - 1)` |
 //!
-//! A byte of TQ1_0 is a fraction of 256 whose first base-3 digit is `byte * 3 / 256`; multiplied by a power of three,
-//! modulo 256, the next digits come first. Digit `n` of the first 32 bytes holds values `32n..32n + 32`, digit `n` of
-//! the next 16 bytes values `160 + 16n..`, digit `n` of the last four values `240 + 4n..`.
+//! A byte of TQ1_0 is a fraction of 256 whose first base-3 digit is `byte * 3 / 256`; multiplied by 3 to the power `n`,
+//! modulo 256, digit `n` comes first. Digit `n` of the first 32 bytes holds values `32n..32n + 32`, digit `n` of the next
+//! 16 bytes values `160 + 16n..`, digit `n` of the last four bytes values `240 + 4n..`.
 
 use cubecl::prelude::*;
 
@@ -58,7 +58,7 @@ pub mod tq1_0 {
         codebook: None,
     };
 
-    /// 3 to the power `n`, for `n` to 4.
+    /// 3 to the power `n`, for `n` up to 4.
     #[cube]
     fn power_of_three(n: u32) -> u32 {
         let square = select(n >= 2, 9u32, 1u32);
@@ -83,8 +83,8 @@ pub mod tq1_0 {
         u32::cast_from(at.in_block(CHUNKS)) * 2
     }
 
-    /// The vector of the block's three that holds a group: groups 0 to 9 are in the first 32 bytes, 10 to 14 in the next 16. The
-    /// last has none, but the four bytes of component 1.
+    /// The vector of the block's three that holds a group: groups 0 to 9 are in the first 32 bytes, 10 to 14 in the next 16.
+    /// Group 15 is in the four bytes of component 1; its vector is loaded and not used.
     #[cube]
     fn vector_of(group: u32) -> usize {
         usize::cast_from(select(group < 10, group % 2, 2u32))

@@ -1,9 +1,9 @@
-//! The formats: what a GGUF block holds, how it lies on the device, and how it becomes numbers.
+//! The formats: their GGUF blocks, their layouts on the device, and their decoding to numbers.
 //!
 //! A family of formats is one file. A format is a `FORMAT` constant (the block, the device [`Layout`], the host's decoder)
-//! and two `#[cube]` functions for a chunk of 32 values: `load`, which does its memory loads and nothing else, and `decode`,
-//! which makes values of what was loaded, so that the one can be done long before the other. Plain floats have one, `vector`.
-//! The registry has one table that names every format; nothing outside this folder names any.
+//! and two `#[cube]` functions for a chunk of 32 values: `load` does the chunk's memory loads and nothing else, `decode`
+//! makes values of the loaded words. They are apart so that a kernel can load a chunk long before it decodes it. Plain
+//! floats have one function, `vector`. The registry's table names every format; no operation names one.
 
 mod bits;
 mod codebooks;

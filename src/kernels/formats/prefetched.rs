@@ -1,4 +1,4 @@
-//! Loading long before decoding: the raw words of a chunk, kept in registers meanwhile.
+//! Prefetched chunks: raw words in registers, loaded long before they are decoded.
 
 use cubecl::prelude::*;
 
@@ -8,7 +8,7 @@ use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
-/// A chunk's raw words in registers, to be replaced by another's while the first is multiplied.
+/// The raw words of a chunk in registers. Those of another chunk replace them while this one is multiplied.
 #[derive(CubeType)]
 pub struct Prefetched {
     wide: Array<Words>,
@@ -36,7 +36,7 @@ impl Prefetched {
         prefetched
     }
 
-    /// Replaces them by those of another chunk, which is in the same place of its span.
+    /// Replaces the words by those of another chunk, in the same place of its span.
     pub fn replace(&mut self, view: &MatrixView, at: At, #[comptime] ty: GgmlType) {
         let mut raw = Raw::new();
         load(view, at, &mut raw, ty);
@@ -54,7 +54,7 @@ impl Prefetched {
         }
     }
 
-    /// The chunk that they are of, as [`decode()`] has it.
+    /// Decodes the words, which are those of the chunk at `at`, as [`decode()`] does.
     pub fn decode(&self, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
         let mut raw = Raw::new();
         #[unroll]

@@ -1,10 +1,10 @@
-//! What a chunk loads of its components, apart from what it becomes: a format's `load` pushes, its `decode` takes by number.
+//! The raw words of a chunk: a format's `load` pushes them, its `decode` takes them by number.
 
 use cubecl::prelude::*;
 
 use crate::kernels::vector::Words;
 
-/// What a chunk loads of its components, as it comes from memory: 16-byte vectors and words.
+/// The words of a chunk as they come from memory: 16-byte vectors and single words.
 #[derive(CubeType)]
 pub struct Raw {
     pub(super) wide: Sequence<Words>,
@@ -13,7 +13,7 @@ pub struct Raw {
 
 #[cube]
 impl Raw {
-    /// Nothing yet.
+    /// No words.
     pub fn new() -> Raw {
         Raw { wide: Sequence::new(), narrow: Sequence::new() }
     }

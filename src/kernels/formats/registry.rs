@@ -10,8 +10,8 @@ use crate::gguf::GgmlType;
 
 /// The tables of formats: [`FORMATS`], and the functions of each for kernels.
 ///
-/// A line is a type, its format's module, and in parentheses the codebook, if `decode` takes it. Calls have whole paths, as
-/// what `#[cube]` writes for a call has the hygiene of the call's first token, which must be the macro's own.
+/// A line is a type, its format's module, and in parentheses the codebook, if `decode` takes it. Calls have whole paths:
+/// `#[cube]` gives the code that it writes for a call the hygiene of the call's first token, which must be the macro's own.
 macro_rules! formats {
     (
         blocks($any_codebook:ident) { $($block:ident => $family:ident::$module:ident($($codebook:ident)?);)* }
@@ -23,7 +23,7 @@ macro_rules! formats {
             $(crate::kernels::formats::$float_file::$float_mod::FORMAT,)*
         ];
 
-        /// Loads what the 32 values at `at` of a block format decode from, to the end of `raw`.
+        /// Loads the words of the chunk at `at` of a block format, and appends them to `raw`.
         #[cube]
         pub fn load(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] ty: GgmlType) {
             match ty {
@@ -32,8 +32,8 @@ macro_rules! formats {
             }
         }
 
-        /// Decodes the 32 values at `at` of a block format from what [`load()`] loaded; the codebook is the view's own,
-        /// wherever it lies.
+        /// Decodes the chunk at `at` of a block format from the words that [`load()`] loaded. The codebook is the view's, or
+        /// its copy in shared memory.
         #[cube]
         pub fn decode(raw: &Raw, $any_codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
             match ty {
@@ -42,7 +42,7 @@ macro_rules! formats {
             }
         }
 
-        /// Decodes a vector of 16 bytes of a row of a dense format, four values a vector, to the end of `out`.
+        /// Decodes the 16-byte vector `index` of a row of a dense format, and appends its values to `out`, four a vector.
         #[cube]
         pub fn dense_vector(
             view: &MatrixView,
@@ -96,7 +96,7 @@ formats! {
     }
 }
 
-/// Loads and decodes the 32 values at `at` of a block format; `codebook` is the view's own, wherever it lies.
+/// Loads and decodes the chunk at `at` of a block format. The codebook is the view's, or its copy in shared memory.
 #[cube]
 pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
     let mut raw = Raw::new();
@@ -104,7 +104,7 @@ pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlTy
     decode(&raw, codebook, at, ty)
 }
 
-/// Vectors of 16 bytes of a chunk of 32 values of a dense format.
+/// 16-byte vectors in a chunk of a dense format.
 pub fn vectors_per_chunk(ty: GgmlType) -> usize {
     CHUNK * ty.block_bytes() / 16
 }

@@ -48,7 +48,8 @@ impl At {
         At { row, span: chunk, chunks: comptime!(1usize), place: comptime!(0usize) }
     }
 
-    /// Chunk `place` of a span of `chunks`, which divide the row, and the chunks of a block or these them.
+    /// Chunk `place` of a span of `chunks` chunks. `chunks` divides the row, and divides or is a multiple of the chunks of a
+    /// block.
     pub fn in_span(row: usize, span: usize, #[comptime] chunks: usize, #[comptime] place: usize) -> At {
         At { row, span, chunks, place }
     }
@@ -58,7 +59,7 @@ impl At {
         self.span * self.chunks + self.place
     }
 
-    /// The block that holds the chunk, of `chunks` chunks a block.
+    /// The block that holds the chunk, in a format with `chunks` chunks a block.
     pub fn block(&self, #[comptime] chunks: usize) -> usize {
         self.span / comptime!(chunks / self.chunks)
     }
@@ -68,9 +69,9 @@ impl At {
         self.span % comptime!(chunks / self.chunks) * self.chunks + self.place
     }
 
-    /// The chunk's field of `bits` among those of the `chunks` of its block, from [`MatrixView::chunk_bits_word`].
+    /// The chunk's field of `bits` bits, from the word of [`MatrixView::chunk_bits_word`]. A block has `chunks` such fields.
     pub fn bits_of(&self, word: u32, #[comptime] chunks: usize, #[comptime] bits: usize) -> u32 {
-        // What the chunks of a span share comes first, so that each has but a shift of its own.
+        // The chunks of a span share the first shift, so that each has only a constant one of its own.
         let span_bits = comptime!(self.chunks * bits);
         let shared = if comptime!(span_bits >= 32) {
             word
@@ -107,7 +108,7 @@ impl MatrixView {
         }
     }
 
-    /// 16 bytes: the vector `index` of a row of a component whose rows are 16-byte aligned.
+    /// The 16-byte vector `index` of a row of a component. The component's rows must be 16-byte aligned.
     pub fn wide(&self, #[comptime] component: usize, row: usize, index: usize) -> Words {
         self.wide[self.row(component, row) / 4 + index]
     }
@@ -128,7 +129,8 @@ impl MatrixView {
         self.wide(component, at.row, at.index() * vectors + i)
     }
 
-    /// Word `i` of the chunk's `words` in a component of codes: in 16-byte loads, which the chunks of a span share.
+    /// Word `i` of the chunk's `words` in a component of codes. Where a span is whole 16-byte vectors, the chunks of the
+    /// span share loads of those.
     pub fn chunk_word(
         &self,
         #[comptime] component: usize,
@@ -146,8 +148,8 @@ impl MatrixView {
         }
     }
 
-    /// The word with the chunk's field of `bits` among those of the `chunks` of its block, which begin with word `first` of a
-    /// component's row. [`At::bits_of`] takes the field out.
+    /// The word with the chunk's field of `bits` bits. The fields of the `chunks` chunks of its block begin at word `first`
+    /// of the component's row. [`At::bits_of`] takes the field out.
     pub fn chunk_bits_word(
         &self,
         #[comptime] component: usize,
@@ -168,7 +170,7 @@ impl MatrixView {
         }
     }
 
-    /// The word with the chunk's 16-bit field of a component with one for each. [`At::half_of`] takes the field out.
+    /// The word with the chunk's field, in a component with 16 bits a chunk. [`At::half_of`] takes the field out.
     pub fn chunk_half_word(&self, #[comptime] component: usize, at: At) -> u32 {
         if comptime!(at.chunks.is_multiple_of(2)) {
             self.word(component, at.row, at.span * comptime!(at.chunks / 2) + comptime!(at.place / 2))
@@ -192,8 +194,9 @@ pub fn byte_of(word: u32, index: usize) -> u32 {
 
 /// 32 consecutive values of a block format: `value = scale * code + min`, with a scale and a min for each half.
 ///
-/// Codes are signed bytes, four a word in order; `low` holds the first 16, `high` the other 16. What a format lacks
-/// (a min, a second scale) its [`Traits`](super::Traits) say, and kernels leave out at compile time.
+/// Codes are bytes, four a word in order, signed or biased; `low` holds the first 16, `high` the other 16. The format's
+/// [`Traits`](super::Traits) give the bias, and whether the format has a min and a second scale; kernels leave out the rest
+/// at compile time.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct Chunk {

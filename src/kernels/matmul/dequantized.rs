@@ -1,5 +1,5 @@
-//! Many tokens on matrix units, the floor under every device that has them: weights dequantized in stripes of rows, so that no
-//! more than [`STRIPE_BYTES`] of them exist as floats at a time, and multiplied by cubek-matmul.
+//! Products of many tokens, the baseline on every device with matrix units: weights are dequantized in stripes of rows
+//! of at most [`STRIPE_BYTES`] (but at least [`STRIPE_ROWS`] rows), each multiplied by cubek-matmul.
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -15,7 +15,7 @@ use crate::kernels::floats::FloatType;
 use crate::kernels::formats::CHUNK;
 use crate::kernels::weights::Weights;
 
-/// The most bytes of dequantized weights at a time.
+/// Upper limit of a stripe's bytes, unless [`STRIPE_ROWS`] rows take more.
 const STRIPE_BYTES: usize = 64 << 20;
 
 /// Rows of a stripe are a multiple of this, so that the stripes of the output start at aligned addresses.
@@ -31,7 +31,7 @@ pub fn has_matrix_units(client: &Client) -> bool {
 ///
 /// # Errors
 ///
-/// Where no blueprint fits the device: nothing was launched then.
+/// Where cubek-matmul has no blueprint for the device.
 pub fn striped(client: &Client, weights: &Weights, x: &Activations) -> Result<Handle, MatmulSetupError> {
     let ty = FloatType::BF16;
     let (tokens, n, k) = (x.tokens(), weights.n(), weights.k());

@@ -1,4 +1,4 @@
-//! Many tokens, on matrix units.
+//! Products of many tokens, on matrix units.
 
 mod dequantized;
 

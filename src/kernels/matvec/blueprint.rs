@@ -1,4 +1,4 @@
-//! What a matrix-vector kernel is compiled for.
+//! The compile-time parameters of a matrix-vector kernel.
 
 use super::problem::{ActivationType, Problem};
 use super::settings::{MOST, Settings, decodes};
@@ -11,7 +11,7 @@ use crate::kernels::quantize::activations::shares_chunks;
 use crate::kernels::quantize::staged::Staging;
 use crate::kernels::weights::Weights;
 
-/// How the lanes that share a row add up their sums: what the device can do.
+/// The way that the lanes of a row add up their sums, by the device's abilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reduction {
     /// Lanes of a plane, by plane operations.
@@ -27,11 +27,11 @@ pub enum Reduction {
 pub struct Blueprint {
     /// The format of the weights.
     pub ty: GgmlType,
-    /// What the activations are multiplied as.
+    /// The type that the activations are multiplied as.
     pub operand: ActivationType,
-    /// How the lanes of a group add up.
+    /// The way that the lanes of a group add up.
     pub reduction: Reduction,
-    /// Chunks that a lane decodes together: the format's span, or 1 where that does not divide the row's.
+    /// Chunks that a lane decodes together: the settings' span, or 1 where that does not divide the row's chunks.
     pub span: usize,
     /// Lanes that share a row, a power of two.
     pub lanes_per_row: u32,
@@ -43,25 +43,25 @@ pub struct Blueprint {
     pub tokens: usize,
     /// Spans whose loads a lane has under way together.
     pub unroll: usize,
-    /// Cubes of a launch, each of which takes rows until there are none; `None` for as many as there are rows for.
+    /// Cubes of a launch, which take rows until all are done; `None` for as many cubes as the rows need.
     pub cubes: Option<u32>,
-    /// Room for int8 codes that each cube makes for itself; `None` where they come from memory.
+    /// Shared memory for the int8 codes that each cube makes for itself; `None` where the activations come prepared.
     pub staging: Option<Staging>,
     /// Whether the loads of a step are under way while the step before is multiplied, the first while the cube stages.
     pub prefetch: bool,
-    /// Words of the codebook that each cube copies to its shared memory; 0 where it stays.
+    /// Words of the codebook that each cube copies to its shared memory; 0 for no copy.
     pub codebook: usize,
     /// Whether a row is whole steps of `unroll` spans of all lanes.
     pub whole: bool,
 }
 
 impl Blueprint {
-    /// Whether its kernel is right on the device, for any weights and activations that it is
+    /// Whether its kernel is correct on the device, for any weights and activations that it is
     /// [clamped to](Self::clamped_to).
     pub fn is_supported(&self, hardware: &Hardware) -> bool {
         let Self { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group, tokens, unroll, .. } = *self;
         let units = lanes.saturating_mul(groups);
-        // CubeCL's CPU runtime makes a thread for each, whatever it says of its cores.
+        // CubeCL's CPU runtime makes a thread for each unit, however many cores it reports.
         let most = hardware.host_cores.map_or(hardware.max_units_per_cube, |_| MOST as u32);
         let reduces = match self.reduction {
             Reduction::Plane => hardware.plane.is_some_and(|plane| lanes <= plane),
@@ -89,7 +89,7 @@ impl Blueprint {
         let cubes = settings.persistent_cubes_per_core.and_then(|cubes| Some(hardware.cores? * cubes.get()));
         let tokens = settings.tokens.max(1);
         let staging = Staging { tokens, chunks: staging_capacity(problem.chunks, span), span };
-        // Cubes for all rows would each quantize for a few.
+        // Cubes that take no further rows would each quantize for only a few.
         let staged = settings.stage
             && cubes.is_some()
             && problem.operand == ActivationType::Int8
@@ -127,23 +127,23 @@ impl Blueprint {
         self.rows_per_group * self.tokens
     }
 
-    /// Which of them is that of a row and a token.
+    /// The index of the sum of a row and a token.
     pub(super) fn sum(&self, row: usize, token: usize) -> usize {
         row * self.tokens + token
     }
 
-    /// Which of the prefetched chunks is in that place of a step's span, in that row.
+    /// The index, among the prefetched chunks, of chunk `place` of span `turn` of a step, in row `row` of the group.
     pub(super) fn prefetched(&self, turn: usize, place: usize, row: usize) -> usize {
         (turn * self.span + place) * self.rows_per_group + row
     }
 
-    /// Whether the sums of both are made of the same terms in the same order.
+    /// Whether the sums of both have the same terms in the same order.
     pub(super) fn sums_as(&self, other: &Self) -> bool {
         let order = |b: &Self| (b.ty, b.operand, b.reduction, b.span, b.lanes_per_row);
         order(self) == order(other)
     }
 
-    /// The same for these weights and activations: what would not fit them is replaced by what does.
+    /// The blueprint for these weights and activations, with a replacement for each parameter that does not fit them.
     pub fn clamped_to(self, weights: &Weights, x: &Activations, operand: ActivationType) -> Self {
         let chunks = weights.chunks();
         let span = if chunks.is_multiple_of(self.span) { self.span } else { 1 };
@@ -162,7 +162,7 @@ impl Blueprint {
     }
 }
 
-/// Chunks that shared memory has room for, so that rows of similar length share a kernel.
+/// Chunks of a row that shared memory has room for: a power of two of spans, so that rows of similar length share a kernel.
 fn staging_capacity(chunks: usize, span: usize) -> usize {
     (chunks / span).next_power_of_two() * span
 }

@@ -1,4 +1,4 @@
-//! Launches: the plan of a product's tokens, the activations made prepared, the grid of cubes.
+//! Launches: the plan of a product's tokens, the preparation of its activations, the grid of cubes.
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -19,11 +19,11 @@ use crate::kernels::weights::Weights;
 /// The most matrices that one launch multiplies.
 const MAX_MATRICES: usize = 4;
 
-/// `x` times the transpose of `weights`, as contiguous `[tokens, n]` values of `x`'s type, by the blueprints that `pick` gives for
-/// so many tokens; dense weights take [`ActivationType::Float`] alone. What does not fit the weights or the activations is replaced
-/// by what does.
+/// `x` times the transpose of `weights`, as contiguous `[tokens, n]` values of `x`'s type. Dense weights take
+/// [`ActivationType::Float`] alone.
 ///
-/// Any number of tokens is right; past [`MAX_TOKENS`] the weights are read again for each such group.
+/// `pick` gives the blueprint for a number of tokens, at most [`MAX_TOKENS`]; it is clamped to the weights and activations.
+/// `x` may have any number of tokens: each launch takes as many as its blueprint has sums for, and reads the weights once.
 pub fn matvec_with(
     client: &Client,
     weights: &Weights,
@@ -37,8 +37,9 @@ pub fn matvec_with(
     out.whole
 }
 
-/// The [`matvec_with`] of each of some matrices with as many columns, bit for bit: activations are quantized once, and matrices
-/// of one format share launches. `pick` is asked for the place of a matrix, an operand that it takes and so many tokens.
+/// The results of [`matvec_with`] for several matrices with the same number of columns, bit for bit. Activations are
+/// prepared once, and matrices of one format share launches. `pick` takes the index of a matrix, its operand and a number of
+/// tokens.
 pub fn matvec_many_with(
     client: &Client,
     weights: &[&Weights],
@@ -58,7 +59,7 @@ pub fn matvec_many_with(
         let joins = |i: &usize| weights[*i].ty() == weights[first].ty() && plans[*i].sums_as(&plans[first]);
         let members: Vec<usize> = left.iter().copied().filter(joins).take(most_matrices(client)).collect();
         left.retain(|i| !members.contains(i));
-        // What suits the most rows.
+        // The plan of the matrix with the most rows serves all.
         let largest = members.iter().copied().max_by_key(|&i| weights[i].n()).unwrap_or(first);
         let plan = &plans[largest];
         let together: Vec<&Weights> = members.iter().map(|&i| weights[i]).collect();
@@ -107,7 +108,7 @@ impl Plan {
             && pairs.all(|((first, a), (other_first, b))| first == other_first && a.sums_as(b))
     }
 
-    /// Multiplies matrices of one format, whose results lie at these `places`.
+    /// Multiplies matrices of one format, whose results go to these `places` of `out`.
     fn launch(
         &self,
         client: &Client,
@@ -154,7 +155,7 @@ impl PreparedActivations {
 /// One launch, of rows of activations from `first` on.
 struct Launch<'a> {
     client: &'a Client,
-    /// Of one format, with as many columns.
+    /// Matrices of one format, with the same number of columns.
     weights: &'a [&'a Weights],
     x: &'a Activations,
     out: &'a Suballocation,
@@ -167,8 +168,8 @@ impl Launch<'_> {
         self.weights[0].chunks()
     }
 
-    /// The cubes, each matrix with those that take its rows, and how much they multiply of activations whose rows are `stride`
-    /// apart.
+    /// The number of cubes, the matrices with the cubes that take the rows of each, and the extent of the launch, for
+    /// activations whose rows are `stride` apart.
     fn grid(&self, blueprint: &Blueprint, stride: usize) -> (CubeCount, SequenceArg<Matrix>, ExtentLaunch) {
         let groups = blueprint.groups_per_cube as usize;
         let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows_per_group);
@@ -200,10 +201,10 @@ impl Launch<'_> {
         let (client, chunks, elem) = (self.client, self.chunks(), self.x.ty().elem());
         let dim = CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube);
         let out = buffer(&self.out.whole, self.x.ty().bytes());
-        // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and chunks below the row's, so that
-        // what it reads of a matrix lies in the components that were laid out for its `n` rows, what it reads of the activations
-        // in `tokens` rows of `chunks`, and what it writes in `tokens` rows of `n` from the matrix's place on. Codebooks
-        // have an entry for every index that bits can form.
+        // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and chunks below the row's. So reads
+        // of a matrix lie in the components that were laid out for its `n` rows, reads of the activations in `tokens` rows
+        // of `chunks`, and writes in `tokens` rows of `n` from the matrix's place on. Codebooks have an entry for every
+        // index that bits can form.
         unsafe {
             match prepared {
                 PreparedActivations::Codes(Quantized { codes, scales }) => {
@@ -223,8 +224,8 @@ impl Launch<'_> {
     fn staged(&self, blueprint: Blueprint) {
         let (count, matrices, extent) = self.grid(&blueprint, self.x.vector_stride().unwrap_or_default() / 4);
         let ty = self.x.ty();
-        // SAFETY: as in `prepared`; a staged blueprint is of activations whose tokens are `stride` vectors apart, and has room
-        // in shared memory for the chunks of a row.
+        // SAFETY: as in `prepared`; a staged blueprint takes activations whose tokens are `stride` vectors apart, and has
+        // room in shared memory for the chunks of a row.
         unsafe {
             multiply_staged::launch_unchecked(
                 self.client,

@@ -1,4 +1,4 @@
-//! What a product of few tokens is asked for.
+//! The problem that a product of few tokens solves.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::gguf::GgmlType;
 /// The most rows of activations that one launch multiplies.
 pub const MAX_TOKENS: usize = 8;
 
-/// What the activations of a product are.
+/// The type that the activations of a product are multiplied as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationType {
@@ -17,12 +17,12 @@ pub enum ActivationType {
     Float,
 }
 
-/// The product of few tokens that [`Settings`](super::Settings) are for.
+/// A product of few tokens, as [`Settings`](super::Settings) are chosen for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// The format of the weights.
     pub ty: GgmlType,
-    /// What the activations are multiplied as.
+    /// The type that the activations are multiplied as.
     pub operand: ActivationType,
     /// Rows of activations.
     pub tokens: usize,

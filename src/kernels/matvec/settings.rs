@@ -1,4 +1,4 @@
-//! What may be chosen about a product of few tokens without changing what it computes.
+//! The settings of a product of few tokens: choices that do not change what it computes.
 
 use std::num::NonZeroU32;
 
@@ -12,7 +12,7 @@ use crate::kernels::hardware::Hardware;
 /// Upper limit of any setting: a table entry beyond it is corrupt.
 pub const MOST: usize = 1024;
 
-/// What a matrix-vector product may choose.
+/// The settings of a product of few tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settings {
     /// Chunks that a lane decodes together.
@@ -27,20 +27,20 @@ pub struct Settings {
     pub tokens: usize,
     /// Spans whose loads a lane has under way together.
     pub unroll: usize,
-    /// Cubes a core of the device (a multiprocessor, a compute unit), each of which goes on with other rows until there are
-    /// none; `None` for as many cubes as there are rows for.
+    /// Cubes for each core of the device (a multiprocessor, a compute unit), which take rows until all are done; `None` for
+    /// as many cubes as the rows need.
     pub persistent_cubes_per_core: Option<NonZeroU32>,
     /// Whether each cube quantizes the activations for itself, to its shared memory.
     pub stage: bool,
-    /// Whether a lane has the loads of a step under way while it multiplies the step before, the first of them while its cube
-    /// quantizes.
+    /// Whether a lane loads a step while it multiplies the step before, and the first step while its cube quantizes.
     pub prefetch: bool,
     /// Whether each cube copies the format's codebook to its shared memory.
     pub stage_codebook: bool,
 }
 
 impl Settings {
-    /// Whether a kernel can be asked for with these: what a device makes of it shows when it is compiled.
+    /// Whether the settings are consistent and at most `MOST`, on any device. Whether one has such a kernel shows at
+    /// compilation.
     pub fn is_well_formed(&self) -> bool {
         let Self { span, lanes_per_row: lanes, groups_per_cube: groups, rows_per_group: rows, tokens, unroll, .. } =
             *self;
@@ -53,10 +53,10 @@ impl Settings {
             && self.persistent_cubes_per_core.is_none_or(|cubes| cubes.get() as usize <= MOST)
     }
 
-    /// Whether the kernel that these ask for is right for the product on the device.
+    /// Whether the kernel of these settings is correct for the product on the device.
     pub fn is_supported(&self, hardware: &Hardware, problem: Problem) -> bool {
         let Self { span, lanes_per_row: lanes, groups_per_cube: groups, .. } = *self;
-        // Lanes add up by the operations of a plane, or else by shared memory that one group has for itself.
+        // Lanes add up by plane operations, or else through shared memory, which serves one group.
         let reduces = match hardware.plane {
             Some(plane) => lanes <= plane,
             None => lanes == 1 || groups == 1,
@@ -69,7 +69,7 @@ impl Settings {
     }
 }
 
-/// Whether a lane can decode so many chunks of a format together.
+/// Whether a lane can decode `span` chunks of a format together.
 pub(super) fn decodes(ty: GgmlType, span: usize) -> bool {
     let is_vectors = |format: &Format| [Vectors::All, Vectors::Widest].map(|v| format.vector_span(v)).contains(&span);
     span == 1 || format(ty).is_some_and(is_vectors)

@@ -15,11 +15,13 @@ use crate::kernels::launch::{Suballocation, buffer, elementwise, plane};
 pub struct Quantized {
     /// Two vectors of 16 codes a chunk.
     pub codes: Handle,
-    /// A vector a chunk: the scale, the scale times the sum of all codes, the scales of the first and of the last 16 codes.
+    /// A vector a chunk: the scale, the scale times the sum of all codes, the sums of the first and of the last 16
+    /// codes.
     pub scales: Handle,
 }
 
-/// Quantizes each chunk of 32 to the nearest of `x / d` with `d = max|x| / 127`, as llama.cpp and Candle do on GPUs.
+/// Quantizes each chunk to the integers nearest to `x / d` with the scale `d = max|x| / 127`, as llama.cpp and Candle
+/// do on GPUs.
 ///
 /// A chunk with a NaN or an infinity gets a NaN scale, so that its products are NaN.
 pub fn quantize(client: &Client, x: &Activations) -> Quantized {
@@ -45,7 +47,7 @@ pub fn quantize(client: &Client, x: &Activations) -> Quantized {
     Quantized { codes, scales }
 }
 
-/// Whether lanes of the device share chunks, in a cube of so many lanes.
+/// Whether lanes of a plane share chunks, up to [`SHARERS`] of them each, in a cube of `lanes` units.
 pub fn shares_chunks(plane: Option<u32>, lanes: u32) -> bool {
     plane.is_some_and(|plane| lanes.min(plane).is_multiple_of(SHARERS as u32))
 }
@@ -62,7 +64,7 @@ fn quantize_chunks<X: Float>(
 ) {
     let position = tokens.grid.unit();
     let inside = position < tokens.grid.len;
-    // Lanes that share a chunk stay together: what is past the end repeats the last and stores nothing.
+    // All lanes that share a chunk take part in its shuffles: those past the end repeat the last and store nothing.
     let position = select(inside, position, tokens.grid.len - 1);
     let chunks = tokens.chunks();
     let first_chunk = tokens.first * chunks;

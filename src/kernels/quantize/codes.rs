@@ -8,11 +8,12 @@ use crate::kernels::arch::reciprocal::reciprocal;
 use crate::kernels::formats::CHUNK;
 use crate::kernels::vector::Words;
 
-/// Lanes that share a chunk where they can talk to each other, with four values each.
+/// The most lanes that share a chunk by plane operations, with four values each.
 pub const SHARERS: usize = CHUNK / 4;
 
-/// The codes of a lane's part of a chunk, four values a word, and in the first of the `parts` lanes that share the chunk what
-/// [`Quantized::scales`](super::activations::Quantized::scales) has of it.
+/// The codes of a lane's part of a chunk, four a word, and the chunk's vector of
+/// [`Quantized::scales`](super::activations::Quantized::scales), valid in the first of the `parts` lanes that share the
+/// chunk.
 #[cube]
 pub fn codes_of_part(
     values: &Sequence<Vector<f32, Const<4>>>,
@@ -37,7 +38,7 @@ pub fn codes_of_part(
         sum += sum4(word);
         codes.push(word);
     }
-    // Half of the lanes have either half of the chunk.
+    // The first half of the lanes has the first half of the chunk.
     let half = comptime!(parts.ilog2() - 1);
     #[unroll]
     for step in 0..half {
@@ -46,15 +47,15 @@ pub fn codes_of_part(
     (codes, of_chunk(scale.scale, sum, plane_shuffle_xor(sum, comptime!(1u32 << half))))
 }
 
-/// The bits of the largest magnitude: past those of any number where there is a NaN or an infinity. An optimizer may take a
-/// comparison of floats to mean that there is no NaN.
+/// Bit pattern of max |x|, compared as integers: NaN and infinity sort above every finite value, and fast-math cannot
+/// assume them away.
 #[cube]
 pub fn largest_of(values: Vector<f32, Const<4>>) -> u32 {
     let bits = Words::reinterpret(values) & Words::new(0x7fff_ffffu32);
     max(max(bits.extract(0usize), bits.extract(1usize)), max(bits.extract(2usize), bits.extract(3usize)))
 }
 
-/// A chunk's scale and what its values are multiplied by before they are rounded.
+/// A chunk's scale, and the factor that its values are multiplied by before they are rounded.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct Scale {
@@ -64,7 +65,7 @@ pub struct Scale {
 
 #[cube]
 impl Scale {
-    /// By the bits of the largest magnitude. A scale too small for an inverse makes all codes zeros.
+    /// From the bit pattern of max |x|. Where that is too small for an inverse, all codes are zeros.
     pub fn of(largest: u32) -> Scale {
         let value = f32::reinterpret(largest);
         Scale {
@@ -81,7 +82,7 @@ pub fn round(values: Vector<f32, Const<4>>, inverse: f32) -> u32 {
     low_bytes(Words::reinterpret(values * Vector::new(inverse) + Vector::new(12_582_912.0f32)))
 }
 
-/// What [`Quantized::scales`](super::activations::Quantized::scales) has of a chunk.
+/// A chunk's vector of [`Quantized::scales`](super::activations::Quantized::scales).
 #[cube]
 pub fn of_chunk(scale: f32, sum_low: i32, sum_high: i32) -> Vector<f32, Const<4>> {
     let mut out = Vector::<f32, Const<4>>::empty();

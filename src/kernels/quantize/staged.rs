@@ -12,15 +12,16 @@ use crate::kernels::vector::Words;
 pub struct Rows {
     /// Vectors from one row to the next.
     pub stride: usize,
-    /// The first that is staged.
+    /// The first row that is staged.
     pub first: usize,
-    /// All that there are; those past the last repeat it.
+    /// Number of rows; indices past the last read the last.
     pub all: usize,
     /// Chunks of a row.
     pub chunks: usize,
 }
 
-/// Codes of the staging's rows of activations in a cube's shared memory, as [`staged()`] places them, by `lanes` units.
+/// Quantizes the staging's rows of activations to codes and scales in a cube's shared memory, at the indices that
+/// [`staged()`] gives, by `lanes` units.
 #[cube]
 pub fn stage<X: Float>(
     x: &[Vector<X, Const<4>>],
@@ -34,9 +35,9 @@ pub fn stage<X: Float>(
     let (parts, row_parts) = comptime!((SHARERS / fours, staging.chunks * SHARERS / fours));
     let all = comptime!(staging.tokens * row_parts);
     let at_once = comptime!((LOADED_FOURS / fours).min(all.div_ceil(lanes)));
-    // All lanes take each turn, as those of a chunk talk to each other.
+    // All lanes take each turn, as those that share a chunk exchange values.
     for first in range_stepped(0usize, all, comptime!(at_once * lanes)) {
-        // All loads come before the first that is waited for.
+        // All loads are issued before the first is waited for.
         let mut loaded = Sequence::<Sequence<Vector<f32, Const<4>>>>::new();
         #[unroll]
         for turn in 0..at_once {
@@ -92,7 +93,7 @@ fn store(vectors: &mut [Words], index: usize, first: usize, words: &Sequence<u32
     }
 }
 
-/// Vectors of four activations that a lane has under way while it stages.
+/// Vectors of four activations whose loads a lane has in flight while it stages.
 const LOADED_FOURS: usize = 8;
 
 /// Room in shared memory for the codes of activations.
@@ -112,25 +113,25 @@ impl Staging {
         self.vectors() * (CHUNK + 16)
     }
 
-    /// Vectors that the scales of all chunks take, and either half of their codes.
+    /// Vectors of the scales of all chunks, and of either half of their codes: one a chunk, with padding.
     pub const fn vectors(self) -> usize {
         self.tokens * self.stride()
     }
 
-    /// Vectors of four values that each of a cube's lanes takes together, up to half a chunk: as few as leave no lane idle.
+    /// Vectors of four values that a lane takes together: its share of the cube's, as 1, 2 or 4 (half a chunk).
     fn fours(self, lanes: usize) -> usize {
         let fours = self.tokens * self.chunks * SHARERS / lanes;
         if fours < 2 { 1 } else { fours.min(4).next_multiple_of(2) }
     }
 
-    /// Vectors from one token to the next: with the same chunk of two tokens in different banks.
+    /// Vectors from one token to the next, padded so that the same chunk of two tokens lies in different banks.
     const fn stride(self) -> usize {
         if self.tokens > 1 { self.chunks + 4 } else { self.chunks }
     }
 }
 
-/// Where the first codes and the scales of chunk `place` of a span are: side by side for the lanes that read them at once,
-/// which have neighbouring spans. The last codes of all chunks come after the first of all.
+/// Index of the first 16 codes, and of the scales, of chunk `place` of a span. Lanes that read at once have
+/// neighbouring spans, so their vectors are side by side. The last 16 codes lie [`Staging::vectors`] further on.
 #[cube]
 pub fn staged(token: usize, span: usize, place: usize, #[comptime] staging: Staging) -> usize {
     token * comptime!(staging.stride()) + place * comptime!(staging.chunks / staging.span) + span

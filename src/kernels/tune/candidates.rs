@@ -1,4 +1,4 @@
-//! What a search tries.
+//! The candidates of a search for settings.
 
 use std::num::NonZeroU32;
 

@@ -1,16 +1,16 @@
-//! Devices of many kinds, for tests of what is chosen on each.
+//! Devices of many kinds, for tests of the choices on each.
 
 use crate::kernels::arch::target::Target;
 use crate::kernels::hardware::Hardware;
 
-/// The place of a device in [`devices`].
+/// The index of the H100 in [`devices`].
 pub const H100: usize = 0;
 
 /// The names of [`devices`].
 pub const NAMES: [&str; 6] = ["H100", "gfx1100", "gfx942", "Apple M2", "rasterizer", "8-core host"];
 
-/// What CubeCL says of an NVIDIA H100, a Radeon RX 7900 XTX, an Instinct MI300X, an Apple M2 by Metal, lavapipe, and its CPU
-/// runtime on eight cores.
+/// The facts, as CubeCL reports them, of an NVIDIA H100, a Radeon RX 7900 XTX, an Instinct MI300X, an Apple M2 by Metal,
+/// lavapipe, and CubeCL's CPU runtime on eight cores.
 pub fn devices() -> Vec<Hardware> {
     let gpu = Hardware {
         target: Target::Other,

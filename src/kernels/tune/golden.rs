@@ -1,4 +1,4 @@
-//! What is chosen on devices that no machine here has: a file of choices, so that a change of the heuristic is a diff to read.
+//! A file of the choices on devices that need not be here, so that a change of the heuristic is a diff to read.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::kernels::formats::{CHUNK, FORMATS, traits};
 use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{ActivationType, Problem, Settings};
 
-/// Set, it has the test write the file anew.
+/// The environment variable that has the test write the file anew.
 const WRITE: &str = "CUBE_GGUF_WRITE_CHOICES";
 
 const TYPES: [GgmlType; 7] =

@@ -1,7 +1,7 @@
 //! The heuristic: settings by a device's facts.
 //!
-//! Numbers of units, rows, loads and words are what `cube-gguf tune` found on an NVIDIA H200 for 14336 x 4096 and 4096 x 4096;
-//! those of AMD are what the compiler has registers for (`cargo xtask hip-report`).
+//! Numbers of units, rows, loads and words were found by `cube-gguf tune` on an NVIDIA H200 for 14336 x 4096 and
+//! 4096 x 4096; those of AMD fit the registers that the compiler has (`cargo xtask hip-report`).
 
 use std::num::NonZeroU32;
 
@@ -11,7 +11,7 @@ use crate::kernels::formats::{CHUNK, Format, Vectors, format, traits};
 use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{ActivationType, Problem, Settings};
 
-/// What suits the device for a product.
+/// The settings of a product for a device.
 pub fn heuristic(hardware: &Hardware, problem: Problem) -> Settings {
     let one = Settings {
         span: dividing(problem, Vectors::All),
@@ -68,13 +68,13 @@ impl Gpu {
         }
     }
 
-    /// Weights that are floats: as many rows as leave groups for all cores, and not fewer than make up for the loads of the
+    /// Dense weights: as many rows a group as leave groups for all cores, but enough to make up for the loads of the
     /// activations.
     fn dense(self, problem: Problem, one: Settings) -> Settings {
         let (units, unroll) = match problem.tokens {
             1 => (256, 4),
             2 => (256, 2),
-            // As many loads of activations as of halves, for half as many products.
+            // f32 rows take as many loads of activations as 16-bit floats, for half as many products a vector of weights.
             5.. if problem.ty == GgmlType::F32 => (256, 1),
             _ => (128, 2),
         };
@@ -83,14 +83,14 @@ impl Gpu {
         Settings { lanes_per_row, groups_per_cube, rows_per_group, unroll, ..one }
     }
 
-    /// int8 products: cubes that quantize for themselves, and load for the next rows while they multiply.
+    /// int8 products: cubes that quantize the activations for themselves, and load the next rows while they multiply.
     fn int8(self, problem: Problem, one: Settings) -> Settings {
         let one = with_few_kernels(Settings { span: dividing(problem, Vectors::Widest), ..one }, problem);
         let (span, few) = (one.span, problem.n < self.groups(512));
         let units = match problem.tokens {
-            // A long span takes the registers of several.
+            // A long span takes the registers of several short ones.
             _ if span > LOADED_CHUNKS => 256,
-            // Long rows are quantized sooner by more lanes, and spans leave each fewer loads to wait for.
+            // More lanes quantize long rows sooner, and with spans of several chunks each waits for fewer loads.
             1 if problem.chunks > 256 || span > 1 => 1024,
             2 if !few => 1024,
             // Few rows are spread over more cubes.
@@ -102,7 +102,7 @@ impl Gpu {
         // Rows share the loads of the activations, where there are enough for all groups.
         let groups = self.groups(units);
         let most = match problem.tokens {
-            // Super-blocks have more to load and to decode: the loads of a row are enough, where it has as many.
+            // Super-blocks have more to load and to decode: the loads of one row are enough, where it has that many steps.
             1 if problem.ty.block_size() > CHUNK && steps >= LOADED_CHUNKS => 1,
             ..=2 => 2,
             _ if span > LOADED_CHUNKS => 2,
@@ -129,20 +129,20 @@ impl Gpu {
         }
     }
 
-    /// Groups of a plane each that the cores take together, in cubes of so many units, one a core.
+    /// Groups, of one plane each, that all cores run together with a cube of `units` units on each.
     fn groups(self, units: u32) -> usize {
         (self.cores as usize * (units / self.plane) as usize).max(1)
     }
 }
 
-/// The greatest power of two up to `count`, within bounds that are some.
+/// The greatest power of two up to `count`, clamped to `least` and `most`, which are at least 1.
 fn power_of_two(count: usize, least: usize, most: usize) -> usize {
     1 << count.clamp(least, most).ilog2()
 }
 
-/// Registers for the waves that the report of AMD's machine code asks for.
+/// Settings with registers for as many waves as the budgets of `cargo xtask hip-report` ask for.
 fn few_registers(problem: Problem, plane: u32, one: Settings) -> Settings {
-    // Where a row has too few spans for all lanes of a plane, a quarter of them does not idle.
+    // A row with too few spans for all lanes of a plane is for a quarter of them, which idle less.
     let lanes = if problem.chunks / one.span < plane as usize { (plane / 4).max(1) } else { plane };
     // Two rows share the loads of the activations, where the registers suffice for that.
     let decoded = problem.operand == ActivationType::Float && !traits(problem.ty).dense && problem.tokens > 1;
@@ -150,8 +150,8 @@ fn few_registers(problem: Problem, plane: u32, one: Settings) -> Settings {
     Settings { lanes_per_row: lanes, groups_per_cube: 128.max(plane) / lanes, rows_per_group: rows, ..one }
 }
 
-/// Few kernels to compile where the decoding to floats costs most: one for all tokens but the first. A long span leaves
-/// registers for few tokens.
+/// `settings` with few kernels to compile where the decoding to floats costs most: one for all numbers of tokens but 1. A
+/// long span leaves registers for few tokens.
 fn with_few_kernels(settings: Settings, problem: Problem) -> Settings {
     let tokens = match problem.operand {
         ActivationType::Float if !traits(problem.ty).dense && problem.tokens > 1 => 4,
@@ -161,7 +161,7 @@ fn with_few_kernels(settings: Settings, problem: Problem) -> Settings {
     Settings { tokens, ..settings }
 }
 
-/// `span` where it divides the row's chunks, else 1.
+/// The format's vector span where it divides the row's chunks, else 1.
 fn dividing(problem: Problem, vectors: Vectors) -> usize {
     let span = format(problem.ty).map_or(1, |format| format.vector_span(vectors));
     if problem.chunks.is_multiple_of(span) { span } else { 1 }

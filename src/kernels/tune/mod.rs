@@ -1,5 +1,5 @@
-//! What is chosen about an operation without changing what it computes: a heuristic that goes by the device's properties,
-//! and a table of what was measured, which overrides it.
+//! The choice of settings, which do not change what an operation computes: a heuristic by the device's properties, and a
+//! table of measurements that overrides it.
 
 mod candidates;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The blueprint of a product: what the device's table says, or else the heuristic.
+//! The blueprint of a product, by the device's table or else by the heuristic.
 
 use std::sync::OnceLock;
 
@@ -13,7 +13,7 @@ use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, matvec_with};
 use crate::kernels::weights::Weights;
 
-/// What was selected for the products of a matrix, by their operand and number of tokens: each at the first of them.
+/// The blueprints of a matrix's products, by operand and number of tokens, each selected at the first such product.
 #[derive(Default)]
 pub struct Selection([[OnceLock<Blueprint>; MAX_TOKENS]; 2]);
 
@@ -28,8 +28,8 @@ impl Selection {
     }
 }
 
-/// The table's blueprint for a product, else the heuristic's. An entry of the table that the device lacks, or whose kernel does
-/// not launch, is left out from then on, with a warning.
+/// The table's blueprint for a product, else the heuristic's. An entry that the device does not support, or whose kernel
+/// does not launch, is left out from then on, with a warning.
 fn select(
     hardware: &Hardware,
     table: &Table,
@@ -59,8 +59,8 @@ fn launches(blueprint: Blueprint, client: &Client, weights: &Weights) -> Result<
     client.check([&out]).map(drop).map_err(|error| error.to_string())
 }
 
-/// The heuristic's blueprint for rows of so many chunks, of which there are many: what a launch does with few is decided when
-/// there are weights.
+/// The heuristic's blueprint for a matrix of many rows of `chunks` chunks, before there are weights. That of a matrix of few
+/// rows may be another.
 pub fn for_row(hardware: &Hardware, ty: GgmlType, chunks: usize, operand: ActivationType, tokens: usize) -> Blueprint {
     let problem = Problem { ty, operand, tokens, n: 1 << 16, chunks };
     Blueprint::of(hardware, problem, heuristic(hardware, problem))
@@ -106,7 +106,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(select(&hardware, &table, problem, launches), Blueprint::of(&hardware, problem, usual));
         }
-        // What does not suit the device is not even launched, and what failed not again.
+        // An entry that the device does not support is not launched, and one that failed is not launched again.
         assert_eq!(*asked.borrow(), [Blueprint::of(&hardware, problem, failing)]);
     }
 }

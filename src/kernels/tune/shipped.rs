@@ -1,4 +1,4 @@
 //! The tables that the repository ships; `cargo xtask tune --ship` writes them and this list.
 
-/// Names of architectures, as [`Table`](super::Table) makes them of a device's, and what was found for each.
+/// Tables by architecture: the name that [`Table`](super::Table) makes of a device's, and the table's JSON.
 pub const SHIPPED: &[(&str, &str)] = &[];

@@ -1,5 +1,5 @@
-//! The table of what was measured: what the repository ships for an architecture, and over it what `cube-gguf tune` found on
-//! this machine.
+//! The table of measured settings: those that the repository ships for an architecture, overridden by those that
+//! `cube-gguf tune` found on this machine.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use super::shipped::SHIPPED;
 use crate::kernels::formats::CHUNK;
 use crate::kernels::matvec::{ActivationType, Blueprint, Problem, Settings};
 
-/// The environment variable that names the folder of this machine's tables; empty, they are left out.
+/// The environment variable that names the folder of this machine's tables. If it is empty, they are left out.
 pub const FOLDER: &str = "CUBE_GGUF_TUNE";
 
-/// What was found best for a product on a device.
+/// The best settings found for a product on a device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// The GGUF type, as `Q4_K`.
     #[serde(rename = "type")]
     pub ty: String,
-    /// What the activations are multiplied as.
+    /// The type that the activations are multiplied as.
     pub operand: ActivationType,
     /// Rows of activations.
     pub tokens: usize,
@@ -49,7 +49,7 @@ pub struct Table {
     entries: Vec<Entry>,
     /// Blueprints of entries whose kernels work on this device.
     proven: RwLock<HashSet<Blueprint>>,
-    /// Entries whose kernels failed on this device.
+    /// Settings of entries that this device does not support, or whose kernels failed on it.
     rejected: RwLock<Vec<Settings>>,
 }
 
@@ -133,13 +133,14 @@ impl Table {
             fs::create_dir_all(folder)?;
         }
         let new = path.with_extension("new");
-        // A line an entry, for those who compare two tables.
+        // One entry a line, so that a diff compares two tables.
         let lines = entries.iter().map(serde_json::to_string).collect::<serde_json::Result<Vec<_>>>()?;
         fs::write(&new, format!("{{\"entries\": [\n{}\n]}}\n", lines.join(",\n")))?;
         fs::rename(new, path)
     }
 
-    /// What was found for the product, or for the most like it of the same type and number of tokens.
+    /// The settings of the entry with the nearest shape, of the same type, operand and number of tokens, rounded up to a
+    /// power of two.
     pub fn get(&self, problem: Problem) -> Option<Settings> {
         let rejected = self.rejected.read().unwrap_or_else(PoisonError::into_inner);
         let fits = |entry: &&Entry| {
@@ -158,7 +159,7 @@ impl Table {
         Some(nearest.settings)
     }
 
-    /// Whether a blueprint works, which `launch` tells once.
+    /// Checks that a blueprint works by `launch`, which is not called again once it succeeded.
     ///
     /// # Errors
     ///
@@ -172,13 +173,13 @@ impl Table {
         Ok(())
     }
 
-    /// Leaves an entry out from here on.
+    /// Leaves out all entries with these settings from here on.
     pub fn reject(&self, settings: Settings) {
         self.rejected.write().unwrap_or_else(PoisonError::into_inner).push(settings);
     }
 }
 
-/// What the table of a device is called, without what no file name should have.
+/// The file stem of a device's table: the device's name, with `_` for characters that a file name should not have.
 fn stem(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
     name.chars().map(plain).collect()

@@ -68,12 +68,12 @@ pub struct Content {
 }
 
 impl Content {
-    /// Reads the header from where the reader is; of a split model that of one file.
+    /// Reads the header at the reader's position; of a split model, that of one file.
     ///
     /// # Errors
     ///
-    /// What [`gguf::Gguf::parse`] refuses, types that ggml does not define, and big-endian files, whose tensors
-    /// [`gguf::Files`] and [`DeviceTensor`](crate::DeviceTensor) read.
+    /// What [`gguf::Gguf::parse`] refuses, types that ggml does not define, and big-endian files, which [`gguf::Files`]
+    /// and [`DeviceTensor`](crate::DeviceTensor) read.
     pub fn read<R: Seek + Read>(reader: &mut R) -> Result<Self> {
         let start = reader.stream_position()?;
         let header = Header::read(reader).map_err(candle_error)?;
@@ -112,7 +112,7 @@ impl Content {
     }
 }
 
-/// A value of its own.
+/// The value as Candle's, with its own strings and arrays.
 fn owned(value: gguf::Value<'_>) -> Value {
     match value {
         gguf::Value::U8(v) => Value::U8(v),
@@ -135,7 +135,8 @@ fn owned(value: gguf::Value<'_>) -> Value {
 ///
 /// # Errors
 ///
-/// Where a key or a name occurs twice, an array has values of several types, a device failed, or the writer did.
+/// Where a key or a name occurs twice, an array has values of several types or nests too deep, or a device or `w`
+/// failed.
 pub fn write<W: Seek + Write>(w: &mut W, metadata: &[(&str, &Value)], tensors: &[(&str, &QTensor)]) -> Result<()> {
     let mut writer = Writer::new();
     for &(key, value) in metadata {
@@ -155,7 +156,7 @@ pub fn write<W: Seek + Write>(w: &mut W, metadata: &[(&str, &Value)], tensors: &
     Ok(())
 }
 
-/// Arrays have values of one type, and nest no deeper than `depth`.
+/// Checks that arrays have values of one type and nest no deeper than `depth`.
 fn check(key: &str, value: &Value, depth: usize) -> Result<()> {
     let Value::Array(values) = value else { return Ok(()) };
     let Some(depth) = depth.checked_sub(1) else {
@@ -203,7 +204,7 @@ fn encode(value: &Value, endian: Endian, out: &mut Vec<u8>) {
         Value::Bool(v) => v.encode(endian, out),
         Value::String(v) => v.encode(endian, out),
         Value::Array(values) => {
-            // Of an empty array the type tells nothing.
+            // No value tells the type of an empty array, so any will do.
             let element_type = values.first().map_or(gguf::ValueType::U32, value_type);
             encode_array_head(element_type, values.len(), endian, out);
             values.iter().for_each(|value| encode(value, endian, out));

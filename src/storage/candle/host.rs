@@ -1,4 +1,5 @@
-//! Tensors in host memory: Candle's own blocks where Candle has the format, else GGUF blocks and our host decoder.
+//! Tensors in host memory: Candle's own blocks where Candle can multiply the format, else GGUF blocks and this crate's
+//! host decoder.
 
 use std::borrow::Cow;
 
@@ -31,8 +32,8 @@ pub(super) fn candle_dtype(ty: GgmlType) -> Option<GgmlDType> {
     })
 }
 
-/// Candle's type, where its CPU code can also multiply rows of `k` values: its products of Q4_1, Q5_0 and Q5_1 take pairs of
-/// blocks, and it has none of Q8_1.
+/// Candle's type, where its CPU code can also multiply rows of `k` values: its products of Q4_1, Q5_0 and Q5_1 take
+/// pairs of blocks, and it lacks a product of Q8_1.
 pub(super) fn candle_product(ty: GgmlType, k: usize) -> Option<GgmlDType> {
     candle_dtype(ty).filter(|_| match ty {
         GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => k.is_multiple_of(64),
@@ -41,7 +42,7 @@ pub(super) fn candle_product(ty: GgmlType, k: usize) -> Option<GgmlDType> {
     })
 }
 
-/// The GGUF type of Candle's.
+/// The GGUF type of a Candle type.
 pub(super) fn ggml_type(dtype: GgmlDType) -> GgmlType {
     match dtype {
         GgmlDType::F32 => GgmlType::F32,
@@ -64,7 +65,7 @@ pub(super) fn ggml_type(dtype: GgmlDType) -> GgmlType {
 
 /// Candle's blocks from GGUF bytes of any alignment.
 pub(super) fn candle_blocks(dtype: GgmlDType, data: &[u8]) -> Box<dyn QuantizedType> {
-    // Candle reads the bytes as blocks in place, which asks for the alignment that u32 has.
+    // Candle reads the bytes as blocks in place, whose alignment is at most that of u32.
     if (data.as_ptr() as usize).is_multiple_of(align_of::<u32>()) {
         return dtype.from_data(Cow::Borrowed(data));
     }
@@ -74,7 +75,7 @@ pub(super) fn candle_blocks(dtype: GgmlDType, data: &[u8]) -> Box<dyn QuantizedT
     dtype.from_data(Cow::Borrowed(&bytes[..data.len()]))
 }
 
-/// GGUF blocks of a format that Candle lacks, multiplied in f32.
+/// GGUF blocks of a format that Candle lacks or cannot multiply, multiplied in f32.
 pub struct HostBlocks {
     format: &'static Format,
     data: Vec<u8>,
@@ -94,7 +95,7 @@ impl HostBlocks {
         &self.data
     }
 
-    /// Row `row` of `k` values.
+    /// Dequantizes row `row`, of `k` values, to `out`.
     fn row(&self, row: usize, k: usize, out: &mut [f32]) {
         let bytes = k / self.ty().block_size() * self.ty().block_bytes();
         self.format.dequantize_blocks(&self.data[row * bytes..][..bytes], out);
@@ -135,7 +136,7 @@ impl HostBlocks {
     }
 }
 
-/// Whether `data` is little-endian blocks of `ty`, whole ones.
+/// Checks that `data` is whole blocks of `ty`.
 pub(super) fn check_blocks(ty: GgmlType, data: &[u8]) -> Result<()> {
     match data.len().is_multiple_of(ty.block_bytes()) {
         true => Ok(()),
@@ -146,5 +147,5 @@ pub(super) fn check_blocks(ty: GgmlType, data: &[u8]) -> Result<()> {
     }
 }
 
-/// The byte order of what Candle holds.
+/// The byte order of Candle's blocks.
 pub(super) const NATIVE: Endian = Endian::Little;

@@ -1,4 +1,4 @@
-//! The import to swap: what models written for `candle_core::quantized` name, on any device that CubeCL reaches.
+//! Replacement for `candle_core::quantized`, with weights on any device that CubeCL reaches.
 //!
 //! ```no_run
 //! # fn main() -> candle_core::Result<()> {
@@ -15,8 +15,8 @@
 //! # }
 //! ```
 //!
-//! Tensors that go in and come out are Candle's, where the model puts them. Weights go to the device that Candle's stands
-//! for: with `Device::Cpu` that is [`default_device`], which the environment variable `CUBE_GGUF_DEVICE` names.
+//! Inputs and outputs are Candle tensors, on the device that the model chose. Weights go to the device that Candle's
+//! stands for: `Device::Cpu` stands for [`default_device`], which the environment variable `CUBE_GGUF_DEVICE` names.
 
 pub mod gguf_file;
 mod host;
@@ -28,8 +28,8 @@ mod weight_device;
 
 pub use qmatmul::QMatMul;
 pub use qstorage::{
-    QCpuStorage, QCubeStorage, QCudaStorage, QMetalStorage, QRocmStorage, QStorage, QVulkanStorage, QWgpuStorage,
-    load_quantized,
+    PlainBlock, QCpuStorage, QCubeStorage, QCudaStorage, QMetalStorage, QRocmStorage, QStorage, QVulkanStorage,
+    QWgpuStorage, load_quantized,
 };
 pub use qtensor::{QTensor, qtensor_from_ggml};
 pub use var_builder::VarBuilder;
@@ -37,7 +37,7 @@ pub use weight_device::{WeightDevice, default_device, set_default_device};
 
 pub use crate::GgmlDType;
 
-/// Any error of this crate as Candle's.
+/// An error of this crate as Candle's.
 fn candle_error(error: impl Into<crate::Error>) -> candle_core::Error {
     error.into().into()
 }

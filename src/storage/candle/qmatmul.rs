@@ -60,7 +60,7 @@ impl QMatMul {
 
     /// The product with the weights rounded to f16, of the type of `xs`.
     ///
-    /// On a device this is the floating-point arithmetic of [`forward_as`](Self::forward_as), which is no less exact.
+    /// On a device this is [`forward_as`](Self::forward_as) with [`Arithmetic::Float`], without that rounding.
     ///
     /// # Errors
     ///
@@ -75,7 +75,8 @@ impl QMatMul {
         }
     }
 
-    /// The product in the arithmetic that the caller names; host memory has Candle's alone.
+    /// The product in the arithmetic that the caller names; in host memory each type has one, see
+    /// [`QTensor::accuracy`].
     ///
     /// # Errors
     ///
@@ -90,7 +91,7 @@ impl QMatMul {
     /// The products of several layers with one input, such as q, k and v, or gate and up: bit for bit those of
     /// [`forward`](Module::forward), in the order of the layers.
     ///
-    /// On a device of CubeCL the input goes there and is quantized once, and layers of one format share a launch.
+    /// On a device of CubeCL the input is uploaded and quantized once, and layers of one format share a launch.
     ///
     /// # Errors
     ///
@@ -110,7 +111,7 @@ impl QMatMul {
     ///
     /// # Errors
     ///
-    /// Where an id is no row.
+    /// Where an id is outside the weights, or the device failed.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::QTensor(t) => t.embedding(ids),

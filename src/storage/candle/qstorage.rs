@@ -2,8 +2,13 @@
 
 use std::borrow::Cow;
 
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8_1,
+    BlockQ8K,
+};
 use candle_core::quantized::{GgmlType as CandleBlock, QuantizedType};
 use candle_core::{CpuStorage, Result, Storage};
+use half::{bf16, f16};
 
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, check_blocks, ggml_type};
 use super::weight_device::WeightDevice;
@@ -15,7 +20,7 @@ use crate::storage::tensor::DeviceTensor;
 
 /// Blocks of one type, in the memory of one device.
 pub enum QStorage {
-    /// Host memory, multiplied by Candle's CPU kernels.
+    /// Host memory, multiplied by Candle's CPU kernels where Candle can multiply the format.
     Cpu(QCpuStorage),
     /// An AMD GPU.
     Rocm(QRocmStorage),
@@ -39,7 +44,7 @@ pub(super) enum CpuBlocks {
     Host(HostBlocks),
 }
 
-/// What is behind a [`QStorage`].
+/// The blocks of a [`QStorage`], borrowed.
 enum View<'a> {
     Candle(&'a dyn QuantizedType),
     Host(&'a HostBlocks),
@@ -64,12 +69,12 @@ pub type QWgpuStorage = QCubeStorage;
 pub type QMetalStorage = QCubeStorage;
 
 impl QCubeStorage {
-    /// The tensor behind the storage.
+    /// The blocks as a tensor.
     pub fn tensor(&self) -> &DeviceTensor {
         &self.0
     }
 
-    /// Where the blocks are.
+    /// The blocks' device.
     pub fn device(&self) -> &CubeDevice {
         self.0.device()
     }
@@ -109,8 +114,8 @@ impl QStorage {
     ///
     /// # Errors
     ///
-    /// [`Error::Size`] where `data` is no whole blocks, [`Error::NotWeights`] for integers and f64, and what
-    /// [`DeviceTensor::from_gguf`] reports.
+    /// [`Error::Size`] where `data` is not whole blocks, [`Error::NotWeights`] for integers and f64, and those of
+    /// [`DeviceTensor::from_gguf`].
     pub fn from_data<P: WeightDevice + ?Sized>(data: Cow<'_, [u8]>, device: &P, dtype: GgmlType) -> Result<Self> {
         check_blocks(dtype, &data)?;
         match &device.weights()? {
@@ -122,7 +127,7 @@ impl QStorage {
         }
     }
 
-    /// The device tensor, where this is not host memory.
+    /// The storage on a device of CubeCL; `None` for host memory.
     pub fn as_cube(&self) -> Option<&QCubeStorage> {
         match self {
             Self::Cpu(_) => None,
@@ -158,12 +163,12 @@ impl QStorage {
         }
     }
 
-    /// Where the blocks are.
+    /// The blocks' device.
     pub fn device(&self) -> Device {
         self.as_cube().map_or(Device::Cpu, |storage| Device::Cube(storage.device().clone()))
     }
 
-    /// Bytes of the blocks as GGUF has them.
+    /// Bytes of the GGUF blocks.
     pub fn size_in_bytes(&self) -> usize {
         match self.view() {
             View::Candle(blocks) => blocks.storage_size_in_bytes(),
@@ -172,12 +177,12 @@ impl QStorage {
         }
     }
 
-    /// Replaces the blocks by those of f32 values in host memory, quantized by Candle's CPU code.
+    /// Replaces the blocks by f32 values from host memory, quantized by Candle's CPU code.
     ///
     /// # Errors
     ///
-    /// Where `src` is not f32 values in host memory, where they are not as many as the storage has, or where Candle has
-    /// no quantizer for the type.
+    /// Where `src` is not f32 in host memory or has another number of values than the storage, Candle has no quantizer
+    /// for the type, or the device failed.
     pub fn quantize(&mut self, src: &Storage) -> Result<()> {
         self.quantize_with(src, |blocks, values| {
             blocks.from_float(values);
@@ -189,7 +194,8 @@ impl QStorage {
     ///
     /// # Errors
     ///
-    /// As [`quantize`](Self::quantize), and where there is not one importance a column.
+    /// As [`quantize`](Self::quantize), and where `n_per_row` is not the length of `imatrix_weights` or does not divide
+    /// the number of values.
     pub fn quantize_imatrix(&mut self, src: &Storage, imatrix_weights: &[f32], n_per_row: usize) -> Result<()> {
         self.quantize_with(src, |blocks, values| {
             if imatrix_weights.len() != n_per_row || n_per_row == 0 || !values.len().is_multiple_of(n_per_row) {
@@ -204,7 +210,7 @@ impl QStorage {
         })
     }
 
-    /// [`quantize`](Self::quantize): the values come from the host wherever the storage is.
+    /// The same as [`quantize`](Self::quantize), which takes values from the host for any device.
     ///
     /// # Errors
     ///
@@ -213,7 +219,7 @@ impl QStorage {
         self.quantize(src)
     }
 
-    /// [`quantize_imatrix`](Self::quantize_imatrix): the values come from the host wherever the storage is.
+    /// The same as [`quantize_imatrix`](Self::quantize_imatrix), which takes values from the host for any device.
     ///
     /// # Errors
     ///
@@ -256,7 +262,7 @@ impl QStorage {
     pub fn dequantize(&self, elem_count: usize) -> Result<Storage> {
         let mut values = match self.view() {
             View::Candle(blocks) => {
-                // Candle's decoders panic on a count that is not theirs.
+                // Candle's decoders panic on any other count than that of all values.
                 let values = blocks.storage_size_in_bytes() / self.dtype().block_bytes() * self.block_size();
                 match blocks.dequantize(values)? {
                     CpuStorage::F32(values) => values,
@@ -273,7 +279,7 @@ impl QStorage {
         Ok(Storage::Cpu(CpuStorage::F32(values)))
     }
 
-    /// The blocks as GGUF bytes, those that came in.
+    /// The GGUF blocks, bit for bit.
     ///
     /// # Errors
     ///
@@ -299,11 +305,50 @@ pub(super) fn candle_bytes(blocks: &dyn QuantizedType) -> &[u8] {
 /// # Errors
 ///
 /// As [`QStorage::from_data`].
-pub fn load_quantized<T: CandleBlock + Send + Sync + 'static, P: WeightDevice + ?Sized>(
-    device: &P,
-    data: &[T],
-) -> Result<QStorage> {
-    // SAFETY: Candle's block types are `repr(C)` structs of integers and halves without padding, or plain floats.
+pub fn load_quantized<T: PlainBlock, P: WeightDevice + ?Sized>(device: &P, data: &[T]) -> Result<QStorage> {
+    // SAFETY: a plain block is all of initialized bytes.
     let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), size_of_val(data)) };
     QStorage::from_data(Cow::Borrowed(bytes), device, ggml_type(T::DTYPE))
+}
+
+/// A type of Candle's that is a block of a format, byte for byte. It is sealed: of other types that implement Candle's
+/// trait, bytes may be padding.
+///
+/// # Safety
+///
+/// All bytes of a value are initialized: the type has no padding.
+pub unsafe trait PlainBlock: CandleBlock + sealed::Sealed + Send + Sync + 'static {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! plain_blocks {
+    ($($block:ty: $ty:ident),* $(,)?) => {
+        $(
+            // Fields that fill the block as the format defines it leave no room for padding.
+            const _: () = assert!(size_of::<$block>() == GgmlType::$ty.block_bytes());
+            impl sealed::Sealed for $block {}
+            // SAFETY: integers and floats in the order of the format, which fill the type, as asserted above.
+            unsafe impl PlainBlock for $block {}
+        )*
+    };
+}
+
+plain_blocks! {
+    BlockQ4_0: Q4_0,
+    BlockQ4_1: Q4_1,
+    BlockQ5_0: Q5_0,
+    BlockQ5_1: Q5_1,
+    BlockQ8_0: Q8_0,
+    BlockQ8_1: Q8_1,
+    BlockQ2K: Q2K,
+    BlockQ3K: Q3K,
+    BlockQ4K: Q4K,
+    BlockQ5K: Q5K,
+    BlockQ6K: Q6K,
+    BlockQ8K: Q8K,
+    f32: F32,
+    f16: F16,
+    bf16: BF16,
 }

@@ -1,4 +1,4 @@
-//! [`QTensor`]: a quantized tensor with a shape, with the methods of Candle's own.
+//! [`QTensor`]: a quantized tensor with a shape, with the API of Candle's own.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::storage::tensor::DeviceTensor;
 
 /// Quantized values of any rank on one device; rows (the last dimension) are whole blocks.
 ///
-/// Tensors that go in and come out are Candle's, on Candle's CPU device. A tensor may be used from many threads.
+/// Products take and return Candle tensors on Candle's CPU device. A tensor may be used from many threads.
 pub struct QTensor {
     inner: Inner,
     shape: Shape,
@@ -30,13 +30,13 @@ pub struct QTensor {
 enum Inner {
     /// Candle's own tensor, with its CPU kernels.
     Candle(Arc<CandleTensor>),
-    /// A format that Candle lacks, in host memory.
+    /// A format that Candle lacks or cannot multiply, in host memory.
     Host(HostBlocks),
-    /// On a device of CubeCL.
+    /// A tensor on a device of CubeCL.
     Cube(DeviceTensor),
 }
 
-/// Rows and columns of a tensor taken as a matrix.
+/// Rows and columns of a tensor as a matrix.
 fn matrix(shape: &Shape, ty: GgmlType) -> Result<(usize, usize)> {
     let Some((&k, rows)) = shape.dims().split_last() else {
         return Err(Error::Size { ty, n: 1, k: 1, bytes: 0 }.into());
@@ -54,7 +54,7 @@ impl QTensor {
     ///
     /// # Errors
     ///
-    /// Where the shape is a scalar's, its rows are no whole blocks, or its size is not the storage's; where the device
+    /// Where the shape is a scalar's, its rows are not whole blocks, its size is not the storage's, or the device
     /// failed.
     pub fn new<S: Into<Shape>>(storage: QStorage, shape: S) -> Result<Self> {
         let shape = shape.into();
@@ -80,7 +80,7 @@ impl QTensor {
             | QStorage::CubeCpu(QCubeStorage(tensor)) => {
                 Inner::Cube(match (tensor.n(), tensor.k()) == (n, k) {
                     true => tensor,
-                    // The components of one long row are not those of many: the blocks go up again, with their rows.
+                    // The device layout pads each row: one long row is uploaded again as the rows of the shape.
                     false => DeviceTensor::from_gguf(tensor.device(), ty, n, k, &tensor.data()?, NATIVE)?,
                 })
             }
@@ -114,7 +114,8 @@ impl QTensor {
     ///
     /// # Errors
     ///
-    /// Where the rows of `src` are no whole blocks, or Candle has no quantizer for the type.
+    /// Where `src` is not on Candle's CPU device, its rows are not whole blocks, or Candle has no quantizer for the
+    /// type.
     pub fn quantize(src: &Tensor, dtype: GgmlType) -> Result<Self> {
         Self::quantize_onto(src, dtype, &Device::Cpu)
     }
@@ -123,7 +124,7 @@ impl QTensor {
     ///
     /// # Errors
     ///
-    /// As [`quantize`](Self::quantize), and where there is not one importance a column.
+    /// As [`quantize`](Self::quantize), and where `imatrix_weights` does not have one value for each column.
     pub fn quantize_imatrix(src: &Tensor, imatrix_weights: &[f32], dtype: GgmlType) -> Result<Self> {
         Self::quantize_imatrix_onto(src, imatrix_weights, dtype, &Device::Cpu)
     }
@@ -191,7 +192,7 @@ impl QTensor {
         }
     }
 
-    /// Where the tensor lives.
+    /// The tensor's device.
     pub fn device(&self) -> Device {
         match &self.inner {
             Inner::Cube(tensor) => Device::Cube(tensor.device().clone()),
@@ -199,7 +200,7 @@ impl QTensor {
         }
     }
 
-    /// The tensor on its device, where that is not host memory.
+    /// The tensor on a device of CubeCL; `None` for host memory.
     pub fn as_cube(&self) -> Option<&DeviceTensor> {
         match &self.inner {
             Inner::Cube(tensor) => Some(tensor),
@@ -207,7 +208,7 @@ impl QTensor {
         }
     }
 
-    /// Candle's own tensor, where this is host memory and Candle has the format.
+    /// Candle's own tensor, where this is host memory and Candle can multiply it.
     pub fn as_candle(&self) -> Option<&Arc<CandleTensor>> {
         match &self.inner {
             Inner::Candle(tensor) => Some(tensor),
@@ -262,7 +263,7 @@ impl QTensor {
     ///
     /// # Errors
     ///
-    /// Where this is no matrix, or an id no row.
+    /// Where this is not a matrix, an id is outside it, or the device failed.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
         let (rows, k) = self.shape.dims2()?;
         let mut shape = ids.dims().to_vec();
@@ -279,12 +280,12 @@ impl QTensor {
         Tensor::from_vec(values, shape, ids.device())
     }
 
-    /// Bytes of the blocks as GGUF has them.
+    /// Bytes of the GGUF blocks.
     pub fn storage_size_in_bytes(&self) -> usize {
         self.shape.elem_count() / self.dtype().block_size() * self.dtype().block_bytes()
     }
 
-    /// The blocks as GGUF bytes, those that came in.
+    /// The GGUF blocks, bit for bit.
     ///
     /// # Errors
     ///
@@ -297,7 +298,7 @@ impl QTensor {
         }
     }
 
-    /// What a product with so many tokens computes.
+    /// The resolved arithmetic of a product with `tokens` rows of activations.
     pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         match &self.inner {
             Inner::Cube(tensor) => tensor.accuracy(tokens, arithmetic),
@@ -308,7 +309,7 @@ impl QTensor {
                     GgmlType::BF16 => Accuracy::Halves { bits: 8 },
                     _ => Accuracy::Float,
                 },
-                // Candle quantizes activations to the type beside the weights': Q8_K, or Q8_0 with its half scale.
+                // Candle quantizes activations to Q8_K for blocks of 256, else to Q8_0 or Q8_1, whose scale is a half.
                 block => Accuracy::Int8 { block, half_scale: block == 32 },
             },
         }
@@ -316,13 +317,11 @@ impl QTensor {
 
     /// `xs` `[.., k]` times the transpose of this `[n, k]` matrix: `[.., n]` of the type of `xs`.
     ///
-    /// In host memory Candle's kernels have one arithmetic a type, whatever the caller asks for; see
-    /// [`accuracy`](Self::accuracy).
+    /// In host memory each type has one arithmetic, whatever the caller asks for; see [`accuracy`](Self::accuracy).
     ///
     /// # Errors
     ///
-    /// Where this is no matrix, where `xs` does not fit it or is no float on Candle's CPU device, where the device
-    /// failed.
+    /// Where this is not a matrix, `xs` does not fit it, Candle cannot convert or multiply `xs`, or the device failed.
     pub fn matmul_t(&self, xs: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
         let (n, k) = self.shape.dims2()?;
         let Some((&last, batch)) = xs.dims().split_last().filter(|(last, _)| **last == k) else {
@@ -333,7 +332,7 @@ impl QTensor {
         let out = match &self.inner {
             Inner::Candle(tensor) => {
                 let product = candle_core::quantized::QMatMul::QTensor(tensor.clone());
-                // Candle takes rows of a matrix; a vector is one.
+                // Candle multiplies matrices; a vector is one of one row.
                 let rows = xs.to_dtype(DType::F32)?.reshape(((), last))?.contiguous()?;
                 product.forward(&rows)?.reshape(shape)?
             }
@@ -343,8 +342,8 @@ impl QTensor {
         out.to_dtype(xs.dtype())
     }
 
-    /// The [`matmul_t`](Self::matmul_t) of each of some matrices, bit for bit. On one device of CubeCL it costs less: the
-    /// activations go there and are quantized once, and matrices of one format share a launch.
+    /// [`matmul_t`](Self::matmul_t) for several matrices, bit for bit. On one device of CubeCL it costs less: the
+    /// activations are uploaded and quantized once, and matrices of one format share a launch.
     ///
     /// # Errors
     ///
@@ -363,8 +362,8 @@ impl QTensor {
     }
 }
 
-/// The products of matrices on one device with `xs`, `[.., k]` on Candle's CPU device: one upload, one download. Halves
-/// cross as halves where the device has them, what else as f32.
+/// The products of matrices on one device with `xs`, `[.., k]` on Candle's CPU device: one upload, one download. f16
+/// values cross as f16 where the device has such buffers, all others as f32.
 fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) -> Result<Vec<Tensor>> {
     let Some(first) = matrices.first() else { return Ok(Vec::new()) };
     let client = first.device().client();
@@ -423,11 +422,12 @@ impl fmt::Debug for QTensor {
     }
 }
 
-/// A tensor from the raw blocks of a GGUF (or older GGML) file; `dims` are outermost first.
+/// A tensor from the raw blocks of a GGUF (or older GGML) file; `dims` are outermost first. Surplus data is left out,
+/// as Candle does.
 ///
 /// # Errors
 ///
-/// As [`QTensor::from_gguf`]; surplus data is left out, as Candle does.
+/// As [`QTensor::from_gguf`].
 pub fn qtensor_from_ggml<P: WeightDevice + ?Sized>(
     ggml_dtype: GgmlType,
     raw_data: &[u8],

@@ -1,4 +1,4 @@
-//! [`VarBuilder`]: a model's quantized tensors by their names, as `candle_transformers::quantized_var_builder` has them.
+//! [`VarBuilder`]: a model's quantized tensors by name, with the API of `candle_transformers::quantized_var_builder`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::{QTensor, WeightDevice};
 use crate::Device;
 use crate::gguf::{Files, Gguf};
 
-/// The tensors of a model, below a path of names. Cloning shares them.
+/// The tensors of a model, looked up below a path of names. Cloning shares them.
 #[derive(Clone)]
 pub struct VarBuilder {
     tensors: Arc<HashMap<String, Arc<QTensor>>>,
@@ -20,11 +20,12 @@ pub struct VarBuilder {
 }
 
 impl VarBuilder {
-    /// Puts all tensors of a file on a device; any shard of a split model stands for all.
+    /// Loads all tensors of a file onto a device; any shard of a split model loads them all.
     ///
     /// # Errors
     ///
-    /// What [`Files::parse`] refuses, tensors that are no weights, and failures of the device.
+    /// Where [`Files::open`] or [`Files::parse`] fails, the file is big-endian, a tensor holds no weights, or the
+    /// device failed.
     pub fn from_gguf<F: AsRef<Path>, P: WeightDevice + ?Sized>(p: F, device: &P) -> Result<Self> {
         let files = Files::open(p).map_err(candle_error)?;
         Self::of(&files.parse().map_err(candle_error)?, device)
@@ -54,7 +55,7 @@ impl VarBuilder {
         Ok(Self { tensors: Arc::new(tensors), path: Vec::new(), device: device.tensors() })
     }
 
-    /// The tensors whose names go on with `s` and a dot.
+    /// The same tensors, with `s` appended to the path.
     pub fn pp<S: ToString>(&self, s: S) -> Self {
         let path = self.path.iter().cloned().chain([s.to_string()]).collect();
         Self { tensors: self.tensors.clone(), path, device: self.device.clone() }
@@ -68,7 +69,7 @@ impl VarBuilder {
     ///
     /// # Errors
     ///
-    /// Where there is none, or its extents are others.
+    /// Where the tensor is missing or has other extents.
     pub fn get<S: Into<Shape>>(&self, s: S, name: &str) -> Result<Arc<QTensor>> {
         let (tensor, shape) = (self.get_no_shape(name)?, s.into());
         if *tensor.shape() != shape {
@@ -82,7 +83,7 @@ impl VarBuilder {
     ///
     /// # Errors
     ///
-    /// Where there is none.
+    /// Where the tensor is missing.
     pub fn get_no_shape(&self, name: &str) -> Result<Arc<QTensor>> {
         let name = self.name(name);
         match self.tensors.get(&name) {
@@ -96,7 +97,7 @@ impl VarBuilder {
         &self.device
     }
 
-    /// Whether there is a tensor of that whole name.
+    /// Whether the model has a tensor of the full name `key`, whatever the path.
     pub fn contains_key(&self, key: &str) -> bool {
         self.tensors.contains_key(key)
     }

@@ -7,10 +7,10 @@ use candle_core::{Device as CandleDevice, DeviceLocation};
 use crate::Result;
 use crate::storage::device::{Backend, CubeDevice, Device};
 
-/// The environment variable that names the device of weights that Candle's CPU device stands for.
+/// The environment variable that names the [`default_device`].
 const VARIABLE: &str = "CUBE_GGUF_DEVICE";
 
-/// A place for weights, and for the Candle tensors that they are multiplied with.
+/// A device for weights, and one for the Candle tensors that they are multiplied with.
 ///
 /// A model written for Candle names Candle's devices. Its tensors stay where it puts them; its weights go where
 /// [`weights`](Self::weights) says.
@@ -37,7 +37,7 @@ impl WeightDevice for Device {
     }
 }
 
-/// Candle's CPU device stands for [`default_device`], a GPU of Candle's for CubeCL's of the same number.
+/// Candle's CPU device stands for [`default_device`], its GPUs for CubeCL's of the same index.
 impl WeightDevice for CandleDevice {
     fn weights(&self) -> Result<Device> {
         match self.location() {
@@ -54,12 +54,12 @@ impl WeightDevice for CandleDevice {
 
 static DEFAULT: RwLock<Option<Device>> = RwLock::new(None);
 
-/// The device of weights that Candle's CPU device stands for: what [`set_default_device`] said, else what the environment
-/// variable `CUBE_GGUF_DEVICE` names, else [`Device::best`].
+/// The device of weights that Candle's CPU device stands for: that of [`set_default_device`], else the one that the
+/// environment variable `CUBE_GGUF_DEVICE` names, else [`Device::best`].
 ///
 /// # Errors
 ///
-/// [`Error::NoDevice`](crate::Error::NoDevice) where the variable names none of this build and machine.
+/// [`Error::NoDevice`](crate::Error::NoDevice) where the variable names a device that this build or machine lacks.
 pub fn default_device() -> Result<Device> {
     if let Some(device) = DEFAULT.read().unwrap_or_else(PoisonError::into_inner).clone() {
         return Ok(device);
@@ -72,7 +72,7 @@ pub fn default_device() -> Result<Device> {
     Ok(device)
 }
 
-/// Makes Candle's CPU device stand for `device`, for weights from here on.
+/// Makes Candle's CPU device stand for `device`, for weights that are loaded later.
 pub fn set_default_device(device: Device) {
     *DEFAULT.write().unwrap_or_else(PoisonError::into_inner) = Some(device);
 }
