@@ -69,7 +69,7 @@ fn clippy(selection: &[&str]) -> Result<()> {
 }
 
 fn documentation() -> Result<()> {
-    let mut cargo = process::cargo(["doc", "--no-deps", "--features", ALL_BACKENDS]);
+    let mut cargo = process::cargo(["doc", "--no-deps", "--workspace", "--features", ALL_BACKENDS]);
     process::run(cargo.env("RUSTDOCFLAGS", "-D warnings"), "cargo doc")
 }
 
