@@ -5,6 +5,7 @@
 //! - [`tune`]: the settings of a product's kernel, tables of the fastest ones, and the search that finds them.
 //! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the API of `candle_core::quantized`; [`candle`] is the
 //!   module to import in its place in models written for Candle.
+//! - `text` (feature `text`): the tokenizer that a file holds, its chat template, and sampling.
 
 #[cfg(all(doctest, feature = "candle"))]
 #[doc = include_str!("../README.md")]
@@ -16,6 +17,8 @@ pub mod gguf;
 pub mod internals;
 mod kernels;
 mod storage;
+#[cfg(feature = "text")]
+pub mod text;
 pub mod tune;
 
 pub use cubecl;

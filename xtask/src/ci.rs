@@ -15,7 +15,7 @@ pub const ALL_BACKENDS: &str = if cfg!(target_os = "macos") { "metal,cli" } else
 const ARCHITECTURES: [&str; 5] = ["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"];
 
 /// What a user may build with alone, beside the defaults and nothing; `wgpu` is what `vulkan` and `metal` stand on.
-const ALONE: [&str; 9] = ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli"];
+const ALONE: [&str; 10] = ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text"];
 
 #[derive(clap::Args)]
 pub struct Args {
