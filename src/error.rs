@@ -81,6 +81,14 @@ pub enum Error {
         /// The type by its name, as `bf16`.
         ty: &'static str,
     },
+    /// A result of another rank than the operation gives.
+    #[error("a result of {rank} dimensions was asked for, where there are {wanted}")]
+    Rank {
+        /// The rank that was asked for.
+        rank: usize,
+        /// The rank of the result.
+        wanted: usize,
+    },
     /// A row index outside the matrix.
     #[error("row {id} of a matrix of {rows} rows was asked for")]
     RowOutOfRange {

@@ -5,9 +5,10 @@
 //! - [`tune`]: the settings of a product's kernel, tables of the fastest ones, and the search that finds them.
 //! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the API of `candle_core::quantized`; [`candle`] is the
 //!   module to import in its place in models written for Candle.
+//! - `burn` (feature `burn`): Burn modules over device tensors.
 //! - `text` (feature `text`): the tokenizer that a file holds, its chat template, and sampling.
 
-#[cfg(all(doctest, feature = "candle"))]
+#[cfg(all(doctest, feature = "burn", feature = "candle", feature = "cpu"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
@@ -28,6 +29,8 @@ pub use kernels::accuracy::Accuracy;
 pub use kernels::activations::Activations;
 pub use kernels::floats::FloatType;
 pub use kernels::ops::{Arithmetic, ParseArithmeticError};
+#[cfg(feature = "burn")]
+pub use storage::burn;
 #[cfg(feature = "candle")]
 pub use storage::candle::{
     self, QCpuStorage, QCubeStorage, QCudaStorage, QMatMul, QMetalStorage, QRocmStorage, QStorage, QTensor,

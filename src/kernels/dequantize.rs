@@ -18,7 +18,7 @@ pub fn dequantize(client: &Client, weights: &Weights, first: usize, rows: usize,
 
 /// The rows of `weights` that the u32 `ids` on the device name, as contiguous `[ids, k]` floats.
 ///
-/// The ids must have been checked against the rows: a kernel cannot return an error.
+/// An id past the last row gives the last row: a kernel cannot return an error. The matrix must have rows.
 pub fn rows(client: &Client, weights: &Weights, ids: &Handle, count: usize, to: FloatType) -> Handle {
     decode(client, weights, Some(ids), 0, count, to)
 }
@@ -36,7 +36,7 @@ fn decode(
     let out = client.empty(4 * words.max(4));
     let gather = ids.is_some() as u32;
     let ids = buffer(ids.unwrap_or(&weights.codebook), 4);
-    let rows_of = |grid| RowsLaunch::new(grid, ids, gather, first, rows, k);
+    let rows_of = |grid| RowsLaunch::new(grid, ids, gather, first, rows, weights.n(), k);
     let (view, ty) = (weights.view(), weights.ty());
     if k.is_multiple_of(CHUNK) {
         let (count, dim, grid) = elementwise(client, rows * k / CHUNK);
@@ -60,6 +60,8 @@ struct Rows {
     first: usize,
     /// Number of rows.
     count: usize,
+    /// Rows of the matrix.
+    n: usize,
     /// Values of a row.
     k: usize,
 }
@@ -70,7 +72,7 @@ impl Rows {
     fn source(&self, row: usize) -> usize {
         let mut source = self.first + row;
         if self.gather == 1 {
-            source = usize::cast_from(self.ids[row]);
+            source = min(usize::cast_from(self.ids[row]), self.n - 1);
         }
         source
     }

@@ -167,6 +167,24 @@ impl CubeDevice {
         Ok(Self { backend, index, device, codebooks: Arc::default() })
     }
 
+    /// The device that CubeCL names so.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::NoDevice`] also for one that no backend lists.
+    pub fn from_cubecl(device: &cubecl::Device) -> Result<Self> {
+        let found = Backend::ALL.into_iter().find_map(|backend| {
+            let index = backend.devices().iter().position(|listed| listed == device)?;
+            Some((backend, index))
+        });
+        let unknown = || Error::NoDevice {
+            device: format!("{device:?}"),
+            reason: "no backend of this build lists it".to_owned(),
+        };
+        let (backend, index) = found.ok_or_else(unknown)?;
+        Self::new(backend, index)
+    }
+
     /// The runtime.
     pub fn backend(&self) -> Backend {
         self.backend

@@ -1,5 +1,7 @@
 //! Tensors on devices: [`Device`], the framework-free [`DeviceTensor`], and Candle's quantized surface over it.
 
+#[cfg(feature = "burn")]
+pub mod burn;
 #[cfg(feature = "candle")]
 pub mod candle;
 mod device;

@@ -1,5 +1,6 @@
 //! [`DeviceTensor`]: a quantized matrix on a device, for any framework.
 
+use std::fmt;
 use std::sync::Arc;
 
 use cubecl::client::Client;
@@ -178,6 +179,20 @@ impl DeviceTensor {
         Ok(dequantize::rows(&client, &self.0.weights, &on_device, ids.len(), to))
     }
 
+    /// The rows that `count` u32 ids on the device name, as contiguous `[count, k]` values on the device. An id that names no
+    /// row gives the last.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RowOutOfRange`] where the matrix has no rows.
+    #[cfg(feature = "burn")]
+    pub(crate) fn gather_on_device(&self, ids: &Handle, count: usize, to: FloatType) -> Result<Handle> {
+        if self.n() == 0 && count > 0 {
+            return Err(Error::RowOutOfRange { id: 0, rows: 0 });
+        }
+        Ok(dequantize::rows(&self.0.device.client(), &self.0.weights, ids, count, to))
+    }
+
     /// The resolved arithmetic of a product with `tokens` rows of activations on this device.
     pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         resolve(&self.0.device.client(), self.ty(), tokens, arithmetic)
@@ -257,10 +272,15 @@ impl DeviceTensor {
         if x.handle().service != client.service_id() {
             return Err(Error::ForeignActivations { device: self.0.device.to_string() });
         }
-        if !has_buffers(client.features(), x.ty()) {
-            return Err(Error::NoFloat { device: self.0.device.to_string(), ty: x.ty().name() });
+        self.check_float(x.ty())
+    }
+
+    /// Checks that the device has buffers of a type.
+    pub(crate) fn check_float(&self, ty: FloatType) -> Result<()> {
+        match has_buffers(self.0.device.client().features(), ty) {
+            true => Ok(()),
+            false => Err(Error::NoFloat { device: self.0.device.to_string(), ty: ty.name() }),
         }
-        Ok(())
     }
 
     /// [`matmul_on_device`](Self::matmul_on_device) of host values: one upload, the product, one download.
@@ -289,6 +309,12 @@ impl DeviceTensor {
     fn read(&self, handle: Handle) -> Result<Vec<u8>> {
         let bytes = self.0.device.client().read_one(handle).map_err(|error| self.0.device.failed(error))?;
         Ok(bytes.to_vec())
+    }
+}
+
+impl fmt::Debug for DeviceTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceTensor({} x {} {} on {})", self.n(), self.k(), self.ty(), self.0.device)
     }
 }
 

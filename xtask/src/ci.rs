@@ -9,13 +9,14 @@ use crate::steps::{self, SET_UP, Step, counted, step};
 use crate::{hip_report, hip_stand_in, process, setup, test};
 
 /// Every backend that builds on a machine without its GPU.
-pub const ALL_BACKENDS: &str = if cfg!(target_os = "macos") { "metal,cli" } else { "hip,cuda,vulkan,cli" };
+pub const ALL_BACKENDS: &str = if cfg!(target_os = "macos") { "metal,cli,burn" } else { "hip,cuda,vulkan,cli,burn" };
 
 /// One architecture of each family that differs in its code: CDNA2, CDNA3, RDNA2, RDNA3, RDNA4.
 const ARCHITECTURES: [&str; 5] = ["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"];
 
-/// What a user may build with alone, beside the defaults and nothing; `wgpu` is what `vulkan` and `metal` stand on.
-const ALONE: [&str; 10] = ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text"];
+/// What a user may build with alone, beside the defaults and nothing. Burn compiles beside a backend only; `wgpu` is what
+/// `vulkan` and `metal` stand on.
+const ALONE: [&str; 11] = ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text", "burn,cpu"];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -39,6 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
     steps.extend(on_linux(counted(REPORT, report)));
     steps.extend([step("lint", lint), step("documentation", documentation), step("fuzz", move || fuzz(full))]);
     if full {
+        steps.push(step("Burn, fusing", fusing));
         steps.push(step("each feature alone", each_feature));
     }
     steps::run(Some(if full { Circle::Full } else { Circle::Ci }), &steps)
@@ -54,6 +56,13 @@ pub fn format() -> Result<()> {
 
 pub fn lint() -> Result<()> {
     clippy(&["--workspace", "--all-targets", "--features", ALL_BACKENDS])
+}
+
+/// The tests of Burn's modules, in the stream of Burn's fusing backend, which a build has in place of the plain one.
+fn fusing() -> Result<()> {
+    let features = format!("{},burn/fusion", test::FEATURES);
+    let mut cargo = process::cargo(["test", "--quiet", "--test", "burn", "--features", &features]);
+    process::run(&mut cargo, "the tests of Burn's modules, fusing")
 }
 
 fn each_feature() -> Result<()> {
