@@ -5,9 +5,8 @@
 
 use std::error::Error;
 use std::hint::black_box;
-use std::time::Duration;
 
-use criterion::{Criterion, Throughput};
+use criterion::Throughput;
 use cube_gguf::gguf::{GgmlType, Gguf, Writer};
 
 const LAYERS: usize = 32;
@@ -27,12 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The data of each tensor is a multiple of the alignment.
     let header = file.len() - names.len() * DATA.len();
 
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .without_plots()
-        .configure_from_args();
+    let mut criterion = benches::criterion();
     let mut group = criterion.benchmark_group("gguf");
     group.throughput(Throughput::Bytes(header as u64));
     group.bench_function("parse", |bencher| bencher.iter(|| Gguf::parse(black_box(&file))));

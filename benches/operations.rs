@@ -35,12 +35,7 @@ fn main() -> Outcome<()> {
     eprintln!("{device}: weights of {} x {}", shape.0, shape.1);
     let matrices = TYPES.into_iter().map(|ty| Matrix::new(&device, ty, shape)).collect::<Outcome<Vec<_>>>()?;
 
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .without_plots()
-        .configure_from_args();
+    let mut criterion = benches::criterion();
     dequantize(&mut criterion, &matrices);
     products(&mut criterion, "matvec", &matrices, &[1, 8])?;
     products(&mut criterion, "matmul", &matrices, &[64])?;

@@ -15,7 +15,7 @@ use super::matmul::{has_matrix_units, striped};
 use super::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_many_with, matvec_with};
 use super::quantize::activations::quantize;
 use super::tune::{for_row, heuristic};
-use super::weights::Weights;
+use super::weights::{GgufMatrix, Weights};
 use crate::gguf::{Endian, GgmlType};
 
 /// A launch that compiles at least one kernel that no earlier entry does.
@@ -229,5 +229,6 @@ fn upload(client: &Client, format: &'static Format, n: usize, k: usize) -> Optio
     let data = vec![0; format.ty.row_bytes(k)? * n];
     let words = format.codebook.map_or_else(|| vec![0], |codebook| codebook());
     let codebook = client.create_from_slice(bytemuck::cast_slice(&words));
-    Weights::upload(client, format.ty, n, k, &data, Endian::Little, codebook)
+    let matrix = GgufMatrix { ty: format.ty, n, k, data: &data, endian: Endian::Little };
+    Weights::upload(client, matrix, codebook)
 }

@@ -8,6 +8,21 @@ use super::launch::buffer;
 use super::repack;
 use crate::gguf::{Endian, GgmlType};
 
+/// The GGUF blocks of an `n` x `k` matrix.
+#[derive(Clone, Copy)]
+pub struct GgufMatrix<'a> {
+    /// The type of the blocks.
+    pub ty: GgmlType,
+    /// Rows.
+    pub n: usize,
+    /// Columns.
+    pub k: usize,
+    /// The blocks, row by row.
+    pub data: &'a [u8],
+    /// Their byte order.
+    pub endian: Endian,
+}
+
 /// `n` rows of `k` weights, in the components of their format's device layout.
 #[derive(Clone)]
 pub struct Weights {
@@ -21,19 +36,12 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Uploads the GGUF blocks of an `n` x `k` matrix, of a byte order that the format has.
+    /// Uploads a matrix, of a byte order that the format has.
     ///
     /// `codebook` is the device's copy of the format's codebook. `None` where `ty` holds no weights, or the shape does
     /// not fit `data` or overflows.
-    pub fn upload(
-        client: &Client,
-        ty: GgmlType,
-        n: usize,
-        k: usize,
-        data: &[u8],
-        endian: Endian,
-        codebook: Handle,
-    ) -> Option<Self> {
+    pub fn upload(client: &Client, matrix: GgufMatrix<'_>, codebook: Handle) -> Option<Self> {
+        let GgufMatrix { ty, n, k, data, endian } = matrix;
         let format = format(ty)?;
         if ty.row_bytes(k)?.checked_mul(n)? != data.len() {
             return None;

@@ -17,7 +17,7 @@ use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{Blueprint, matvec_many_with, matvec_with};
 use crate::kernels::ops::{Arithmetic, Matrix, matmul, matmul_many, resolve};
 use crate::kernels::tune::Selection;
-use crate::kernels::weights::Weights;
+use crate::kernels::weights::{GgufMatrix, Weights};
 use crate::{Error, Result};
 
 /// `n` rows of `k` weights of one GGUF type on a device. Cloning shares them.
@@ -72,7 +72,7 @@ impl DeviceTensor {
         }
         let codebook = device.codebook(&client, ty);
         let size = || Error::Size { ty, n, k, bytes: data.len() };
-        let weights = Weights::upload(&client, ty, n, k, data, endian, codebook).ok_or_else(size)?;
+        let weights = Weights::upload(&client, GgufMatrix { ty, n, k, data, endian }, codebook).ok_or_else(size)?;
         client.check([weights.handle()]).map_err(|error| device.failed(error))?;
         Ok(Self(Arc::new(Inner { device: device.clone(), weights, selection: Selection::default() })))
     }

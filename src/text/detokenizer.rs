@@ -17,7 +17,8 @@ pub struct Detokenizer<'a> {
 }
 
 impl<'a> Detokenizer<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
+    /// One before the first token.
+    pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Detokenizer { tokenizer, pending: Vec::new() }
     }
 

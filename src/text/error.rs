@@ -1,7 +1,6 @@
 //! What can be wrong with a file's tokenizer or chat template, or with what
 //! they are asked for.
 
-use super::pre_tokenizer;
 use crate::gguf;
 
 /// The result of reading or using a tokenizer, a chat template or a sampler.
@@ -26,12 +25,14 @@ pub enum Error {
         found: String,
     },
     /// A pre-tokenizer that is not supported.
-    #[error("metadata key `{key}`: pre-tokenizer \"{found}\" is not supported ({} are)", pre_tokenizer::known())]
+    #[error("metadata key `{key}`: pre-tokenizer \"{found}\" is not supported ({known} are)")]
     UnknownPreTokenizer {
         /// The key.
         key: &'static str,
         /// The pre-tokenizer in the file.
         found: String,
+        /// The names of all that are, separated by commas.
+        known: String,
     },
 
     /// A vocabulary without tokens.

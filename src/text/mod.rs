@@ -9,7 +9,7 @@
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use cube_gguf::gguf::Files;
-//! use cube_gguf::text::{ChatTemplate, Message, Sampler, Sampling, Special, Tokenizer};
+//! use cube_gguf::text::{ChatTemplate, Detokenizer, Message, Sampler, Sampling, Special, Tokenizer};
 //!
 //! let files = Files::open("model.gguf")?;
 //! let model = files.parse()?;
@@ -21,7 +21,7 @@
 //! let ids = tokenizer.encode(&prompt, Special { parse: true, add: false })?;
 //!
 //! let mut sampler = Sampler::new(Sampling::default())?;
-//! let mut detokenizer = tokenizer.detokenizer();
+//! let mut detokenizer = Detokenizer::new(&tokenizer);
 //! # let mut model = |_: &[u32]| vec![0.0f32; 8];
 //! let mut next = sampler.sample(&model(&ids))?;
 //! while !tokenizer.is_end(next) {

@@ -328,7 +328,7 @@ const RULES: &[Rules] = &[
 ];
 
 /// The names of all pre-tokenizers, for an error.
-pub(super) fn known() -> String {
+fn known() -> String {
     RULES.iter().flat_map(|rules| rules.names).copied().collect::<Vec<_>>().join(", ")
 }
 
@@ -348,10 +348,11 @@ impl PreTokenizer {
     /// The pre-tokenizer of a name.
     pub fn of(name: &str) -> Result<Self> {
         let find = |rules: &'static Rules| Some((rules, *rules.names.iter().find(|&&known| known == name)?));
-        let (rules, name) = RULES
-            .iter()
-            .find_map(find)
-            .ok_or_else(|| Error::UnknownPreTokenizer { key: KEY, found: name.to_owned() })?;
+        let (rules, name) = RULES.iter().find_map(find).ok_or_else(|| Error::UnknownPreTokenizer {
+            key: KEY,
+            found: name.to_owned(),
+            known: known(),
+        })?;
         let compile = |regex: &&str| RegexBuilder::new(regex).backtrack_limit(BACKTRACK_LIMIT).build();
         let regexes = rules.regexes.iter().map(compile).collect::<Result<_, _>>();
         Ok(PreTokenizer { name, rules, regexes: regexes.map_err(|source| failed(name, source))? })

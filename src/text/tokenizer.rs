@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use super::bpe::Bpe;
 use super::bytes::byte_of;
-use super::detokenizer::Detokenizer;
 use super::error::{Error, Result};
 use super::pre_tokenizer::PreTokenizer;
 use super::special::{self, Fragment, Partitioner, Special, SpecialIds};
@@ -160,11 +159,6 @@ impl Tokenizer {
             may_be_added &= piece.is_empty();
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    /// A detokenizer, which gives the text of tokens as they come.
-    pub fn detokenizer(&self) -> Detokenizer<'_> {
-        Detokenizer::new(self)
     }
 
     /// The bytes that a token stands for: part of a character, maybe, and for

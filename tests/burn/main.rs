@@ -98,6 +98,23 @@ fn layers_stand_between_other_operations() {
 }
 
 #[test]
+fn layers_with_one_input_together_are_each_alone() {
+    let (first, other) = (weights("q4_k"), weights("q6_k"));
+    let (device, k, n) = (device(&first), first.k(), first.n());
+    assert_eq!(other.k(), k);
+    let bias = tensor(noise(n), [n], &device);
+    let layers = [QLinear::new(first.clone()), QLinear::new(first).with_bias(bias).unwrap(), QLinear::new(other)];
+    let layers: Vec<&QLinear> = layers.iter().collect();
+    let x = tensor(noise(2 * k), [2, k], &device);
+    let together = QLinear::forward_many(&layers, x.clone());
+    assert_eq!(together.len(), 3);
+    for (layer, y) in layers.iter().zip(together) {
+        assert_eq!(values(y), values(layer.forward(x.clone())));
+    }
+    assert!(QLinear::forward_many(&[], x).is_empty());
+}
+
+#[test]
 fn no_rows_give_no_rows() {
     let weights = weights("q4_0");
     let (layer, device, k, n) = (QLinear::new(weights.clone()), device(&weights), weights.k(), weights.n());

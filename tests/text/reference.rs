@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use cube_gguf::gguf::Gguf;
-use cube_gguf::text::{Error, Special, Tokenizer};
+use cube_gguf::text::{Detokenizer, Error, Special, Tokenizer};
 use proptest::prelude::*;
 
 use crate::vocabularies::{self, byte_character};
@@ -111,7 +111,7 @@ proptest! {
     #[test]
     fn the_text_of_tokens_as_they_come_is_the_text_of_all(ids in prop::collection::vec(0..300u32, 0..40)) {
         for tokenizer in [&SPM, &GPT_2] {
-            let mut detokenizer = tokenizer.detokenizer();
+            let mut detokenizer = Detokenizer::new(tokenizer);
             let mut text = String::new();
             for &id in &ids {
                 text += &detokenizer.push(id).unwrap();
@@ -124,7 +124,7 @@ proptest! {
     #[test]
     fn no_character_is_split_as_its_tokens_come(text in any_text()) {
         for tokenizer in [&SPM, &GPT_2] {
-            let mut detokenizer = tokenizer.detokenizer();
+            let mut detokenizer = Detokenizer::new(tokenizer);
             for id in tokenizer.encode(&text, PLAIN).unwrap() {
                 let is_whole = !detokenizer.push(id).unwrap().contains(char::REPLACEMENT_CHARACTER);
                 prop_assert!(is_whole || text.contains(char::REPLACEMENT_CHARACTER));
@@ -178,7 +178,7 @@ fn an_id_that_is_no_token_is_an_error() {
     assert!(matches!(SPM.decode(&[0, id]), Err(Error::UnknownId { .. })));
     assert!(matches!(SPM.piece(u32::MAX), Err(Error::UnknownId { .. })));
     assert!(matches!(SPM.token(id), Err(Error::UnknownId { .. })));
-    let error = SPM.detokenizer().push(id).unwrap_err().to_string();
+    let error = Detokenizer::new(&SPM).push(id).unwrap_err().to_string();
     assert_eq!(error, format!("there is no token {id}: the vocabulary has {id} tokens"));
 }
 

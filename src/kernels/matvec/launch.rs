@@ -33,7 +33,7 @@ pub fn matvec_with(
 ) -> Handle {
     let out = results(client, &[weights], x);
     let plan = Plan::new(weights, x, operand, pick);
-    plan.launch(client, &[weights], x, &mut None, &out, &[0]);
+    Product { client, weights: &[weights], x, out: &out, places: &[0] }.run(&plan, &mut None);
     out.whole
 }
 
@@ -63,7 +63,8 @@ pub fn matvec_many_with(
         let largest = members.iter().copied().max_by_key(|&i| weights[i].n()).unwrap_or(first);
         let plan = &plans[largest];
         let together: Vec<&Weights> = members.iter().map(|&i| weights[i]).collect();
-        plan.launch(client, &together, x, &mut prepared[plan.operand as usize], &out, &members);
+        let product = Product { client, weights: &together, x, out: &out, places: &members };
+        product.run(plan, &mut prepared[plan.operand as usize]);
     }
     (0..weights.len()).map(|part| out.handle(part)).collect()
 }
@@ -107,28 +108,6 @@ impl Plan {
             && self.launches.len() == other.launches.len()
             && pairs.all(|((first, a), (other_first, b))| first == other_first && a.sums_as(b))
     }
-
-    /// Multiplies matrices of one format, whose results go to these `places` of `out`.
-    fn launch(
-        &self,
-        client: &Client,
-        weights: &[&Weights],
-        x: &Activations,
-        prepared: &mut Option<PreparedActivations>,
-        out: &Suballocation,
-        places: &[usize],
-    ) {
-        for &(first, blueprint) in &self.launches {
-            let launch = Launch { client, weights, x, out, places, first };
-            match blueprint.staging {
-                Some(_) => launch.staged(blueprint),
-                None => launch.prepared(
-                    blueprint,
-                    prepared.get_or_insert_with(|| PreparedActivations::new(client, x, self.operand)),
-                ),
-            }
-        }
-    }
 }
 
 /// Activations as a kernel multiplies them.
@@ -152,25 +131,40 @@ impl PreparedActivations {
     }
 }
 
-/// One launch, of rows of activations from `first` on.
-struct Launch<'a> {
+/// Matrices of one format, with as many columns, that launches multiply together.
+struct Product<'a> {
     client: &'a Client,
-    /// Matrices of one format, with the same number of columns.
     weights: &'a [&'a Weights],
     x: &'a Activations,
     out: &'a Suballocation,
+    /// Where the results of each matrix go in `out`.
     places: &'a [usize],
-    first: usize,
 }
 
-impl Launch<'_> {
+impl Product<'_> {
+    /// All launches of a plan. `prepared` keeps the activations that they read, for others of the same operand.
+    fn run(&self, plan: &Plan, prepared: &mut Option<PreparedActivations>) {
+        let prepare = || PreparedActivations::new(self.client, self.x, plan.operand);
+        for &(first, blueprint) in &plan.launches {
+            match blueprint.staging {
+                Some(_) => self.staged(first, blueprint),
+                None => self.prepared(first, blueprint, prepared.get_or_insert_with(prepare)),
+            }
+        }
+    }
+
     fn chunks(&self) -> usize {
         self.weights[0].chunks()
     }
 
     /// The number of cubes, the matrices with the cubes that take the rows of each, and the extent of the launch, for
     /// activations whose rows are `stride` apart.
-    fn grid(&self, blueprint: &Blueprint, stride: usize) -> (CubeCount, SequenceArg<Matrix>, ExtentLaunch) {
+    fn grid(
+        &self,
+        first: usize,
+        blueprint: &Blueprint,
+        stride: usize,
+    ) -> (CubeCount, SequenceArg<Matrix>, ExtentLaunch) {
         let groups = blueprint.groups_per_cube as usize;
         let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows_per_group);
         let wanted: usize = self.weights.iter().map(|weights| tasks(weights).div_ceil(groups)).sum();
@@ -194,10 +188,10 @@ impl Launch<'_> {
         }
         let (cubes, grid) = cubes(self.client, count, count);
         let spans = self.chunks() / blueprint.span;
-        (cubes, matrices, ExtentLaunch::new(grid, spans, stride, self.first, self.x.tokens()))
+        (cubes, matrices, ExtentLaunch::new(grid, spans, stride, first, self.x.tokens()))
     }
 
-    fn prepared(&self, blueprint: Blueprint, prepared: &PreparedActivations) {
+    fn prepared(&self, first: usize, blueprint: Blueprint, prepared: &PreparedActivations) {
         let (client, chunks, elem) = (self.client, self.chunks(), self.x.ty().elem());
         let dim = CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube);
         let out = buffer(&self.out.whole, self.x.ty().bytes());
@@ -208,12 +202,12 @@ impl Launch<'_> {
         unsafe {
             match prepared {
                 PreparedActivations::Codes(Quantized { codes, scales }) => {
-                    let (count, matrices, extent) = self.grid(&blueprint, chunks);
+                    let (count, matrices, extent) = self.grid(first, &blueprint, chunks);
                     let x = CodesLaunch::new(buffer(codes, 16), buffer(scales, 16));
                     multiply_codes::launch_unchecked(client, count, dim, matrices, x, out, extent, blueprint, elem);
                 }
                 PreparedActivations::Values(values) => {
-                    let (count, matrices, extent) = self.grid(&blueprint, chunks * CHUNK / 4);
+                    let (count, matrices, extent) = self.grid(first, &blueprint, chunks * CHUNK / 4);
                     let x = buffer(values, 16);
                     multiply_values::launch_unchecked(client, count, dim, matrices, x, out, extent, blueprint, elem);
                 }
@@ -221,8 +215,8 @@ impl Launch<'_> {
         }
     }
 
-    fn staged(&self, blueprint: Blueprint) {
-        let (count, matrices, extent) = self.grid(&blueprint, self.x.vector_stride().unwrap_or_default() / 4);
+    fn staged(&self, first: usize, blueprint: Blueprint) {
+        let (count, matrices, extent) = self.grid(first, &blueprint, self.x.vector_stride().unwrap_or_default() / 4);
         let ty = self.x.ty();
         // SAFETY: as in `prepared`; a staged blueprint takes activations whose tokens are `stride` vectors apart, and has
         // room in shared memory for the chunks of a row.

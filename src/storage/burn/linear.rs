@@ -75,11 +75,38 @@ impl QLinear {
     /// [`Error::Activations`] where the last extent is not `d_input`, [`Error::ForeignActivations`] where the input is on
     /// another device than the weights, [`Error::NoFloat`] where the kernels cannot read its type there.
     pub fn try_forward<const D: usize>(&self, input: Tensor<D>) -> Result<Tensor<D>> {
-        let out = ops::linear(input, &self.weight)?;
-        Ok(match &self.bias {
+        Ok(self.biased(ops::linear(input, &self.weight)?))
+    }
+}
+
+/// Several layers with one input.
+impl QLinear {
+    /// [`forward`](Self::forward) of each of some layers, such as q, k and v, bit for bit. It costs less: the input is
+    /// quantized once, and layers of one format share a launch.
+    ///
+    /// # Panics
+    ///
+    /// Where [`try_forward_many`](Self::try_forward_many) gives an error.
+    pub fn forward_many<const D: usize>(layers: &[&Self], input: Tensor<D>) -> Vec<Tensor<D>> {
+        Self::try_forward_many(layers, input).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// [`forward_many`](Self::forward_many), with an error in place of a panic.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_forward`](Self::try_forward) of any of the layers.
+    pub fn try_forward_many<const D: usize>(layers: &[&Self], input: Tensor<D>) -> Result<Vec<Tensor<D>>> {
+        let weights: Vec<&QMatrix> = layers.iter().map(|layer| &layer.weight).collect();
+        let products = ops::linear_many(input, &weights)?;
+        Ok(products.into_iter().zip(layers).map(|(out, layer)| layer.biased(out)).collect())
+    }
+
+    fn biased<const D: usize>(&self, out: Tensor<D>) -> Tensor<D> {
+        match &self.bias {
             Some(bias) => out + bias.val().unsqueeze(),
             None => out,
-        })
+        }
     }
 }
 

@@ -16,20 +16,39 @@ use burn_cubecl::{CubeBackend, kernel};
 use burn_fusion::custom::{CustomOpIr, HandleContainer, Operation, OperationIr, OperationOutput, StreamId, TensorIr};
 use burn_fusion::{ExecutionError, Fusion, FusionBackend, FusionTensor};
 
+use cubecl::server::Handle;
+
 use super::matrix::QMatrix;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::FloatType;
+use crate::storage::tensor::DeviceTensor;
 use crate::{Error, Result};
 
 /// The product with an input of shape `[.., k]`.
 pub(super) fn linear<const D: usize>(input: Tensor<D>, weight: &QMatrix) -> Result<Tensor<D>> {
+    check(&input, weight)?;
+    Ok(Tensor::from_dispatch(Dispatch::q_linear(input.into_dispatch(), weight.clone())))
+}
+
+/// The products of several matrices with one input.
+pub(super) fn linear_many<const D: usize>(input: Tensor<D>, weights: &[&QMatrix]) -> Result<Vec<Tensor<D>>> {
+    weights.iter().try_for_each(|weight| check(&input, weight))?;
+    if weights.is_empty() {
+        return Ok(Vec::new());
+    }
+    let weights = weights.iter().map(|&weight| weight.clone()).collect();
+    let products = Dispatch::q_linear_many(input.into_dispatch(), weights);
+    Ok(products.into_iter().map(Tensor::from_dispatch).collect())
+}
+
+/// Checks that an input fits the weights, where they are and in a type that the kernels read there.
+fn check<const D: usize>(input: &Tensor<D>, weight: &QMatrix) -> Result<()> {
     let (shape, k) = (input.dims(), weight.tensor.k());
     if shape.last() != Some(&k) {
         return Err(Error::Activations { shape: shape.to_vec(), k });
     }
     weight.check_device(&input.device())?;
-    weight.tensor.check_float(float_type(input.dtype()))?;
-    Ok(Tensor::from_dispatch(Dispatch::q_linear(input.into_dispatch(), weight.clone())))
+    weight.tensor.check_float(float_type(input.dtype()))
 }
 
 /// The rows that ids name.
@@ -70,6 +89,7 @@ fn with_last(mut shape: Shape, last: usize) -> Shape {
 #[backend_extension(Cube, Autodiff)]
 trait QOps: Backend {
     fn q_linear(x: FloatTensor<Self>, w: QMatrix) -> FloatTensor<Self>;
+    fn q_linear_many(x: FloatTensor<Self>, w: Vec<QMatrix>) -> Vec<FloatTensor<Self>>;
     fn q_linear_backward(dy: FloatTensor<Self>, w: QMatrix) -> FloatTensor<Self>;
     fn q_embedding(ids: IntTensor<Self>, w: QMatrix, to: FloatType) -> FloatTensor<Self>;
 }
@@ -78,8 +98,8 @@ type Executed<T> = std::result::Result<T, ExecutionError>;
 
 /// The operations on tensors that have their memory, which may fail.
 trait QKernels: Backend {
-    /// `x` times the transpose of the weights.
-    fn try_linear(x: FloatTensor<Self>, w: &QMatrix) -> Executed<FloatTensor<Self>>;
+    /// `x` times the transpose of each of some matrices.
+    fn try_linear(x: FloatTensor<Self>, w: &[QMatrix]) -> Executed<Vec<FloatTensor<Self>>>;
 
     /// The gradient of [`try_linear`](Self::try_linear) with respect to `x`: `dy` times the weights, dequantized.
     fn try_linear_backward(dy: FloatTensor<Self>, w: &QMatrix) -> Executed<FloatTensor<Self>>;
@@ -92,22 +112,44 @@ fn failed(error: Error) -> ExecutionError {
     ExecutionError::with_context(error.to_string())
 }
 
-impl QKernels for CubeBackend {
-    fn try_linear(x: CubeTensor, w: &QMatrix) -> Executed<CubeTensor> {
-        let (to, shape) = (x.dtype, with_last(x.shape(), w.tensor.n()));
-        let ty = float_type(to);
-        // Flex32 is f32 in memory.
-        let x = if matches!(to, DType::F64) { kernel::cast(x, DType::F32) } else { kernel::untile(x) };
-        if shape.num_elements() == 0 {
-            let empty = x.client.empty(16);
-            return Ok(CubeTensor::new_contiguous(x.client, x.device, shape, empty, to));
+/// The products of matrices with one operand: together where all have one arithmetic.
+fn products(weights: &[QMatrix], x: &Activations) -> Result<Vec<Handle>> {
+    let arithmetic = weights.first().map(|first| first.arithmetic);
+    match arithmetic.filter(|&first| weights.len() > 1 && weights.iter().all(|other| other.arithmetic == first)) {
+        Some(arithmetic) => {
+            let tensors: Vec<&DeviceTensor> = weights.iter().map(|weight| &weight.tensor).collect();
+            DeviceTensor::matmul_many_on_device(&tensors, x, arithmetic)
         }
-        let (extents, strides) = (x.meta.shape().to_vec(), x.meta.strides().to_vec());
-        let activations = Activations::new(x.handle.clone(), ty, extents, strides).map_err(failed)?;
-        let out = w.tensor.matmul_on_device(&activations, w.arithmetic).map_err(failed)?;
-        let computed = if matches!(to, DType::F64) { DType::F32 } else { to };
-        let out = CubeTensor::new_contiguous(x.client, x.device, shape, out, computed);
-        Ok(if computed == to { out } else { kernel::cast(out, to) })
+        None => weights.iter().map(|weight| weight.tensor.matmul_on_device(x, weight.arithmetic)).collect(),
+    }
+}
+
+/// The one of a list of one.
+fn single<T>(list: Executed<Vec<T>>) -> Executed<T> {
+    list?.pop().ok_or_else(|| ExecutionError::with_context("an operation without a result".to_owned()))
+}
+
+impl QKernels for CubeBackend {
+    fn try_linear(x: CubeTensor, w: &[QMatrix]) -> Executed<Vec<CubeTensor>> {
+        let to = x.dtype;
+        // Flex32 is f32 in memory.
+        let (x, computed) = match to {
+            DType::F64 => (kernel::cast(x, DType::F32), DType::F32),
+            _ => (kernel::untile(x), to),
+        };
+        let outs = if x.shape().num_elements() == 0 {
+            w.iter().map(|_| x.client.empty(16)).collect()
+        } else {
+            let (extents, strides) = (x.meta.shape().to_vec(), x.meta.strides().to_vec());
+            let activations = Activations::new(x.handle.clone(), float_type(to), extents, strides).map_err(failed)?;
+            products(w, &activations).map_err(failed)?
+        };
+        let result = |(out, w): (Handle, &QMatrix)| {
+            let shape = with_last(x.shape(), w.tensor.n());
+            let out = CubeTensor::new_contiguous(x.client.clone(), x.device.clone(), shape, out, computed);
+            if computed == to { out } else { kernel::cast(out, to) }
+        };
+        Ok(outs.into_iter().zip(w).map(result).collect())
     }
 
     fn try_linear_backward(dy: CubeTensor, w: &QMatrix) -> Executed<CubeTensor> {
@@ -140,6 +182,10 @@ impl QKernels for CubeBackend {
 /// At once: a failure is a panic, as of Burn's own operations.
 impl QOps for CubeBackend {
     fn q_linear(x: FloatTensor<Self>, w: QMatrix) -> FloatTensor<Self> {
+        single(Self::try_linear(x, &[w])).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn q_linear_many(x: FloatTensor<Self>, w: Vec<QMatrix>) -> Vec<FloatTensor<Self>> {
         Self::try_linear(x, &w).unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -152,7 +198,7 @@ impl QOps for CubeBackend {
     }
 }
 
-/// An operation in a fusing stream, which makes a tensor when its turn comes.
+/// An operation in a fusing stream, which makes tensors when its turn comes.
 struct Queued<B, F> {
     ir: CustomOpIr,
     run: F,
@@ -168,52 +214,63 @@ impl<B, F> fmt::Debug for Queued<B, F> {
 impl<B, F> Operation<B::FusionRuntime> for Queued<B, F>
 where
     B: FusionBackend,
-    F: Fn(&TensorIr, &mut HandleContainer<B::Handle>) -> Executed<FloatTensor<B>> + Send + Sync,
+    F: Fn(&TensorIr, &mut HandleContainer<B::Handle>) -> Executed<Vec<FloatTensor<B>>> + Send + Sync,
 {
     fn execute(&self, handles: &mut HandleContainer<B::Handle>) -> Executed<()> {
-        let out = (self.run)(&self.ir.inputs[0], handles)?;
-        handles.register_float_tensor::<B>(&self.ir.outputs[0].id, out);
+        let outs = (self.run)(&self.ir.inputs[0], handles)?;
+        for (ir, out) in self.ir.outputs.iter().zip(outs) {
+            handles.register_float_tensor::<B>(&ir.id, out);
+        }
         Ok(())
     }
 }
 
-/// Queues an operation that makes a tensor of `shape` and `dtype` of one other.
+/// Queues an operation that makes tensors of these shapes and of `dtype` of one other.
 fn queue<B: FusionBackend>(
     name: &'static str,
     input: FusionTensor<B::FusionRuntime>,
-    shape: Shape,
+    shapes: impl IntoIterator<Item = Shape>,
     dtype: DType,
-    run: impl Fn(&TensorIr, &mut HandleContainer<B::Handle>) -> Executed<FloatTensor<B>> + Send + Sync + 'static,
-) -> FusionTensor<B::FusionRuntime> {
+    run: impl Fn(&TensorIr, &mut HandleContainer<B::Handle>) -> Executed<Vec<FloatTensor<B>>> + Send + Sync + 'static,
+) -> Vec<FusionTensor<B::FusionRuntime>> {
     let client = input.client.clone();
-    let out = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
-    let ir = CustomOpIr::new(name, &[input.into_ir()], &[out]);
+    let out = |shape| TensorIr::uninit(client.create_empty_handle(), shape, dtype);
+    let outs: Vec<TensorIr> = shapes.into_iter().map(out).collect();
+    let ir = CustomOpIr::new(name, &[input.into_ir()], &outs);
     let queued = Queued { ir: ir.clone(), run, backend: PhantomData::<fn() -> B> };
-    client.register(StreamId::current(), OperationIr::Custom(ir), queued).output()
+    client.register(StreamId::current(), OperationIr::Custom(ir), queued)
 }
 
 /// In a fusing stream: a failure shows at the read of the result.
 impl<B: FusionBackend + QKernels> QOps for Fusion<B> {
     fn q_linear(x: FloatTensor<Self>, w: QMatrix) -> FloatTensor<Self> {
-        let (shape, dtype) = (with_last(x.shape(), w.tensor.n()), x.dtype());
-        queue::<B>("cube_gguf_linear", x, shape, dtype, move |input, handles| {
+        Self::q_linear_many(x, vec![w]).output()
+    }
+
+    fn q_linear_many(x: FloatTensor<Self>, w: Vec<QMatrix>) -> Vec<FloatTensor<Self>> {
+        let (shape, dtype) = (x.shape(), x.dtype());
+        let shapes: Vec<Shape> = w.iter().map(|w| with_last(shape.clone(), w.tensor.n())).collect();
+        queue::<B>("cube_gguf_linear", x, shapes, dtype, move |input, handles| {
             B::try_linear(handles.get_float_tensor::<B>(input), &w)
         })
     }
 
     fn q_linear_backward(dy: FloatTensor<Self>, w: QMatrix) -> FloatTensor<Self> {
         let (shape, dtype) = (with_last(dy.shape(), w.tensor.k()), dy.dtype());
-        queue::<B>("cube_gguf_linear_backward", dy, shape, dtype, move |input, handles| {
-            B::try_linear_backward(handles.get_float_tensor::<B>(input), &w)
-        })
+        let queued = queue::<B>("cube_gguf_linear_backward", dy, [shape], dtype, move |input, handles| {
+            Ok(vec![B::try_linear_backward(handles.get_float_tensor::<B>(input), &w)?])
+        });
+        queued.output()
     }
 
     fn q_embedding(ids: IntTensor<Self>, w: QMatrix, to: FloatType) -> FloatTensor<Self> {
         let mut extents = ids.shape().to_vec();
         extents.push(w.tensor.k());
-        queue::<B>("cube_gguf_embedding", ids, Shape::from(extents), dtype(to), move |input, handles| {
-            B::try_embedding(handles.get_int_tensor::<B>(input), &w, to)
-        })
+        let queued =
+            queue::<B>("cube_gguf_embedding", ids, [Shape::from(extents)], dtype(to), move |input, handles| {
+                Ok(vec![B::try_embedding(handles.get_int_tensor::<B>(input), &w, to)?])
+            });
+        queued.output()
     }
 }
 
@@ -238,6 +295,11 @@ impl<B: QOps, C: CheckpointStrategy> QOps for Autodiff<B, C> {
             OpsKind::Tracked(prep) => prep.finish(w, out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
+    }
+
+    fn q_linear_many(x: FloatTensor<Self>, w: Vec<QMatrix>) -> Vec<FloatTensor<Self>> {
+        // A node of the graph has one result.
+        w.into_iter().map(|w| Self::q_linear(x.clone(), w)).collect()
     }
 
     fn q_linear_backward(dy: FloatTensor<Self>, w: QMatrix) -> FloatTensor<Self> {
