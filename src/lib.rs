@@ -6,6 +6,7 @@
 //! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the API of `candle_core::quantized`; [`candle`] is the
 //!   module to import in its place in models written for Candle.
 //! - `burn` (feature `burn`): Burn modules over device tensors.
+//! - `models` (feature `models`): language models on Burn.
 //! - `text` (feature `text`): the tokenizer that a file holds, its chat template, and sampling.
 
 #[cfg(all(doctest, feature = "burn", feature = "candle", feature = "cpu"))]
@@ -17,6 +18,8 @@ pub mod gguf;
 #[doc(hidden)]
 pub mod internals;
 mod kernels;
+#[cfg(feature = "models")]
+pub mod models;
 mod storage;
 #[cfg(feature = "text")]
 pub mod text;

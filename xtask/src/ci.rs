@@ -9,14 +9,16 @@ use crate::steps::{self, SET_UP, Step, counted, step};
 use crate::{hip_report, hip_stand_in, process, setup, test};
 
 /// Every backend that builds on a machine without its GPU.
-pub const ALL_BACKENDS: &str = if cfg!(target_os = "macos") { "metal,cli,burn" } else { "hip,cuda,vulkan,cli,burn" };
+pub const ALL_BACKENDS: &str =
+    if cfg!(target_os = "macos") { "metal,cli,models" } else { "hip,cuda,vulkan,cli,models" };
 
 /// One architecture of each family that differs in its code: CDNA2, CDNA3, RDNA2, RDNA3, RDNA4.
 const ARCHITECTURES: [&str; 5] = ["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"];
 
 /// What a user may build with alone, beside the defaults and nothing. Burn compiles beside a backend only; `wgpu` is what
 /// `vulkan` and `metal` stand on.
-const ALONE: [&str; 11] = ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text", "burn,cpu"];
+const ALONE: [&str; 11] =
+    ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text", "models,cpu"];
 
 #[derive(clap::Args)]
 pub struct Args {

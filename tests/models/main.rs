@@ -1,0 +1,83 @@
+//! Language models on CubeCL's CPU runtime: tiny random ones, against the formulas of their papers in f64.
+
+mod reference;
+mod tiny;
+
+use cube_gguf::gguf::Gguf;
+use cube_gguf::models::{Error, Model};
+use cube_gguf::{Backend, CubeDevice};
+use reference::Reference;
+use tiny::{CONTEXT, Tiny, VOCABULARY};
+
+const TOKENS: [u32; 9] = [3, 17, 0, 39, 22, 8, 8, 31, 5];
+
+fn device() -> CubeDevice {
+    CubeDevice::new(Backend::CubeCpu, 0).unwrap()
+}
+
+fn load(file: &[u8]) -> Model {
+    Model::load(&Gguf::parse(file).unwrap(), &device()).unwrap()
+}
+
+/// f32 sums of some hundred terms, through a few layers whose norms keep numbers near 1.
+fn assert_near(found: &[f32], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len());
+    for (&found, &expected) in found.iter().zip(expected) {
+        assert!((f64::from(found) - expected).abs() < 2e-4 * expected.abs().max(1.0), "{what}: {found} for {expected}");
+    }
+}
+
+#[test]
+fn logits_are_those_of_the_papers_formulas() {
+    for tiny in Tiny::ALL {
+        let file = tiny.file();
+        let (model, reference) = (load(&file), Reference::new(&tiny));
+        let logits = model.session(CONTEXT).unwrap().feed(&TOKENS).unwrap();
+        assert_near(&logits, &reference.logits(&TOKENS), tiny.name);
+    }
+}
+
+/// With a window and without: no other part of a model knows how many tokens came before. Burn compiles kernels for each length.
+#[test]
+fn tokens_in_parts_give_the_logits_of_all_at_once() {
+    for tiny in Tiny::ALL.into_iter().filter(|tiny| ["llama", "gemma 3"].contains(&tiny.name)) {
+        let file = tiny.file();
+        let (model, reference) = (load(&file), Reference::new(&tiny));
+        let mut session = model.session(TOKENS.len()).unwrap();
+        session.feed(&TOKENS[..7]).unwrap();
+        for count in 8..=TOKENS.len() {
+            let logits = session.feed(&TOKENS[count - 1..count]).unwrap();
+            assert_near(&logits, &reference.logits(&TOKENS[..count]), tiny.name);
+        }
+        assert_eq!((session.len(), session.left()), (TOKENS.len(), 0));
+    }
+}
+
+#[test]
+fn what_a_model_cannot_do_is_an_error() {
+    let file = Tiny::ALL[0].file();
+    let model = load(&file);
+    assert_eq!((model.context(), model.vocabulary()), (CONTEXT, VOCABULARY));
+    assert!(matches!(model.session(0), Err(Error::Capacity { capacity: 0, context: CONTEXT })));
+    assert!(matches!(model.session(CONTEXT + 1), Err(Error::Capacity { .. })));
+    let mut session = model.session(2).unwrap();
+    assert!(matches!(session.feed(&[]), Err(Error::NoTokens)));
+    assert!(matches!(session.feed(&[1, VOCABULARY as u32]), Err(Error::UnknownToken { .. })));
+    assert!(matches!(session.feed(&[1, 2, 3]), Err(Error::ContextFull { tokens: 3, left: 2, capacity: 2 })));
+    // What was refused left nothing behind.
+    assert!(session.is_empty());
+}
+
+#[test]
+fn files_that_are_no_models_are_errors_that_name_what_is_missing() {
+    let error = |tiny: Tiny| Model::load(&Gguf::parse(&tiny.file()).unwrap(), &device()).unwrap_err().to_string();
+    let llama = Tiny::ALL[0];
+    let unknown = error(Tiny { architecture: "abacus", ..llama });
+    assert!(unknown.contains("\"abacus\"") && unknown.contains("llama") && unknown.contains("gemma3"), "{unknown}");
+    let missing = error(Tiny { without: Some("blk.1.ffn_up.weight"), ..llama });
+    assert!(missing.contains("blk.1.ffn_up.weight"), "{missing}");
+    let vocabulary = error(Tiny { layers: 0, ..llama });
+    assert!(vocabulary.contains("block_count"), "{vocabulary}");
+    let shape = error(Tiny { hidden: 64, written_hidden: Some(96), ..llama });
+    assert!(shape.contains("blk.0.ffn_gate.weight") && shape.contains("96") && shape.contains("64"), "{shape}");
+}

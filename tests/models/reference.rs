@@ -1,0 +1,137 @@
+//! The formulas in f64, one token after the other, without a cache.
+
+use std::collections::HashMap;
+
+use crate::tiny::{D_MODEL, Tiny};
+
+type Vector = Vec<f64>;
+
+/// A tiny model in f64.
+pub struct Reference<'a> {
+    tiny: &'a Tiny,
+    tensors: HashMap<String, Vector>,
+}
+
+impl<'a> Reference<'a> {
+    pub fn new(tiny: &'a Tiny) -> Self {
+        let values = |(name, shape): (String, Vec<usize>)| {
+            let values = Tiny::values(&name, &shape).into_iter().map(f64::from).collect();
+            (name, values)
+        };
+        Self { tiny, tensors: tiny.tensors().into_iter().map(values).collect() }
+    }
+
+    /// The logits after the last token.
+    pub fn logits(&self, tokens: &[u32]) -> Vector {
+        let gemma = self.tiny.architecture == "gemma3";
+        let scale = if gemma { (D_MODEL as f64).sqrt() } else { 1.0 };
+        let table = &self.tensors["token_embd.weight"];
+        let row = |&id: &u32| table[id as usize * D_MODEL..][..D_MODEL].iter().map(|x| x * scale).collect();
+        let mut xs: Vec<Vector> = tokens.iter().map(row).collect();
+        for i in 0..self.tiny.layers {
+            let name = |part: &str| format!("blk.{i}.{part}");
+            let normed: Vec<Vector> = xs.iter().map(|x| self.norm(&name("attn_norm"), x)).collect();
+            let seen = self.attention(i, &normed);
+            self.add(&mut xs, seen, &name("post_attention_norm"));
+            let fed = xs.iter().map(|x| self.feed_forward(i, &self.norm(&name("ffn_norm"), x))).collect();
+            self.add(&mut xs, fed, &name("post_ffw_norm"));
+        }
+        let last = self.norm("output_norm", xs.last().unwrap());
+        let output = if self.tiny.tied { "token_embd" } else { "output" };
+        self.linear(output, &last)
+    }
+
+    fn add(&self, xs: &mut [Vector], outs: Vec<Vector>, norm: &str) {
+        for (x, out) in xs.iter_mut().zip(outs) {
+            let out = if self.tiny.after_norms { self.norm(norm, &out) } else { out };
+            x.iter_mut().zip(out).for_each(|(x, out)| *x += out);
+        }
+    }
+
+    fn linear(&self, name: &str, x: &[f64]) -> Vector {
+        let weights = &self.tensors[&format!("{name}.weight")];
+        let bias = self.tensors.get(&format!("{name}.bias"));
+        let dot = |row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+        let products = weights.chunks_exact(x.len()).map(dot).enumerate();
+        products.map(|(i, y)| y + bias.map_or(0.0, |bias| bias[i])).collect()
+    }
+
+    fn norm(&self, name: &str, x: &[f64]) -> Vector {
+        let weights = &self.tensors[&format!("{name}.weight")];
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        x.iter().zip(weights).map(|(x, w)| x / (mean + 1e-6f32 as f64).sqrt() * w).collect()
+    }
+
+    /// Heads of a projection of a token, normed and turned where they are.
+    fn heads(&self, layer: usize, part: &str, x: &[f64], position: usize) -> Vec<Vector> {
+        let heads = self.linear(&format!("blk.{layer}.attn_{part}"), x);
+        let head = |head: &[f64]| match part {
+            "v" => head.to_vec(),
+            _ if self.tiny.head_norms => {
+                self.turned(layer, &self.norm(&format!("blk.{layer}.attn_{part}_norm"), head), position)
+            }
+            _ => self.turned(layer, head, position),
+        };
+        heads.chunks_exact(self.tiny.head).map(head).collect()
+    }
+
+    fn sees_all(&self, layer: usize) -> bool {
+        self.tiny.window.is_none() || (layer + 1).is_multiple_of(6)
+    }
+
+    fn turned(&self, layer: usize, x: &[f64], position: usize) -> Vector {
+        let half = x.len() / 2;
+        let base = if self.sees_all(layer) { f64::from(self.tiny.base) } else { 10_000.0 };
+        let factors = self.tensors.get("rope_freqs.weight");
+        let mut out = x.to_vec();
+        for pair in 0..half {
+            let position = position as f64 / self.tiny.factor.map_or(1.0, f64::from);
+            let factor = factors.map_or(1.0, |factors| factors[pair]);
+            let angle = position * base.powf(-2.0 * pair as f64 / x.len() as f64) / factor;
+            let (a, b) = if self.tiny.architecture == "llama" { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
+            out[a] = x[a] * angle.cos() - x[b] * angle.sin();
+            out[b] = x[a] * angle.sin() + x[b] * angle.cos();
+        }
+        out
+    }
+
+    fn attention(&self, layer: usize, xs: &[Vector]) -> Vec<Vector> {
+        let of = |part: &str| -> Vec<Vec<Vector>> {
+            xs.iter().enumerate().map(|(position, x)| self.heads(layer, part, x, position)).collect()
+        };
+        let (q, k, v) = (of("q"), of("k"), of("v"));
+        let window = self.tiny.window.filter(|_| !self.sees_all(layer)).unwrap_or(usize::MAX);
+        let token = |position: usize| {
+            let mut all = Vec::new();
+            for head in 0..self.tiny.heads {
+                let shared = head / (self.tiny.heads / self.tiny.kv_heads);
+                let seen: Vec<usize> = (0..=position).filter(|&key| position - key < window).collect();
+                let score = |&key: &usize| {
+                    let dot: f64 = q[position][head].iter().zip(&k[key][shared]).map(|(q, k)| q * k).sum();
+                    (dot / (self.tiny.head as f64).sqrt()).exp()
+                };
+                let scores: Vector = seen.iter().map(score).collect();
+                let sum: f64 = scores.iter().sum();
+                let value =
+                    |i: usize| seen.iter().zip(&scores).map(|(&key, w)| w / sum * v[key][shared][i]).sum::<f64>();
+                all.extend((0..self.tiny.head).map(value));
+            }
+            self.linear(&format!("blk.{layer}.attn_output"), &all)
+        };
+        (0..xs.len()).map(token).collect()
+    }
+
+    fn feed_forward(&self, layer: usize, x: &[f64]) -> Vector {
+        let name = |part: &str| format!("blk.{layer}.ffn_{part}");
+        let activation = |x: f64| match self.tiny.architecture {
+            "gemma3" => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            _ => x / (1.0 + (-x).exp()),
+        };
+        let (gate, up) = (self.linear(&name("gate"), x), self.linear(&name("up"), x));
+        let hidden: Vector = gate.into_iter().zip(up).map(|(gate, up)| activation(gate) * up).collect();
+        self.linear(&name("down"), &hidden)
+    }
+}

@@ -1,0 +1,171 @@
+//! Tiny random models, written as GGUF files.
+
+use cube_gguf::gguf::{GgmlType, Writer};
+
+pub const CONTEXT: usize = 32;
+pub const VOCABULARY: usize = 40;
+pub const D_MODEL: usize = 64;
+
+/// A model of f32 tensors.
+#[derive(Clone, Copy)]
+pub struct Tiny {
+    pub name: &'static str,
+    pub architecture: &'static str,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head: usize,
+    /// Features of the feed-forward block, by the hyperparameters.
+    pub hidden: usize,
+    /// And by the tensors, where these differ.
+    pub written_hidden: Option<usize>,
+    pub base: f32,
+    /// The factor of a linear scaling of positions.
+    pub factor: Option<f32>,
+    /// Whether pairs have factors of their own.
+    pub pair_factors: bool,
+    pub window: Option<usize>,
+    pub biases: bool,
+    pub head_norms: bool,
+    pub after_norms: bool,
+    pub tied: bool,
+    /// A tensor that is left out.
+    pub without: Option<&'static str>,
+}
+
+const LLAMA: Tiny = Tiny {
+    name: "llama",
+    architecture: "llama",
+    layers: 2,
+    heads: 4,
+    kv_heads: 2,
+    head: 16,
+    hidden: 96,
+    written_hidden: None,
+    base: 10_000.0,
+    factor: None,
+    pair_factors: false,
+    window: None,
+    biases: false,
+    head_norms: false,
+    after_norms: false,
+    tied: false,
+    without: None,
+};
+
+impl Tiny {
+    pub const ALL: [Self; 5] = [
+        LLAMA,
+        Self { name: "llama 3", pair_factors: true, base: 500_000.0, kv_heads: 1, ..LLAMA },
+        Self { name: "qwen 2", architecture: "qwen2", biases: true, tied: true, factor: Some(4.0), ..LLAMA },
+        Self { name: "qwen 3", architecture: "qwen3", head_norms: true, head: 32, ..LLAMA },
+        Self {
+            name: "gemma 3",
+            architecture: "gemma3",
+            layers: 6,
+            head_norms: true,
+            after_norms: true,
+            tied: true,
+            window: Some(3),
+            base: 1_000_000.0,
+            ..LLAMA
+        },
+    ];
+
+    /// The tensors with their shapes, outermost first.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (queries, kv) = (self.heads * self.head, self.kv_heads * self.head);
+        let hidden = self.written_hidden.unwrap_or(self.hidden);
+        let mut all = vec![("token_embd.weight".to_owned(), vec![VOCABULARY, D_MODEL])];
+        let mut add = |name: String, shape: &[usize]| all.push((name, shape.to_vec()));
+        for i in 0..self.layers {
+            let name = |part: &str| format!("blk.{i}.{part}");
+            for (part, outputs) in [("attn_q", queries), ("attn_k", kv), ("attn_v", kv)] {
+                add(name(&format!("{part}.weight")), &[outputs, D_MODEL]);
+                if self.biases {
+                    add(name(&format!("{part}.bias")), &[outputs]);
+                }
+            }
+            add(name("attn_output.weight"), &[D_MODEL, queries]);
+            add(name("ffn_gate.weight"), &[hidden, D_MODEL]);
+            add(name("ffn_up.weight"), &[hidden, D_MODEL]);
+            add(name("ffn_down.weight"), &[D_MODEL, hidden]);
+            add(name("attn_norm.weight"), &[D_MODEL]);
+            add(name("ffn_norm.weight"), &[D_MODEL]);
+            if self.head_norms {
+                add(name("attn_q_norm.weight"), &[self.head]);
+                add(name("attn_k_norm.weight"), &[self.head]);
+            }
+            if self.after_norms {
+                add(name("post_attention_norm.weight"), &[D_MODEL]);
+                add(name("post_ffw_norm.weight"), &[D_MODEL]);
+            }
+        }
+        add("output_norm.weight".to_owned(), &[D_MODEL]);
+        if !self.tied {
+            add("output.weight".to_owned(), &[VOCABULARY, D_MODEL]);
+        }
+        if self.pair_factors {
+            add("rope_freqs.weight".to_owned(), &[self.head / 2]);
+        }
+        all.retain(|(name, _)| Some(name.as_str()) != self.without);
+        all
+    }
+
+    /// The values of a tensor: around 1 for norms and factors, else small enough that sums stay near 1.
+    pub fn values(name: &str, shape: &[usize]) -> Vec<f32> {
+        let seed = name.bytes().fold(0x2545_f491_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+        let mut state = seed | 1;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let count = shape.iter().product();
+        let (middle, spread) = match shape {
+            [_] if name.ends_with("bias") => (0.0, 0.5),
+            [_] => (1.5, 0.5),
+            [_, k, ..] => (0.0, 1.5 / (*k as f32).sqrt()),
+            [] => (0.0, 1.0),
+        };
+        (0..count).map(|_| middle + spread * random()).collect()
+    }
+
+    /// The file.
+    pub fn file(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.metadata("general.architecture", self.architecture).unwrap();
+        let mut number = |name: &str, value: usize| {
+            writer.metadata(&format!("{}.{name}", self.architecture), value as u32).unwrap();
+        };
+        number("context_length", CONTEXT);
+        number("embedding_length", D_MODEL);
+        number("block_count", self.layers);
+        number("feed_forward_length", self.hidden);
+        number("attention.head_count", self.heads);
+        number("attention.head_count_kv", self.kv_heads);
+        number("attention.key_length", self.head);
+        if let Some(window) = self.window {
+            number("attention.sliding_window", window);
+        }
+        let key = |name: &str| format!("{}.{name}", self.architecture);
+        writer.metadata(&key("attention.layer_norm_rms_epsilon"), 1e-6f32).unwrap();
+        writer.metadata(&key("rope.freq_base"), self.base).unwrap();
+        if let Some(factor) = self.factor {
+            writer.metadata(&key("rope.scaling.type"), "linear").unwrap();
+            writer.metadata(&key("rope.scaling.factor"), factor).unwrap();
+        }
+        let tensors = self.tensors();
+        for (name, shape) in &tensors {
+            let dims: Vec<u64> = shape.iter().rev().map(|&extent| extent as u64).collect();
+            writer.tensor(name, &dims, GgmlType::F32).unwrap();
+        }
+        let mut data = writer.begin(Vec::new()).unwrap();
+        for (name, shape) in &tensors {
+            let bytes: Vec<u8> = Self::values(name, shape).into_iter().flat_map(f32::to_le_bytes).collect();
+            data.data(&bytes).unwrap();
+        }
+        data.finish().unwrap()
+    }
+}
