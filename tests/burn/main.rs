@@ -1,4 +1,4 @@
-//! Burn modules on CubeCL's CPU runtime, beside the device tensors that they are of and dense layers of the dequantized
+//! Burn modules, beside the device tensors that they are of and dense layers of the dequantized
 //! weights. Whether Burn fuses is its feature `fusion`: `cargo test --features burn,burn/fusion --test burn` tests that stream.
 
 use burn::module::{Module, Param};
@@ -6,14 +6,22 @@ use burn::nn::Linear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, Tolerance};
 use cube_gguf::burn::{QEmbedding, QLinear};
 use cube_gguf::gguf::{Files, GgmlType};
-use cube_gguf::{Arithmetic, Backend, CubeDevice, DeviceTensor, Error, FloatType};
+use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
 
-/// The weights of a fixture on CubeCL's CPU runtime.
+/// CubeCL's CPU runtime, or the device that `CUBE_GGUF_BURN_DEVICE` names, as `rocm:0`.
+fn cube_device() -> CubeDevice {
+    let name = std::env::var("CUBE_GGUF_BURN_DEVICE").unwrap_or_else(|_| "cube-cpu".to_owned());
+    match name.parse().unwrap() {
+        cube_gguf::Device::Cube(device) => device,
+        cube_gguf::Device::Cpu => panic!("Burn's tensors are on a device of CubeCL's"),
+    }
+}
+
+/// The weights of a fixture.
 fn weights(name: &str) -> DeviceTensor {
     let path = format!("{}/tests/fixtures/{name}.gguf", env!("CARGO_MANIFEST_DIR"));
     let files = Files::open(&path).unwrap();
-    let device = CubeDevice::new(Backend::CubeCpu, 0).unwrap();
-    DeviceTensor::load(&device, &files.parse().unwrap().tensor("quantized").unwrap()).unwrap()
+    DeviceTensor::load(&cube_device(), &files.parse().unwrap().tensor("quantized").unwrap()).unwrap()
 }
 
 fn device(weights: &DeviceTensor) -> Device {

@@ -60,11 +60,11 @@ pub fn lint() -> Result<()> {
     clippy(&["--workspace", "--all-targets", "--features", ALL_BACKENDS])
 }
 
-/// The tests of Burn's modules, in the stream of Burn's fusing backend, which a build has in place of the plain one.
+/// The tests of Burn's modules and models, in the stream of Burn's fusing backend, which a build has in place of the plain one.
 fn fusing() -> Result<()> {
     let features = format!("{},burn/fusion", test::FEATURES);
-    let mut cargo = process::cargo(["test", "--quiet", "--test", "burn", "--features", &features]);
-    process::run(&mut cargo, "the tests of Burn's modules, fusing")
+    let mut cargo = process::cargo(["test", "--quiet", "--test", "burn", "--test", "models", "--features", &features]);
+    process::run(&mut cargo, "the tests of Burn's modules and models, fusing")
 }
 
 fn each_feature() -> Result<()> {
