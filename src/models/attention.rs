@@ -1,13 +1,13 @@
 //! [`Attention`]: grouped-query attention over the cache.
 
 use burn::nn::RmsNorm;
-use burn::tensor::Tensor;
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-use super::cache::{Cache, mask};
+use super::cache::Cache;
 use super::error::{Error, Result};
-use super::rope::Turn;
+use super::rope::{Rope, Turn};
 use super::weights::Source;
 use crate::storage::burn::QLinear;
 
@@ -41,6 +41,32 @@ impl Heads {
     }
 }
 
+/// Where tokens are, for all layers that see as much of those before.
+#[derive(Debug)]
+pub(super) struct Positions {
+    turn: Turn,
+    /// Which keys each token may not see, `[tokens, keys]`; `None` where it sees all.
+    hidden: Option<Tensor<2, Bool>>,
+}
+
+impl Positions {
+    /// Those of `tokens` tokens after `start` others, each of which sees the last `window`, itself included, or all.
+    pub fn new(rope: &Rope, [start, tokens]: [usize; 2], window: Option<usize>, device: &Device) -> Self {
+        Self { turn: rope.at(start, tokens, device), hidden: hidden(start, tokens, window, device) }
+    }
+}
+
+/// Later keys, and those `window` or more before a token.
+fn hidden(start: usize, tokens: usize, window: Option<usize>, device: &Device) -> Option<Tensor<2, Bool>> {
+    let all = start + tokens;
+    if tokens == 1 && window.is_none_or(|window| all <= window) {
+        return None;
+    }
+    let hidden = |query: usize, key: usize| key > query || window.is_some_and(|window| key + window <= query);
+    let mask: Vec<bool> = (start..all).flat_map(|query| (0..all).map(move |key| hidden(query, key))).collect();
+    Some(Tensor::from_data(TensorData::new(mask, [tokens, all]), device))
+}
+
 /// The attention of a layer.
 #[derive(Debug)]
 pub(super) struct Attention {
@@ -53,8 +79,6 @@ pub(super) struct Attention {
     norms: Option<(RmsNorm, RmsNorm)>,
     /// What scores are multiplied by.
     pub scale: f64,
-    /// The tokens that each sees, itself included; `None` for all.
-    pub window: Option<usize>,
 }
 
 impl Attention {
@@ -76,14 +100,13 @@ impl Attention {
             out: source.linear(&name("attn_output"), d_model, queries)?,
             norms,
             scale: (heads.len as f64).powf(-0.5),
-            window: None,
         })
     }
 
     /// What the tokens `x` `[tokens, d_model]` take from those that they see.
-    pub fn forward(&self, x: Tensor<2>, layer: usize, turn: &Turn, cache: &mut Cache) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, layer: usize, positions: &Positions, cache: &mut Cache) -> Tensor<2> {
         let Heads { queries, kv, len } = self.heads;
-        let ([tokens, _], start, device) = (x.dims(), cache.len(), x.device());
+        let [tokens, _] = x.dims();
         let mut projected = QLinear::forward_many(&[&self.q, &self.k, &self.v], x).into_iter();
         let mut next =
             |heads: usize| projected.next().expect("one product for each layer").reshape([tokens, heads, len]);
@@ -92,16 +115,14 @@ impl Attention {
             Some((of_queries, of_keys)) => (of_queries.forward(q), of_keys.forward(k)),
             None => (q, k),
         };
-        let (q, k) = (turn.apply(q), turn.apply(k));
+        let (q, k) = (positions.turn.apply(q), positions.turn.apply(k));
         let by_head = |x: Tensor<3>| x.swap_dims(0, 1).unsqueeze::<4>();
         let (keys, values) = cache.extend(layer, by_head(k), by_head(v));
         // A group's queries are rows of one head: keys and values are not repeated.
         let groups = queries / kv;
         // Burn multiplies scores by 1 / sqrt(len), and chooses no fast kernel where it is given another factor.
         let q = by_head(q * (self.scale * (len as f64).sqrt())).reshape([1, kv, groups * tokens, len]);
-        let all = start + tokens;
-        let hidden = mask(start, tokens, self.window, &device);
-        let hidden = hidden.map(|mask| mask.reshape([1, 1, tokens, all]).repeat(&[1, kv, groups, 1]));
+        let hidden = positions.hidden.clone().map(|hidden| hidden.unsqueeze().repeat(&[1, kv, groups, 1]));
         let seen = attention(q, keys, values, hidden, None, AttentionModuleOptions::default());
         let seen = seen.reshape([queries, tokens, len]).swap_dims(0, 1).reshape([tokens, queries * len]);
         self.out.forward(seen)

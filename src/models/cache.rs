@@ -1,6 +1,6 @@
 //! [`Cache`]: the keys and values of the tokens so far, on the device.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData, s};
+use burn::tensor::{Device, Tensor, s};
 
 use super::Shape;
 
@@ -51,16 +51,4 @@ impl Cache {
     pub fn advance(&mut self, tokens: usize) {
         self.len += tokens;
     }
-}
-
-/// Which keys each of `tokens` tokens after `start` others may not see: later ones, and those `window` or more before it.
-/// `None` where there is no such key.
-pub(super) fn mask(start: usize, tokens: usize, window: Option<usize>, device: &Device) -> Option<Tensor<2, Bool>> {
-    let all = start + tokens;
-    if tokens == 1 && window.is_none_or(|window| all <= window) {
-        return None;
-    }
-    let hidden = |query: usize, key: usize| key > query || window.is_some_and(|window| key + window <= query);
-    let mask: Vec<bool> = (start..all).flat_map(|query| (0..all).map(move |key| hidden(query, key))).collect();
-    Some(Tensor::from_data(TensorData::new(mask, [tokens, all]), device))
 }

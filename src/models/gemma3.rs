@@ -12,7 +12,7 @@
 use burn::nn::RmsNorm;
 use burn::tensor::{Int, Tensor, s};
 
-use super::attention::{Attention, Heads};
+use super::attention::{Attention, Heads, Positions};
 use super::cache::Cache;
 use super::error::Result;
 use super::feed_forward::{FeedForward, Gate};
@@ -31,7 +31,8 @@ struct Gemma3 {
     embedding: QEmbedding,
     scale: f64,
     layers: Vec<Layer>,
-    /// The rotary embeddings of layers with a sliding window.
+    /// The sliding window of local layers, if they have one, and their rotary embeddings.
+    window: Option<usize>,
     local: Rope,
     /// Those of layers that see all.
     global: Rope,
@@ -58,9 +59,9 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
     let heads = Heads::read(source, d_model)?;
     let window = source.optional::<u32>("attention.sliding_window")?.filter(|&window| window > 0);
     let pattern = source.optional_number("attention.sliding_window_pattern")?.unwrap_or(PATTERN);
-    let local_base = source.optional("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
-    let local = Rope::new(Pairs::Halves, heads.len, local_base, 1.0);
-    let global = Rope::new(Pairs::Halves, heads.len, source.rope_base(1_000_000.0)?, source.rope_scale()?);
+    let local = Rope::new(Pairs::Halves, heads.len, source.rope_base("rope.freq_base_swa", LOCAL_BASE)?, 1.0);
+    let global =
+        Rope::new(Pairs::Halves, heads.len, source.rope_base("rope.freq_base", 1_000_000.0)?, source.rope_scale()?);
     // The 27B model scales by its query_pre_attn_scalar, which files do not have.
     let scale = if blocks == 62 { d_model as f64 / heads.queries as f64 } else { heads.len as f64 }.powf(-0.5);
     let layer = |i: usize| {
@@ -68,7 +69,6 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
         let norm = |part: &str| source.norm(&format!("blk.{i}.{part}"), d_model);
         let mut attention = Attention::load(source, i, d_model, heads)?;
         attention.scale = scale;
-        attention.window = window.filter(|_| !sees_all).map(|window| window as usize);
         Ok(Layer {
             sees_all,
             attention_norm: norm("attn_norm")?,
@@ -85,6 +85,7 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
         embedding,
         scale: (d_model as f64).sqrt(),
         layers,
+        window: window.map(|window| window as usize),
         local,
         global,
         softcap: source.optional("final_logit_softcapping")?.filter(|&cap| cap > 0.0),
@@ -97,12 +98,12 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
 impl Architecture for Gemma3 {
     fn forward(&self, ids: Tensor<1, Int>, cache: &mut Cache) -> Tensor<2> {
         let [tokens] = ids.dims();
-        let turn = |rope: &Rope| rope.at(cache.len(), tokens, &ids.device());
-        let (local, global) = (turn(&self.local), turn(&self.global));
+        let positions = |rope, window| Positions::new(rope, [cache.len(), tokens], window, &ids.device());
+        let (local, global) = (positions(&self.local, self.window), positions(&self.global, None));
         let mut x: Tensor<2> = self.embedding.forward(ids) * self.scale;
         for (i, layer) in self.layers.iter().enumerate() {
-            let turn = if layer.sees_all { &global } else { &local };
-            let seen = layer.attention.forward(layer.attention_norm.forward(x.clone()), i, turn, cache);
+            let positions = if layer.sees_all { &global } else { &local };
+            let seen = layer.attention.forward(layer.attention_norm.forward(x.clone()), i, positions, cache);
             x = x + layer.after_attention.forward(seen);
             let fed = layer.feed_forward.forward(layer.feed_forward_norm.forward(x.clone()));
             x = x + layer.after_feed_forward.forward(fed);

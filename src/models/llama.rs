@@ -12,7 +12,7 @@
 use burn::nn::RmsNorm;
 use burn::tensor::{Int, Tensor, s};
 
-use super::attention::{Attention, Heads};
+use super::attention::{Attention, Heads, Positions};
 use super::cache::Cache;
 use super::error::Result;
 use super::feed_forward::{FeedForward, Gate};
@@ -44,7 +44,7 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
     let heads = Heads::read(source, d_model)?;
     let pairs = if source.architecture() == "llama" { Pairs::Neighbours } else { Pairs::Halves };
     let dims = source.rope_dims(heads.len)?;
-    let rope = Rope::new(pairs, dims, source.rope_base(10_000.0)?, source.rope_scale()?);
+    let rope = Rope::new(pairs, dims, source.rope_base("rope.freq_base", 10_000.0)?, source.rope_scale()?);
     let rope = match source.has("rope_freqs.weight") {
         true => rope.divided_by(&source.values("rope_freqs.weight", dims / 2)?),
         false => rope,
@@ -66,10 +66,10 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
 impl Architecture for Llama {
     fn forward(&self, ids: Tensor<1, Int>, cache: &mut Cache) -> Tensor<2> {
         let [tokens] = ids.dims();
-        let turn = self.rope.at(cache.len(), tokens, &ids.device());
+        let positions = Positions::new(&self.rope, [cache.len(), tokens], None, &ids.device());
         let mut x: Tensor<2> = self.embedding.forward(ids);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = x.clone() + layer.attention.forward(layer.attention_norm.forward(x), i, &turn, cache);
+            x = x.clone() + layer.attention.forward(layer.attention_norm.forward(x), i, &positions, cache);
             x = x.clone() + layer.feed_forward.forward(layer.feed_forward_norm.forward(x));
         }
         cache.advance(tokens);

@@ -75,9 +75,9 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The base of rotary embeddings.
-    pub fn rope_base(&self, default: f64) -> Result<f64> {
-        self.above_zero("rope.freq_base", Some(default))
+    /// A base of rotary embeddings.
+    pub fn rope_base(&self, name: &str, default: f64) -> Result<f64> {
+        self.above_zero(name, Some(default))
     }
 
     /// Values of a head that rotary embeddings turn.
@@ -94,9 +94,9 @@ impl<'a> Source<'a> {
 
     /// A number that is more than 0.
     fn above_zero(&self, name: &str, default: Option<f64>) -> Result<f64> {
-        let found = match (self.optional(name)?, default) {
-            (Some(found), _) | (None, Some(found)) => found,
-            (None, None) => self.value(name)?,
+        let found = match default {
+            Some(default) => self.optional(name)?.unwrap_or(default),
+            None => self.value(name)?,
         };
         match found > 0.0 && f64::is_finite(found) {
             true => Ok(found),

@@ -1,21 +1,17 @@
-//! Burn modules, beside the device tensors that they are of and dense layers of the dequantized
-//! weights. Whether Burn fuses is its feature `fusion`: `cargo test --features burn,burn/fusion --test burn` tests that stream.
+//! Burn modules, beside the device tensors that they are of and dense layers of the dequantized weights.
+//!
+//! Whether Burn fuses is its feature `fusion`: `cargo test --features burn,burn/fusion --test burn` tests that stream.
+
+mod cube_device;
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, Tolerance};
 use cube_gguf::burn::{QEmbedding, QLinear};
 use cube_gguf::gguf::{Files, GgmlType};
-use cube_gguf::{Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
+use cube_gguf::{Arithmetic, DeviceTensor, Error, FloatType};
 
-/// CubeCL's CPU runtime, or the device that `CUBE_GGUF_BURN_DEVICE` names, as `rocm:0`.
-fn cube_device() -> CubeDevice {
-    let name = std::env::var("CUBE_GGUF_BURN_DEVICE").unwrap_or_else(|_| "cube-cpu".to_owned());
-    match name.parse().unwrap() {
-        cube_gguf::Device::Cube(device) => device,
-        cube_gguf::Device::Cpu => panic!("Burn's tensors are on a device of CubeCL's"),
-    }
-}
+use cube_device::cube_device;
 
 /// The weights of a fixture.
 fn weights(name: &str) -> DeviceTensor {

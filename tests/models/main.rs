@@ -1,24 +1,17 @@
 //! Language models: tiny random ones, against the formulas of their papers in f64.
 
+#[path = "../burn/cube_device.rs"]
+mod cube_device;
 mod reference;
 mod tiny;
 
+use cube_device::cube_device;
 use cube_gguf::gguf::Gguf;
 use cube_gguf::models::{Error, Model};
-use cube_gguf::{CubeDevice, Device};
 use reference::Reference;
 use tiny::{CONTEXT, Tiny, VOCABULARY};
 
 const TOKENS: [u32; 9] = [3, 17, 0, 39, 22, 8, 8, 31, 5];
-
-/// CubeCL's CPU runtime, or the device that `CUBE_GGUF_BURN_DEVICE` names, as `rocm:0`.
-fn cube_device() -> CubeDevice {
-    let name = std::env::var("CUBE_GGUF_BURN_DEVICE").unwrap_or_else(|_| "cube-cpu".to_owned());
-    match name.parse().unwrap() {
-        Device::Cube(device) => device,
-        Device::Cpu => panic!("Burn's tensors are on a device of CubeCL's"),
-    }
-}
 
 fn load(file: &[u8]) -> Model {
     Model::load(&Gguf::parse(file).unwrap(), &cube_device()).unwrap()

@@ -121,6 +121,21 @@ pub mod tq1_0 {
     }
 }
 
+/// Loads a chunk of two-bit codes in component 0, and the word with the f16 scale of its block, of `chunks` chunks, in component 1.
+#[cube]
+fn load_crumbs(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] chunks: usize) {
+    raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
+    raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+    raw.push(view.word(1usize, at.row, at.block(chunks) / 2));
+}
+
+/// The chunk that [`load_crumbs`] loaded.
+#[cube]
+fn decode_crumbs(raw: &Raw, at: At, #[comptime] chunks: usize) -> Chunk {
+    let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
+    Chunk::scaled(low, high, f16(half_of(raw.word(2usize), at.block(chunks))))
+}
+
 pub mod tq2_0 {
     use super::*;
 
@@ -146,15 +161,12 @@ pub mod tq2_0 {
 
     #[cube]
     pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
-        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+        load_crumbs(view, at, raw, CHUNKS);
     }
 
     #[cube]
     pub fn decode(raw: &Raw, at: At) -> Chunk {
-        let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
-        Chunk::scaled(low, high, f16(half_of(raw.word(2usize), at.block(CHUNKS))))
+        decode_crumbs(raw, at, CHUNKS)
     }
 }
 
@@ -220,14 +232,11 @@ pub mod q2_0 {
 
     #[cube]
     pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
-        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+        load_crumbs(view, at, raw, CHUNKS);
     }
 
     #[cube]
     pub fn decode(raw: &Raw, at: At) -> Chunk {
-        let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
-        Chunk::scaled(low, high, f16(half_of(raw.word(2usize), at.block(CHUNKS))))
+        decode_crumbs(raw, at, CHUNKS)
     }
 }

@@ -115,7 +115,7 @@ fn failed(error: Error) -> ExecutionError {
 /// The products of matrices with one operand: together where all have one arithmetic.
 fn products(weights: &[QMatrix], x: &Activations) -> Result<Vec<Handle>> {
     let arithmetic = weights.first().map(|first| first.arithmetic);
-    match arithmetic.filter(|&first| weights.len() > 1 && weights.iter().all(|other| other.arithmetic == first)) {
+    match arithmetic.filter(|&first| weights.iter().all(|other| other.arithmetic == first)) {
         Some(arithmetic) => {
             let tensors: Vec<&DeviceTensor> = weights.iter().map(|weight| &weight.tensor).collect();
             DeviceTensor::matmul_many_on_device(&tensors, x, arithmetic)
