@@ -6,7 +6,7 @@
 //! - [`QTensor`], [`QMatMul`], [`QStorage`] (feature `candle`): the API of `candle_core::quantized`; [`candle`] is the
 //!   module to import in its place in models written for Candle.
 //! - `burn` (feature `burn`): Burn modules over device tensors.
-//! - `models` (feature `models`): language models on Burn.
+//! - `models` (feature `models`): language models.
 //! - `text` (feature `text`): the tokenizer that a file holds, its chat template, and sampling.
 
 #[cfg(all(doctest, feature = "burn", feature = "candle", feature = "cpu"))]

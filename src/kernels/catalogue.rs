@@ -7,6 +7,10 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::activations::{self, Activations};
+use super::decoder::attention::{Attention, attend};
+use super::decoder::elementwise::{Activation, Map, add_bias, gate, map, take_row};
+use super::decoder::norm::{RmsNorm, add_norm, norm};
+use super::decoder::rotary::{Heads, KeyValues, Pairs, Rotary, Turns, turn_and_store};
 use super::dequantize;
 use super::floats::{FloatType, has_buffers};
 use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
@@ -70,6 +74,7 @@ pub fn entries(client: &Client) -> Vec<Entry> {
         entries.push(of_several_matrices(format));
     }
     entries.extend(of_matrix_units(client));
+    entries.extend(of_decoders());
     entries
 }
 
@@ -211,6 +216,77 @@ fn of_matrix_units(client: &Client) -> Vec<Entry> {
         let entry = Entry::new("matmul", None, format!("{tokens} tokens"), launch);
         entries.push(Entry { arithmetic: Some("bf16"), ..entry });
     }
+    entries
+}
+
+/// Heads as in LLaMA 3 8B and as in Gemma 3 270M, with all that a head may go through.
+const HEADS: [(Heads, Pairs); 2] = [
+    (Heads { queries: 32, kv: 8, len: 128 }, Pairs::Neighbours),
+    (Heads { queries: 4, kv: 1, len: 256 }, Pairs::Halves),
+];
+
+fn of_decoders() -> Vec<Entry> {
+    const WIDTH: usize = 4096;
+    let f32s = |client: &Client, values: usize| client.create_from_slice(&vec![0; 4 * values]);
+    let rms = move |client: &Client| RmsNorm { weight: f32s(client, WIDTH), width: WIDTH, epsilon: 1e-6 };
+    let mut entries = Vec::new();
+    let mut add = |operation, configuration: String, launch: Box<Launch>| {
+        entries.push(Entry { launch, ..Entry::new(operation, None, configuration, |_| None) });
+    };
+    let of_row = move |client: &Client| Some(norm(client, &f32s(client, WIDTH), 1, &rms(client)));
+    add("norm", String::new(), Box::new(of_row));
+    for after in [false, true] {
+        let launch = move |client: &Client| {
+            let (x, by) = (f32s(client, WIDTH), rms(client));
+            Some(add_norm(client, [&x, &x], 1, after.then_some(&by), &by).1)
+        };
+        add("norm of a sum", if after { "of a norm" } else { "" }.to_owned(), Box::new(launch));
+    }
+    for (heads, pairs) in HEADS {
+        let Heads { queries, kv, len } = heads;
+        let words = format!("{queries} and {kv} heads of {len}");
+        let cache = move |client: &Client| KeyValues {
+            keys: f32s(client, kv * len),
+            values: f32s(client, kv * len),
+            capacity: 1,
+            position: f32s(client, 1),
+        };
+        for plain in [true, false] {
+            let launch = move |client: &Client| {
+                let turns = Turns { pairs, count: len / 2, table: f32s(client, len) };
+                let bias = (!plain).then(|| f32s(client, (queries + 2 * kv) * len));
+                let norms = (!plain).then(|| (f32s(client, 2 * len), 1e-6));
+                let (q, k) = (f32s(client, queries * len), f32s(client, kv * len));
+                let rotary = Rotary { heads, bias, norms, scale: 1.0 };
+                Some(turn_and_store(client, [&q, &k, &k], 1, &rotary, &turns, &cache(client)))
+            };
+            let before = if plain { "" } else { ", biases and norms" };
+            add("rotary embedding", format!("{words}{before}"), Box::new(launch));
+        }
+        // One token's keys are seen in parts, those of many as a whole.
+        for (tokens, softcap) in [(1, 0.0), (1, 50.0), (1 << 16, 0.0)] {
+            let launch = move |client: &Client| {
+                let attention = Attention { heads, window: 0, softcap };
+                Some(attend(client, &f32s(client, queries * len), tokens, &attention, &cache(client)))
+            };
+            add("attention", format!("{words}, {tokens} tokens, cap {softcap}"), Box::new(launch));
+        }
+    }
+    for activation in [Activation::Silu, Activation::Gelu] {
+        let launch = move |client: &Client| {
+            let x = f32s(client, WIDTH);
+            Some(gate(client, [&x, &x], WIDTH, activation))
+        };
+        add("gate", format!("{activation:?}"), Box::new(launch));
+    }
+    for function in [Map::Scale, Map::Softcap] {
+        let launch = move |client: &Client| Some(map(client, &f32s(client, WIDTH), WIDTH, function, 1.0));
+        add("map", format!("{function:?}"), Box::new(launch));
+    }
+    let biased = move |client: &Client| Some(add_bias(client, &f32s(client, WIDTH), 1, &f32s(client, WIDTH), WIDTH));
+    add("bias", String::new(), Box::new(biased));
+    let taken = move |client: &Client| Some(take_row(client, &f32s(client, WIDTH), 0, WIDTH));
+    add("row", String::new(), Box::new(taken));
     entries
 }
 

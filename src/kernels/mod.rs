@@ -4,6 +4,7 @@ pub mod accuracy;
 pub mod activations;
 pub mod arch;
 pub mod catalogue;
+pub mod decoder;
 pub mod dequantize;
 pub mod floats;
 pub mod formats;

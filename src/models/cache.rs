@@ -1,54 +1,46 @@
 //! [`Cache`]: the keys and values of the tokens so far, on the device.
 
-use burn::tensor::{Device, Tensor, s};
+use cubecl::bytes::Bytes;
+use cubecl::client::Client;
 
 use super::Shape;
+use super::step::Place;
+use crate::kernels::decoder::rotary::{KeyValues, Turns};
+use cubecl::server::Handle;
 
-/// Keys and values of all layers, and the place of the tokens that are being added.
+/// Keys and values of all layers, and the turns of all positions.
 #[derive(Debug)]
 pub(super) struct Cache {
-    layers: Vec<Layer>,
-    capacity: usize,
-    len: usize,
-}
-
-/// Keys and values of a layer: `[1, kv_heads, capacity, head]`.
-#[derive(Debug)]
-struct Layer {
-    keys: Tensor<4>,
-    values: Tensor<4>,
+    layers: Vec<KeyValues>,
+    /// Of each of the model's rotary embeddings.
+    turns: Vec<Turns>,
+    /// The position of the first token that is being added, an i32.
+    position: Handle,
 }
 
 impl Cache {
-    pub fn new(shape: Shape, capacity: usize, device: &Device) -> Self {
-        let zeros = || Tensor::zeros([1, shape.kv_heads, capacity, shape.head], device);
-        let layers = (0..shape.layers).map(|_| Layer { keys: zeros(), values: zeros() }).collect();
-        Self { layers, capacity, len: 0 }
+    /// Room for `capacity` tokens.
+    pub fn new(shape: &Shape, capacity: usize, client: &Client) -> Self {
+        let position = client.create_from_slice(&0i32.to_le_bytes());
+        let bytes = 4 * shape.kv_heads * capacity * shape.head;
+        let layer = |_| KeyValues {
+            keys: client.empty(bytes),
+            values: client.empty(bytes),
+            capacity,
+            position: position.clone(),
+        };
+        let layers = (0..shape.layers).map(layer).collect();
+        let turns = shape.ropes.iter().map(|rope| rope.turns(capacity, client)).collect();
+        Self { layers, turns, position }
     }
 
-    /// Tokens so far.
-    pub fn len(&self) -> usize {
-        self.len
+    /// The next tokens are added from `position` on.
+    pub fn move_to(&self, position: usize, client: &Client) {
+        client.write(&self.position, Bytes::from_bytes_vec((position as i32).to_le_bytes().to_vec()));
     }
 
-    /// Tokens that there is room for in all.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Adds the keys and values `[1, kv_heads, tokens, head]` of a layer, and gives those of all tokens so far.
-    pub fn extend(&mut self, layer: usize, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let (start, end) = (self.len, self.len + keys.dims()[2]);
-        let layer = &mut self.layers[layer];
-        let place = || s![.., .., start..end, ..];
-        layer.keys.inplace(|all| all.slice_assign(place(), keys));
-        layer.values.inplace(|all| all.slice_assign(place(), values));
-        let so_far = || s![.., .., 0..end, ..];
-        (layer.keys.clone().slice(so_far()), layer.values.clone().slice(so_far()))
-    }
-
-    /// Counts tokens whose keys and values are in all layers.
-    pub fn advance(&mut self, tokens: usize) {
-        self.len += tokens;
+    /// The keys and values of a layer, and its turns.
+    pub fn layer(&self, place: Place) -> (&KeyValues, &Turns) {
+        (&self.layers[place.layer], &self.turns[place.rope])
     }
 }

@@ -84,12 +84,9 @@ pub enum Error {
         /// Tokens of the vocabulary.
         vocabulary: usize,
     },
-    /// The device failed.
-    #[error("the device failed: {reason}")]
-    Device {
-        /// What it reported.
-        reason: String,
-    },
+    /// A product that failed, or a device.
+    #[error(transparent)]
+    Compute(#[from] crate::Error),
 }
 
 /// A result with an [`Error`].

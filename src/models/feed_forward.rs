@@ -1,32 +1,22 @@
 //! [`FeedForward`]: the gated feed-forward block.
 
-use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu_approximate, silu};
-
 use super::error::Result;
+use super::linear::Linear;
+use super::step::{Rows, Step};
 use super::weights::Source;
-use crate::storage::burn::QLinear;
+use crate::kernels::decoder::elementwise::Activation;
 
-/// The activation of the gate.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Gate {
-    /// SiLU: the block is a SwiGLU.
-    Silu,
-    /// GELU by its tanh approximation: the block is a GeGLU.
-    Gelu,
-}
-
-/// `down(activation(gate(x)) * up(x))`.
+/// `down(activation(gate(x)) * up(x))`: with SiLU a SwiGLU, with GELU a GeGLU.
 #[derive(Debug)]
 pub(super) struct FeedForward {
-    activation: Gate,
-    gate: QLinear,
-    up: QLinear,
-    down: QLinear,
+    activation: Activation,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 impl FeedForward {
-    pub fn load(source: &Source<'_>, layer: usize, d_model: usize, activation: Gate) -> Result<Self> {
+    pub fn load(source: &Source<'_>, layer: usize, d_model: usize, activation: Activation) -> Result<Self> {
         let name = |part: &str| format!("blk.{layer}.ffn_{part}");
         let hidden = source.number("feed_forward_length")?;
         Ok(Self {
@@ -37,14 +27,8 @@ impl FeedForward {
         })
     }
 
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let mut products = QLinear::forward_many(&[&self.gate, &self.up], x).into_iter();
-        let mut next = || products.next().expect("one product for each layer");
-        let (gate, up) = (next(), next());
-        let gate = match self.activation {
-            Gate::Silu => silu(gate),
-            Gate::Gelu => gelu_approximate(gate),
-        };
-        self.down.forward(gate * up)
+    pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
+        let [gate, up] = Linear::forward_many([&self.gate, &self.up], step, x)?;
+        self.down.forward(step, &step.gate([&gate, &up], self.activation))
     }
 }

@@ -9,32 +9,32 @@
 //! logits = output(norm(x))
 //! ```
 
-use burn::nn::RmsNorm;
-use burn::tensor::{Int, Tensor, s};
-
-use super::attention::{Attention, Heads, Positions};
-use super::cache::Cache;
+use super::attention::SelfAttention;
 use super::error::Result;
-use super::feed_forward::{FeedForward, Gate};
-use super::rope::{Pairs, Rope};
+use super::feed_forward::FeedForward;
+use super::linear::Linear;
+use super::rope::Rope;
+use super::step::{Place, Rows, Step};
 use super::weights::Source;
 use super::{Architecture, Shape};
-use crate::storage::burn::{QEmbedding, QLinear};
+use crate::kernels::decoder::elementwise::Activation;
+use crate::kernels::decoder::norm::RmsNorm;
+use crate::kernels::decoder::rotary::{Heads, Pairs};
+use crate::storage::DeviceTensor;
 
 #[derive(Debug)]
 struct Llama {
-    embedding: QEmbedding,
+    embedding: DeviceTensor,
     layers: Vec<Layer>,
-    rope: Rope,
     norm: RmsNorm,
-    output: QLinear,
+    output: Linear,
     shape: Shape,
 }
 
 #[derive(Debug)]
 struct Layer {
     attention_norm: RmsNorm,
-    attention: Attention,
+    attention: SelfAttention,
     feed_forward_norm: RmsNorm,
     feed_forward: FeedForward,
 }
@@ -49,34 +49,36 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
         true => rope.divided_by(&source.values("rope_freqs.weight", dims / 2)?),
         false => rope,
     };
-    let layer = |i: usize| {
+    let layer = |layer: usize| {
         Ok(Layer {
-            attention_norm: source.norm(&format!("blk.{i}.attn_norm"), d_model)?,
-            attention: Attention::load(source, i, d_model, heads)?,
-            feed_forward_norm: source.norm(&format!("blk.{i}.ffn_norm"), d_model)?,
-            feed_forward: FeedForward::load(source, i, d_model, Gate::Silu)?,
+            attention_norm: source.norm(&format!("blk.{layer}.attn_norm"), d_model)?,
+            attention: SelfAttention::load(source, Place { layer, rope: 0 }, d_model, heads)?,
+            feed_forward_norm: source.norm(&format!("blk.{layer}.ffn_norm"), d_model)?,
+            feed_forward: FeedForward::load(source, layer, d_model, Activation::Silu)?,
         })
     };
     let layers = (0..blocks).map(layer).collect::<Result<_>>()?;
     let (embedding, output) = source.embedding_and_output(d_model)?;
-    let shape = Shape { layers: blocks, kv_heads: heads.kv, head: heads.len };
-    Ok(Box::new(Llama { embedding, layers, rope, norm: source.norm("output_norm", d_model)?, output, shape }))
+    let shape = Shape { layers: blocks, kv_heads: heads.kv, head: heads.len, ropes: vec![rope] };
+    Ok(Box::new(Llama { embedding, layers, norm: source.norm("output_norm", d_model)?, output, shape }))
 }
 
 impl Architecture for Llama {
-    fn forward(&self, ids: Tensor<1, Int>, cache: &mut Cache) -> Tensor<2> {
-        let [tokens] = ids.dims();
-        let positions = Positions::new(&self.rope, [cache.len(), tokens], None, &ids.device());
-        let mut x: Tensor<2> = self.embedding.forward(ids);
+    fn forward(&self, step: &Step<'_>) -> Result<Rows> {
+        let mut x = step.embed(&self.embedding, 1.0)?;
+        let mut normed = step.norm(&x, &self.layers[0].attention_norm);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = x.clone() + layer.attention.forward(layer.attention_norm.forward(x), i, &positions, cache);
-            x = x.clone() + layer.feed_forward.forward(layer.feed_forward_norm.forward(x));
+            let seen = layer.attention.forward(step, &normed)?;
+            (x, normed) = step.add_norm([&x, &seen], None, &layer.feed_forward_norm);
+            let fed = layer.feed_forward.forward(step, &normed)?;
+            let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.attention_norm);
+            (x, normed) = step.add_norm([&x, &fed], None, next);
         }
-        cache.advance(tokens);
-        self.output.forward(self.norm.forward(x.slice(s![tokens - 1..tokens, ..])))
+        let (last, of) = step.last(&normed);
+        self.output.forward(&of, &last)
     }
 
-    fn shape(&self) -> Shape {
-        self.shape
+    fn shape(&self) -> &Shape {
+        &self.shape
     }
 }

@@ -1,4 +1,4 @@
-//! Language models of GGUF files, on Burn (feature `models`).
+//! Language models of GGUF files (feature `models`).
 //!
 //! A [`Model`] is read from the file's metadata and tensors alone; a [`Session`] is one run of it, with the keys and values
 //! of the tokens so far on the device. What turns text into tokens is [`text`](crate::text).
@@ -36,17 +36,23 @@ mod attention;
 mod cache;
 mod error;
 mod feed_forward;
-mod gemma3;
+mod gemma;
+mod linear;
 mod llama;
+mod replay;
 mod rope;
+mod step;
 mod weights;
 
 use std::fmt;
 
-use burn::tensor::{Device, Int, Tensor};
+use cubecl::client::Client;
 
 use self::cache::Cache;
 pub use self::error::{Error, Result};
+use self::replay::Replay;
+use self::rope::Rope;
+use self::step::{Rows, Step};
 use self::weights::Source;
 use crate::gguf::Gguf;
 use crate::storage::CubeDevice;
@@ -55,32 +61,41 @@ use crate::storage::CubeDevice;
 type Load = fn(&Source<'_>) -> Result<Box<dyn Architecture>>;
 
 /// The architectures by their names in `general.architecture`.
-const ARCHITECTURES: [(&str, Load); 4] =
-    [("gemma3", gemma3::load), ("llama", llama::load), ("qwen2", llama::load), ("qwen3", llama::load)];
+const ARCHITECTURES: [(&str, Load); 5] = [
+    ("gemma2", gemma::load_2),
+    ("gemma3", gemma::load_3),
+    ("llama", llama::load),
+    ("qwen2", llama::load),
+    ("qwen3", llama::load),
+];
+
+/// The most tokens of a step: the values of more would take memory that few devices have to spare.
+const BATCH: usize = 512;
 
 /// What a model computes.
 trait Architecture: fmt::Debug + Send + Sync {
-    /// The logits after the last of the tokens `ids`, which follow those in the cache: `[1, vocabulary]`.
-    fn forward(&self, ids: Tensor<1, Int>, cache: &mut Cache) -> Tensor<2>;
+    /// The logits after the last of a step's tokens.
+    fn forward(&self, step: &Step<'_>) -> Result<Rows>;
 
-    /// What the cache holds for each layer.
-    fn shape(&self) -> Shape;
+    /// What the cache holds.
+    fn shape(&self) -> &Shape;
 }
 
 /// What the cache of a model holds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Shape {
     layers: usize,
     kv_heads: usize,
     /// Values of a head.
     head: usize,
+    ropes: Vec<Rope>,
 }
 
 /// A language model on a device.
 #[derive(Debug)]
 pub struct Model {
     architecture: Box<dyn Architecture>,
-    device: Device,
+    device: CubeDevice,
     context: usize,
     vocabulary: usize,
 }
@@ -94,7 +109,16 @@ impl Model {
     /// in a file of a vocabulary alone; [`Error::Shape`] where a tensor does not fit the others; [`Error::Tensor`] where the
     /// device cannot take one.
     pub fn load(file: &Gguf<'_>, device: &CubeDevice) -> Result<Self> {
-        let source = Source::new(file, device)?;
+        Self::load_with_progress(file, device, &|_| ())
+    }
+
+    /// [`load`](Self::load) that tells `progress` the bytes of each tensor of the file that it has read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load).
+    pub fn load_with_progress(file: &Gguf<'_>, device: &CubeDevice, progress: &dyn Fn(u64)) -> Result<Self> {
+        let source = Source::new(file, device, progress)?;
         let load = ARCHITECTURES.iter().find(|(name, _)| *name == source.architecture());
         let Some((_, load)) = load else {
             return Err(Error::UnknownArchitecture {
@@ -104,7 +128,7 @@ impl Model {
         };
         let architecture = load(&source)?;
         let (vocabulary, _) = source.matrix("token_embd.weight")?;
-        Ok(Self { architecture, device: Device::from(device), context: source.number("context_length")?, vocabulary })
+        Ok(Self { architecture, device: device.clone(), context: source.number("context_length")?, vocabulary })
     }
 
     /// Tokens that the model was made for.
@@ -126,32 +150,58 @@ impl Model {
         if capacity == 0 || capacity > self.context {
             return Err(Error::Capacity { capacity, context: self.context });
         }
-        let cache = Cache::new(self.architecture.shape(), capacity, &self.device);
-        Ok(Session { model: self, cache })
+        let client = self.device.client();
+        let cache = Cache::new(self.architecture.shape(), capacity, &client);
+        Ok(Session { model: self, client, cache, replay: Replay::default(), tokens: Vec::new(), capacity })
     }
 }
 
 /// A run of a model: the tokens so far, by their keys and values on the device.
-#[derive(Debug)]
 pub struct Session<'a> {
     model: &'a Model,
+    client: Client,
     cache: Cache,
+    /// The step of one token.
+    replay: Replay,
+    /// Those whose keys and values are in the cache.
+    tokens: Vec<u32>,
+    /// Tokens that the cache has room for.
+    capacity: usize,
+}
+
+impl fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("tokens", &self.tokens)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Session<'_> {
-    /// Tokens so far.
+    /// The tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How many tokens there are so far.
     pub fn len(&self) -> usize {
-        self.cache.len()
+        self.tokens.len()
     }
 
     /// Whether there are no tokens yet.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.tokens.is_empty()
+    }
+
+    /// Forgets all tokens but the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
     }
 
     /// Tokens for which there is room.
     pub fn left(&self) -> usize {
-        self.cache.capacity() - self.len()
+        self.capacity - self.len()
     }
 
     /// Adds tokens, and gives the logits of the token after them.
@@ -159,26 +209,38 @@ impl Session<'_> {
     /// # Errors
     ///
     /// [`Error::NoTokens`] where there are none, [`Error::ContextFull`] for more than are [`left`](Self::left),
-    /// [`Error::UnknownToken`] for one that the vocabulary does not have, [`Error::Device`] where the device failed.
+    /// [`Error::UnknownToken`] for one that the vocabulary does not have, [`Error::Compute`] where the device failed.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let vocabulary = self.model.vocabulary;
         if tokens.is_empty() {
             return Err(Error::NoTokens);
         }
         if tokens.len() > self.left() {
-            return Err(Error::ContextFull {
-                tokens: tokens.len(),
-                left: self.left(),
-                capacity: self.cache.capacity(),
-            });
+            return Err(Error::ContextFull { tokens: tokens.len(), left: self.left(), capacity: self.capacity });
         }
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
             return Err(Error::UnknownToken { id, vocabulary });
         }
-        let ids: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
-        let ids = Tensor::<1, Int>::from_ints(&ids[..], &self.model.device);
-        let logits = self.model.architecture.forward(ids, &mut self.cache);
-        let logits = logits.try_into_data().map_err(|error| Error::Device { reason: format!("{error:?}") })?;
-        logits.convert::<f32>().try_to_vec().map_err(|error| Error::Device { reason: format!("{error:?}") })
+        let mut logits = Vec::new();
+        for batch in tokens.chunks(BATCH) {
+            self.cache.move_to(self.len(), &self.client);
+            logits = match batch {
+                &[token] => self.replay.step(self.model, &self.client, &self.cache, token)?,
+                _ => {
+                    let ids = self.client.create_from_slice(bytemuck::cast_slice(batch));
+                    let step = Step { client: &self.client, cache: &self.cache, ids: &ids, tokens: batch.len() };
+                    read(self.model, &self.client, &self.model.architecture.forward(&step)?)?
+                }
+            };
+            self.tokens.extend_from_slice(batch);
+        }
+        Ok(logits)
     }
+}
+
+/// The logits of a step, read from the device.
+fn read(model: &Model, client: &Client, logits: &Rows) -> Result<Vec<f32>> {
+    let bytes = client.read_one(logits.handle.clone()).map_err(|error| model.device.failed(error))?;
+    let values = bytes.chunks_exact(4).map(|value| f32::from_ne_bytes([value[0], value[1], value[2], value[3]]));
+    Ok(values.take(logits.width).collect())
 }

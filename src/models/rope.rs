@@ -1,15 +1,8 @@
-//! [`Rope`]: rotary position embeddings (Su et al., 2021), with the pairs and scalings of GGUF's models.
+//! [`Rope`]: rotary position embeddings (Su et al., 2021), with the scalings of GGUF's models.
 
-use burn::tensor::{Device, Tensor, TensorData, s};
+use cubecl::client::Client;
 
-/// Which values of a head make a pair that is turned together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pairs {
-    /// Neighbours: 0 and 1, 2 and 3, as LLaMA's weights are converted to.
-    Neighbours,
-    /// Value `i` of the first half and value `i` of the second, as GPT-NeoX has it.
-    Halves,
-}
+use crate::kernels::decoder::rotary::{Pairs, Turns};
 
 /// Rotary embeddings of a kind of layer.
 #[derive(Clone, Debug)]
@@ -17,14 +10,6 @@ pub(super) struct Rope {
     pairs: Pairs,
     /// What each pair is turned by from one position to the next, in radians.
     frequencies: Vec<f64>,
-}
-
-/// Cosines and sines of some positions: `[positions, 1, pairs]` each.
-#[derive(Clone, Debug)]
-pub(super) struct Turn {
-    pairs: Pairs,
-    cos: Tensor<3>,
-    sin: Tensor<3>,
 }
 
 impl Rope {
@@ -41,38 +26,14 @@ impl Rope {
         Self { frequencies: frequencies.collect(), ..self }
     }
 
-    /// The turns of `tokens` positions from `start` on.
-    pub fn at(&self, start: usize, tokens: usize, device: &Device) -> Turn {
-        let table = |f: fn(f64) -> f64| {
-            let row = |position: usize| self.frequencies.iter().map(move |&w| f(position as f64 * w) as f32);
-            let values: Vec<f32> = (start..start + tokens).flat_map(row).collect();
-            Tensor::from_data(TensorData::new(values, [tokens, 1, self.frequencies.len()]), device)
+    /// The turns of the first `positions` positions, on the device.
+    pub fn turns(&self, positions: usize, client: &Client) -> Turns {
+        let row = |position: usize| {
+            let angles = move || self.frequencies.iter().map(move |&w| position as f64 * w);
+            angles().map(f64::cos).chain(angles().map(f64::sin)).map(|value| value as f32)
         };
-        Turn { pairs: self.pairs, cos: table(f64::cos), sin: table(f64::sin) }
-    }
-}
-
-impl Turn {
-    /// Turns the heads of `x` `[positions, heads, head]`; what is past the pairs stays.
-    pub fn apply(&self, x: Tensor<3>) -> Tensor<3> {
-        let [tokens, heads, head] = x.dims();
-        let half = self.cos.dims()[2];
-        let dims = 2 * half;
-        let turned = x.clone().slice(s![.., .., 0..dims]);
-        let (a, b) = match self.pairs {
-            Pairs::Halves => (turned.clone().slice(s![.., .., 0..half]), turned.slice(s![.., .., half..dims])),
-            Pairs::Neighbours => {
-                let pairs = turned.reshape([tokens, heads, half, 2]);
-                let side = |i: usize| pairs.clone().slice(s![.., .., .., i..i + 1]).reshape([tokens, heads, half]);
-                (side(0), side(1))
-            }
-        };
-        let first = a.clone() * self.cos.clone() - b.clone() * self.sin.clone();
-        let second = a * self.sin.clone() + b * self.cos.clone();
-        let turned = match self.pairs {
-            Pairs::Halves => Tensor::cat(vec![first, second], 2),
-            Pairs::Neighbours => Tensor::stack::<4>(vec![first, second], 3).reshape([tokens, heads, dims]),
-        };
-        if dims == head { turned } else { Tensor::cat(vec![turned, x.slice(s![.., .., dims..head])], 2) }
+        let table: Vec<f32> = (0..positions).flat_map(row).collect();
+        let table = client.create_from_slice(bytemuck::cast_slice(&table));
+        Turns { pairs: self.pairs, count: self.frequencies.len(), table }
     }
 }

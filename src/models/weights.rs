@@ -1,13 +1,12 @@
 //! [`Source`]: the file that a model is made of, by the names that its architecture gives to keys and tensors.
 
-use burn::module::Param;
-use burn::nn::{RmsNorm, RmsNormConfig};
-use burn::tensor::{Device, Tensor, TensorData};
+use cubecl::server::Handle;
 
 use super::error::{Error, Result};
+use super::linear::Linear;
 use crate::gguf::{FromValue, Gguf};
+use crate::kernels::decoder::norm::RmsNorm;
 use crate::kernels::floats::FloatType;
-use crate::storage::burn::{QEmbedding, QLinear};
 use crate::storage::{CubeDevice, DeviceTensor};
 
 /// A model's file and the device that its tensors go to.
@@ -15,22 +14,19 @@ pub(super) struct Source<'a> {
     file: &'a Gguf<'a>,
     device: &'a CubeDevice,
     architecture: &'a str,
+    /// Told the bytes of each tensor that is loaded.
+    progress: &'a dyn Fn(u64),
 }
 
 impl<'a> Source<'a> {
-    pub fn new(file: &'a Gguf<'a>, device: &'a CubeDevice) -> Result<Self> {
+    pub fn new(file: &'a Gguf<'a>, device: &'a CubeDevice, progress: &'a dyn Fn(u64)) -> Result<Self> {
         let architecture = file.metadata().value("general.architecture")?;
-        Ok(Self { file, device, architecture })
+        Ok(Self { file, device, architecture, progress })
     }
 
     /// The architecture by its name.
     pub fn architecture(&self) -> &'a str {
         self.architecture
-    }
-
-    /// Where tensors go, as Burn names it.
-    pub fn device(&self) -> Device {
-        Device::from(self.device)
     }
 
     /// A hyperparameter's key: `llama.block_count` of `block_count`.
@@ -121,30 +117,32 @@ impl<'a> Source<'a> {
         if [rows, columns] != [n, k] {
             return Err(Error::Shape { name: name.to_owned(), found: [rows, columns], wanted: [n, k] });
         }
-        DeviceTensor::load(self.device, &tensor).map_err(|source| Error::Tensor { name: name.to_owned(), source })
+        let loaded = DeviceTensor::load(self.device, &tensor);
+        (self.progress)(tensor.size_in_bytes()? as u64);
+        loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
     }
 
     /// The layer of `NAME.weight`, with the values of `NAME.bias` if there are any.
-    pub fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<QLinear> {
-        let weight = QLinear::new(self.tensor(&format!("{name}.weight"), [outputs, inputs])?);
+    pub fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
+        let weight = self.tensor(&format!("{name}.weight"), [outputs, inputs])?;
         let bias = format!("{name}.bias");
-        if !self.has(&bias) {
-            return Ok(weight);
-        }
-        let values = self.vector(&bias, outputs)?;
-        weight.with_bias(values).map_err(|source| Error::Tensor { name: bias, source })
+        let bias = match self.has(&bias) {
+            true => Some(self.vectors(&[(bias, outputs)])?),
+            false => None,
+        };
+        Ok(Linear { weight, bias })
     }
 
     /// The embedding of tokens, and the layer that gives their logits: `output.weight`, or the embedding's own weights.
-    pub fn embedding_and_output(&self, d_model: usize) -> Result<(QEmbedding, QLinear)> {
+    pub fn embedding_and_output(&self, d_model: usize) -> Result<(DeviceTensor, Linear)> {
         let name = "token_embd.weight";
         let (vocabulary, _) = self.matrix(name)?;
         let table = self.tensor(name, [vocabulary, d_model])?;
         let output = match self.has("output.weight") {
             true => self.linear("output", vocabulary, d_model)?,
-            false => QLinear::new(table.clone()),
+            false => Linear { weight: table.clone(), bias: None },
         };
-        Ok((QEmbedding::new(table), output))
+        Ok((table, output))
     }
 
     /// The values of a vector.
@@ -153,16 +151,28 @@ impl<'a> Source<'a> {
         tensor.dequantize(FloatType::F32).map_err(|source| Error::Tensor { name: name.to_owned(), source })
     }
 
-    /// A vector as a Burn tensor.
-    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>> {
-        Ok(Tensor::from_data(TensorData::new(self.values(name, len)?, [len]), &self.device()))
+    /// The values of vectors by their names and lengths, one after the other on the device.
+    pub fn vectors(&self, vectors: &[(String, usize)]) -> Result<Handle> {
+        let mut values = Vec::new();
+        for (name, len) in vectors {
+            values.extend(self.values(name, *len)?);
+        }
+        Ok(self.device.client().create_from_slice(bytemuck::cast_slice(&values)))
     }
 
-    /// The norm of `NAME.weight` over `len` values.
-    pub fn norm(&self, name: &str, len: usize) -> Result<RmsNorm> {
-        let epsilon = self.above_zero("attention.layer_norm_rms_epsilon", None)?;
-        let gamma = Param::from_tensor(self.vector(&format!("{name}.weight"), len)?);
-        let norm = RmsNormConfig::new(len).with_epsilon(epsilon).init(&self.device());
-        Ok(RmsNorm { gamma, ..norm })
+    /// What keeps the roots of norms from being 0.
+    pub fn epsilon(&self) -> Result<f32> {
+        Ok(self.above_zero("attention.layer_norm_rms_epsilon", None)? as f32)
+    }
+
+    /// The norm of `NAME.weight` over `width` values.
+    pub fn norm(&self, name: &str, width: usize) -> Result<RmsNorm> {
+        let weight = self.vectors(&[(format!("{name}.weight"), width)])?;
+        Ok(RmsNorm { weight, width, epsilon: self.epsilon()? })
+    }
+
+    /// What bounds some scores or logits, if anything.
+    pub fn softcap(&self, name: &str) -> Result<Option<f32>> {
+        Ok(self.optional::<f64>(name)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
     }
 }

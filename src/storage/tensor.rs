@@ -185,7 +185,7 @@ impl DeviceTensor {
     /// # Errors
     ///
     /// [`Error::RowOutOfRange`] where the matrix has no rows.
-    #[cfg(feature = "burn")]
+    #[cfg(any(feature = "burn", feature = "models"))]
     pub(crate) fn gather_on_device(&self, ids: &Handle, count: usize, to: FloatType) -> Result<Handle> {
         if self.n() == 0 && count > 0 {
             return Err(Error::RowOutOfRange { id: 0, rows: 0 });

@@ -1,12 +1,12 @@
-//! The device that Burn's tests run on.
+//! The device of the tests of models and of Burn's modules.
 
 use cube_gguf::{CubeDevice, Device};
 
-/// CubeCL's CPU runtime, or the device that `CUBE_GGUF_BURN_DEVICE` names, as `rocm:0`.
+/// CubeCL's CPU runtime, or the device that `CUBE_GGUF_TEST_DEVICE` names, as `rocm:0`.
 pub fn cube_device() -> CubeDevice {
-    let name = std::env::var("CUBE_GGUF_BURN_DEVICE").unwrap_or_else(|_| "cube-cpu".to_owned());
+    let name = std::env::var("CUBE_GGUF_TEST_DEVICE").unwrap_or_else(|_| "cube-cpu".to_owned());
     match name.parse().unwrap() {
         Device::Cube(device) => device,
-        Device::Cpu => panic!("Burn's tensors are on a device of CubeCL's"),
+        Device::Cpu => panic!("a model is on a device of CubeCL's"),
     }
 }

@@ -2,8 +2,13 @@
 
 #![cfg(feature = "cli")]
 
+#[cfg(feature = "cpu")]
+mod generate;
 #[cfg(all(feature = "hip", target_os = "linux"))]
 mod rocm;
+#[cfg(feature = "cpu")]
+#[path = "../models/tiny.rs"]
+mod tiny;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -129,7 +134,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 #[test]
 fn help_and_usage_errors() {
     assert!(stdout(&["--help"]).contains("Examples:"));
-    for name in ["devices", "inspect", "verify", "dequantize", "matmul", "bench", "tune"] {
+    for name in ["devices", "generate", "inspect", "verify", "dequantize", "matmul", "bench", "tune"] {
         assert!(stdout(&[name, "--help"]).contains("Usage: cube-gguf"), "{name}");
     }
     for arguments in [&[][..], &["verify"], &["frobnicate"], &["bench", "--tokens", "x"], &["bench", "f", "--n", "1"]] {

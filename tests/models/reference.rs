@@ -23,7 +23,7 @@ impl<'a> Reference<'a> {
 
     /// The logits after the last token.
     pub fn logits(&self, tokens: &[u32]) -> Vector {
-        let gemma = self.tiny.architecture == "gemma3";
+        let gemma = self.tiny.architecture.starts_with("gemma");
         let scale = if gemma { (D_MODEL as f64).sqrt() } else { 1.0 };
         let table = &self.tensors["token_embd.weight"];
         let row = |&id: &u32| table[id as usize * D_MODEL..][..D_MODEL].iter().map(|x| x * scale).collect();
@@ -38,7 +38,8 @@ impl<'a> Reference<'a> {
         }
         let last = self.norm("output_norm", xs.last().unwrap());
         let output = if self.tiny.tied { "token_embd" } else { "output" };
-        self.linear(output, &last)
+        let logits = self.linear(output, &last);
+        logits.into_iter().map(|logit| self.capped(logit, 1)).collect()
     }
 
     fn add(&self, xs: &mut [Vector], outs: Vec<Vector>, norm: &str) {
@@ -76,7 +77,13 @@ impl<'a> Reference<'a> {
     }
 
     fn sees_all(&self, layer: usize) -> bool {
-        self.tiny.window.is_none() || (layer + 1).is_multiple_of(6)
+        let pattern = if self.tiny.architecture == "gemma2" { 2 } else { 6 };
+        self.tiny.window.is_none() || (layer + 1).is_multiple_of(pattern)
+    }
+
+    /// A score (0) or a logit (1) within its cap.
+    fn capped(&self, value: f64, of: usize) -> f64 {
+        self.tiny.softcaps.map_or(value, |caps| f64::from(caps[of]) * (value / f64::from(caps[of])).tanh())
     }
 
     fn turned(&self, layer: usize, x: &[f64], position: usize) -> Vector {
@@ -108,7 +115,7 @@ impl<'a> Reference<'a> {
                 let seen: Vec<usize> = (0..=position).filter(|&key| position - key < window).collect();
                 let score = |&key: &usize| {
                     let dot: f64 = q[position][head].iter().zip(&k[key][shared]).map(|(q, k)| q * k).sum();
-                    (dot / (self.tiny.head as f64).sqrt()).exp()
+                    self.capped(dot / (self.tiny.head as f64).sqrt(), 0).exp()
                 };
                 let scores: Vector = seen.iter().map(score).collect();
                 let sum: f64 = scores.iter().sum();
@@ -124,7 +131,7 @@ impl<'a> Reference<'a> {
     fn feed_forward(&self, layer: usize, x: &[f64]) -> Vector {
         let name = |part: &str| format!("blk.{layer}.ffn_{part}");
         let activation = |x: f64| match self.tiny.architecture {
-            "gemma3" => {
+            "gemma2" | "gemma3" => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())
             }

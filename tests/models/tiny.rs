@@ -11,6 +11,7 @@ pub const D_MODEL: usize = 64;
 pub struct Tiny {
     pub name: &'static str,
     pub architecture: &'static str,
+    pub context: usize,
     pub layers: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -25,6 +26,8 @@ pub struct Tiny {
     /// Whether pairs have factors of their own.
     pub pair_factors: bool,
     pub window: Option<usize>,
+    /// What bounds scores and logits.
+    pub softcaps: Option<[f32; 2]>,
     pub biases: bool,
     pub head_norms: bool,
     pub after_norms: bool,
@@ -36,6 +39,7 @@ pub struct Tiny {
 const LLAMA: Tiny = Tiny {
     name: "llama",
     architecture: "llama",
+    context: CONTEXT,
     layers: 2,
     heads: 4,
     kv_heads: 2,
@@ -46,6 +50,7 @@ const LLAMA: Tiny = Tiny {
     factor: None,
     pair_factors: false,
     window: None,
+    softcaps: None,
     biases: false,
     head_norms: false,
     after_norms: false,
@@ -54,11 +59,21 @@ const LLAMA: Tiny = Tiny {
 };
 
 impl Tiny {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         LLAMA,
         Self { name: "llama 3", pair_factors: true, base: 500_000.0, kv_heads: 1, ..LLAMA },
         Self { name: "qwen 2", architecture: "qwen2", biases: true, tied: true, factor: Some(4.0), ..LLAMA },
         Self { name: "qwen 3", architecture: "qwen3", head_norms: true, head: 32, ..LLAMA },
+        Self {
+            name: "gemma 2",
+            architecture: "gemma2",
+            layers: 4,
+            after_norms: true,
+            tied: true,
+            window: Some(3),
+            softcaps: Some([1.5, 2.0]),
+            ..LLAMA
+        },
         Self {
             name: "gemma 3",
             architecture: "gemma3",
@@ -133,13 +148,20 @@ impl Tiny {
     }
 
     /// The file.
+    #[allow(dead_code, reason = "the command's tests have more to write")]
     pub fn file(&self) -> Vec<u8> {
+        self.file_with(|_| ())
+    }
+
+    /// The file with what `more` writes into its metadata.
+    pub fn file_with(&self, more: impl FnOnce(&mut Writer)) -> Vec<u8> {
         let mut writer = Writer::new();
+        more(&mut writer);
         writer.metadata("general.architecture", self.architecture).unwrap();
         let mut number = |name: &str, value: usize| {
             writer.metadata(&format!("{}.{name}", self.architecture), value as u32).unwrap();
         };
-        number("context_length", CONTEXT);
+        number("context_length", self.context);
         number("embedding_length", D_MODEL);
         number("block_count", self.layers);
         number("feed_forward_length", self.hidden);
@@ -152,6 +174,10 @@ impl Tiny {
         let key = |name: &str| format!("{}.{name}", self.architecture);
         writer.metadata(&key("attention.layer_norm_rms_epsilon"), 1e-6f32).unwrap();
         writer.metadata(&key("rope.freq_base"), self.base).unwrap();
+        if let Some([scores, logits]) = self.softcaps {
+            writer.metadata(&key("attn_logit_softcapping"), scores).unwrap();
+            writer.metadata(&key("final_logit_softcapping"), logits).unwrap();
+        }
         if let Some(factor) = self.factor {
             writer.metadata(&key("rope.scaling.type"), "linear").unwrap();
             writer.metadata(&key("rope.scaling.factor"), factor).unwrap();

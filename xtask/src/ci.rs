@@ -9,16 +9,15 @@ use crate::steps::{self, SET_UP, Step, counted, step};
 use crate::{hip_report, hip_stand_in, process, setup, test};
 
 /// Every backend that builds on a machine without its GPU.
-pub const ALL_BACKENDS: &str =
-    if cfg!(target_os = "macos") { "metal,cli,models" } else { "hip,cuda,vulkan,cli,models" };
+pub const ALL_BACKENDS: &str = if cfg!(target_os = "macos") { "metal,cli,burn" } else { "hip,cuda,vulkan,cli,burn" };
 
 /// One architecture of each family that differs in its code: CDNA2, CDNA3, RDNA2, RDNA3, RDNA4.
 const ARCHITECTURES: [&str; 5] = ["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"];
 
 /// What a user may build with alone, beside the defaults and nothing. Burn compiles beside a backend only; `wgpu` is what
 /// `vulkan` and `metal` stand on.
-const ALONE: [&str; 11] =
-    ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text", "models,cpu"];
+const ALONE: [&str; 12] =
+    ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text", "models", "burn,cpu"];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -60,11 +59,11 @@ pub fn lint() -> Result<()> {
     clippy(&["--workspace", "--all-targets", "--features", ALL_BACKENDS])
 }
 
-/// The tests of Burn's modules and models, in the stream of Burn's fusing backend, which a build has in place of the plain one.
+/// The tests of Burn's modules, in the stream of Burn's fusing backend, which a build has in place of the plain one.
 fn fusing() -> Result<()> {
     let features = format!("{},burn/fusion", test::FEATURES);
-    let mut cargo = process::cargo(["test", "--quiet", "--test", "burn", "--test", "models", "--features", &features]);
-    process::run(&mut cargo, "the tests of Burn's modules and models, fusing")
+    let mut cargo = process::cargo(["test", "--quiet", "--test", "burn", "--features", &features]);
+    process::run(&mut cargo, "the tests of Burn's modules, fusing")
 }
 
 fn each_feature() -> Result<()> {

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: set-up, a real model, and every tensor of it verified on the best device.
+//! `cargo xtask demo`: set-up, a real model, every tensor of it verified on the best device, and text that it writes.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::ci::ALL_BACKENDS;
 use crate::{model, process, setup};
+
+const PROMPT: &str = "The capital of France is";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,11 +26,17 @@ pub fn run(args: &Args) -> Result<()> {
         None => model::fetch()?,
     };
 
-    // Which of them has a device shows at run time.
+    command("verify", &model, &args.device, &[])?;
+    println!("\n{PROMPT}...");
+    command("generate", &model, &args.device, &["--prompt", PROMPT, "-n", "32", "--temp", "0"])
+}
+
+/// A command of `cube-gguf` on the model, with all backends: which of them has a device shows at run time.
+fn command(name: &str, model: &Path, device: &str, arguments: &[&str]) -> Result<()> {
     let mut cargo = process::cargo(["run", "--features", ALL_BACKENDS]);
-    cargo.args(["--bin", "cube-gguf", "--", "verify"]);
-    cargo.arg(model).args(["--device", &args.device]);
-    process::run(&mut cargo, "cube-gguf verify")
+    cargo.args(["--bin", "cube-gguf", "--", name]);
+    cargo.arg(model).args(["--device", device]).args(arguments);
+    process::run(&mut cargo, &format!("cube-gguf {name}"))
 }
 
 /// The file as an absolute path: cargo runs in the workspace, whatever the caller's directory.

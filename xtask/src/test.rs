@@ -9,9 +9,9 @@ use crate::steps::{self, SET_UP, Step, counted, step};
 use crate::table::{self, HANDFUL, Part};
 use crate::{process, setup};
 
-/// What the tests are built with: AMD's backend, which builds without a GPU and runs on the stand-in, the command, and
-/// models on Burn.
-pub const FEATURES: &str = if cfg!(target_os = "macos") { "metal,cli,models" } else { "hip,cli,models" };
+/// What the tests are built with: AMD's backend, which builds without a GPU and runs on the stand-in, the command with the
+/// models that it runs, and Burn's modules.
+pub const FEATURES: &str = if cfg!(target_os = "macos") { "metal,cli,burn" } else { "hip,cli,burn" };
 
 /// RDNA3, with waves of 32 lanes, and CDNA3, with waves of 64.
 const ARCHITECTURES: [&str; 2] = ["gfx1100", "gfx942"];

@@ -1,8 +1,9 @@
-//! The command line: inspects GGUF files, verifies devices on them, extracts and multiplies tensors, times and tunes.
+//! The command line: generates text, inspects GGUF files, verifies devices on them, extracts and multiplies tensors, times and tunes.
 
 mod bench;
 mod dequantize;
 mod devices;
+mod generate;
 mod inspect;
 mod matmul;
 mod npy;
@@ -29,6 +30,8 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 const OUT_OF_BOUNDS: u8 = 1;
 /// The exit status of any error, clap's usage errors included.
 const FAILED: u8 = 2;
+/// The exit status of a command that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
 
 /// GGUF-quantized tensors on every GPU that CubeCL reaches.
 ///
@@ -39,6 +42,7 @@ const FAILED: u8 = 2;
     after_help = "\
 Examples:
   cube-gguf devices
+  cube-gguf generate model.gguf --prompt 'The capital of France is'
   cube-gguf inspect model.gguf
   cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
   cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16
@@ -54,6 +58,8 @@ struct Cli {
 enum Command {
     /// List the devices of this build and this machine.
     Devices(devices::Arguments),
+    /// Write the text that follows a prompt, or answer in a conversation.
+    Generate(generate::Arguments),
     /// Show the metadata and the tensors of a model.
     Inspect(inspect::Arguments),
     /// Check that a device decodes and multiplies the tensors of a model correctly.
@@ -86,6 +92,7 @@ impl DeviceArgument {
 fn run(command: &Command) -> Outcome<ExitCode> {
     match command {
         Command::Devices(arguments) => devices::run(arguments)?,
+        Command::Generate(arguments) => return generate::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments)?,
         Command::Verify(arguments) => {
             if !verify::run(arguments)? {

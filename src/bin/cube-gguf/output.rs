@@ -37,6 +37,18 @@ pub fn escape(text: &str) -> String {
     })
 }
 
+/// `text` of several lines with escapes for other control characters than line ends and tabs.
+pub fn escape_text(text: &str) -> String {
+    let moves = |c: char| c.is_control() && c != '\n' && c != '\t';
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match moves(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+        out
+    })
+}
+
 /// An error message as one line.
 pub fn sentence(message: &str) -> String {
     let lines: Vec<_> = message.lines().map(str::trim).filter(|line| !line.is_empty()).map(escape).collect();
@@ -55,6 +67,7 @@ mod tests {
     #[test]
     fn escapes_reach_no_terminal() {
         assert_eq!(escape("a\u{1b}[31m\n\u{202e}é"), "a\\u{1b}[31m\\n\\u{202e}é");
+        assert_eq!(escape_text("a\tb\n\u{1b}[31m\r"), "a\tb\n\\u{1b}[31m\\r");
         assert_eq!(sentence("one\n  two\u{7}\n"), "one two\\u{7}");
     }
 }

@@ -1,0 +1,324 @@
+//! Grouped-query attention of the tokens that are being added over those in the cache.
+//!
+//! ```text
+//! for each token, for each block of queries that share keys, for each part of the keys it sees:
+//!     for each key:
+//!         score = query . key
+//!         sum, seen = sum and seen, rescaled to the largest score so far, and exp(score - largest) of 1 and of the value
+//! for each token and query: the parts' seen and sums, rescaled to the largest score of all
+//! ```
+//!
+//! The softmax is the online one of Milakov and Gimelshein (2018); the parts are those of flash decoding.
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::rotary::{Heads, KeyValues};
+use super::team::{Team, row_of, unit_of};
+use super::values;
+use crate::kernels::launch::{Grid, buffer};
+
+type Four = Vector<f32, Const<4>>;
+
+/// Below every score, and small enough that no difference of two overflows.
+const LEAST: f32 = -1e30;
+/// The most queries that read a key together.
+const MAX_BLOCK: usize = 8;
+/// The most values of queries and sums that a lane may hold, each.
+const MAX_HELD: usize = 32;
+/// The most parts of the keys.
+const MAX_PARTS: usize = 64;
+/// Planes a core, to hide the latency of loads.
+const PLANES_PER_CORE: usize = 8;
+
+/// What a token sees of the cache, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// The heads.
+    pub heads: Heads,
+    /// The last tokens that a token sees, itself included; 0 for all.
+    pub window: usize,
+    /// What bounds the scores, by a tanh; 0 for nothing.
+    pub softcap: f32,
+}
+
+/// What the queries of `tokens` tokens, scaled and turned, take from the cache: `[tokens, queries, len]`.
+pub fn attend(client: &Client, q: &Handle, tokens: usize, attention: &Attention, cache: &KeyValues) -> Handle {
+    let Attention { heads, window, softcap } = *attention;
+    let plan = Plan::of(client, heads, softcap > 0.0);
+    let blocks = tokens * heads.queries / plan.block;
+    let parts = parts(client, plan.team, blocks);
+    let (count, dim, grid) = plan.team.launch(client, blocks * parts);
+    let out = values(client, tokens * heads.queries * heads.len * parts);
+    let state = values(client, tokens * heads.queries * parts * 2);
+    let inputs = SeenLaunch::new(
+        buffer(q, 16),
+        buffer(&cache.keys, 16),
+        buffer(&cache.values, 16),
+        buffer(&cache.position, 4),
+        cache.capacity,
+        window,
+        softcap,
+        parts,
+        grid,
+    );
+    let whole = parts == 1;
+    attend_part::launch(client, count, dim, inputs, buffer(&out, 16), buffer(&state, 4), whole, plan);
+    if whole {
+        return out;
+    }
+    let merged = values(client, tokens * heads.queries * heads.len);
+    let (count, dim, grid) = plan.team.launch(client, tokens * heads.queries);
+    let (from, state) = (buffer(&out, 4), buffer(&state, 4));
+    merge_parts::launch(client, count, dim, from, state, buffer(&merged, 4), grid, parts, heads.len, plan.team);
+    merged
+}
+
+/// In how many parts the keys of `blocks` blocks of queries are seen, so that every core has work.
+fn parts(client: &Client, team: Team, blocks: usize) -> usize {
+    let hardware = &client.properties().hardware;
+    let wanted = match hardware.num_cpu_cores {
+        Some(cores) => cores as usize,
+        None if team.units() == 1 => 1,
+        None => hardware.num_streaming_multiprocessors.unwrap_or(32) as usize * PLANES_PER_CORE,
+    };
+    (wanted / blocks.max(1)).clamp(1, MAX_PARTS)
+}
+
+/// What a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    heads: Heads,
+    /// Queries that read a key together.
+    block: usize,
+    /// Lanes that share a key.
+    lanes: u32,
+    capped: bool,
+    team: Team,
+}
+
+impl Plan {
+    fn of(client: &Client, heads: Heads, capped: bool) -> Self {
+        let team = Team::plane(client);
+        let group = heads.queries / heads.kv;
+        let block = (1..=MAX_BLOCK).rev().find(|&block| group.is_multiple_of(block)).unwrap_or(1);
+        let fours = heads.len / 4;
+        // As few as hold a block's values in registers: each key takes a shuffle for each doubling.
+        let mut lanes = 1;
+        while lanes < team.lanes && fours.is_multiple_of(2 * lanes as usize) {
+            if block * heads.len / lanes as usize <= MAX_HELD && lanes >= 4 {
+                break;
+            }
+            lanes *= 2;
+        }
+        Self { heads, block, lanes, capped, team }
+    }
+
+    /// Vectors of a head that a lane holds.
+    fn fours(&self) -> usize {
+        self.heads.len / 4 / self.lanes as usize
+    }
+}
+
+#[derive(CubeType, CubeLaunch)]
+struct Seen {
+    q: Box<[Four]>,
+    keys: Box<[Four]>,
+    values: Box<[Four]>,
+    position: Box<[i32]>,
+    capacity: usize,
+    window: usize,
+    softcap: f32,
+    parts: usize,
+    grid: Grid,
+}
+
+/// A part of the keys that a block of queries sees: a plane's work, in which groups of lanes take key after key.
+#[cube(launch)]
+fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] whole: bool, #[comptime] plan: Plan) {
+    let row = row_of(&inputs.grid, plan.team);
+    if row >= inputs.grid.len {
+        terminate!();
+    }
+    let (block, fours) = comptime!((plan.block, plan.fours()));
+    let (queries, len4) = comptime!((plan.heads.queries, plan.heads.len / 4));
+    let blocks = comptime!(queries / block);
+    let lanes = comptime!(plan.lanes as usize);
+    let slots = comptime!((plan.team.lanes / plan.lanes) as usize);
+
+    let (part, of_token) = (row % inputs.parts, row / inputs.parts);
+    let (token, first_query) = (of_token / blocks, of_token % blocks * block);
+    let kv = first_query / comptime!(queries / plan.heads.kv);
+    let unit = unit_of(plan.team);
+    let (lane, slot) = (unit % lanes, unit / lanes);
+
+    let end = usize::cast_from(inputs.position[0]) + token + 1;
+    let mut begin = 0usize.runtime();
+    if inputs.window > 0 && end > inputs.window {
+        begin = end - inputs.window;
+    }
+    let share = (end - begin).div_ceil(inputs.parts);
+    let first = begin + part * share;
+    let last = min(first + share, end);
+
+    let mut q = Array::<Four>::new(comptime!(block * fours));
+    let mut acc = Array::<Four>::new(comptime!(block * fours));
+    let mut largest = Array::<f32>::new(block);
+    let mut sums = Array::<f32>::new(block);
+    let from = (token * queries + first_query) * len4 + lane;
+    #[unroll]
+    for g in 0..block {
+        #[unroll]
+        for i in 0..fours {
+            q[comptime!(g * fours + i)] = inputs.q[from + comptime!(g * len4 + i * lanes)];
+            acc[comptime!(g * fours + i)] = Four::new(0.0f32);
+        }
+        largest[g] = LEAST;
+        sums[g] = 0.0f32;
+    }
+
+    // All lanes go through all steps, for their shuffles: those past the end see a key again and leave it out.
+    let mut next = first;
+    while next < last {
+        let key = next + slot;
+        let inside = key < last;
+        let at = (kv * inputs.capacity + select(inside, key, first)) * len4 + lane;
+        let mut scores = Array::<f32>::new(block);
+        #[unroll]
+        for g in 0..block {
+            scores[g] = 0.0f32;
+        }
+        #[unroll]
+        for i in 0..fours {
+            let k = inputs.keys[at + comptime!(i * lanes)];
+            #[unroll]
+            for g in 0..block {
+                let product = q[comptime!(g * fours + i)] * k;
+                scores[g] += product.extract(0usize)
+                    + product.extract(1usize)
+                    + product.extract(2usize)
+                    + product.extract(3usize);
+            }
+        }
+        let mut kept = Array::<f32>::new(block);
+        let mut added = Array::<f32>::new(block);
+        #[unroll]
+        for g in 0..block {
+            let mut score = sum_of_lanes(scores[g], plan.lanes);
+            if comptime!(plan.capped) {
+                score = capped(score, inputs.softcap);
+            }
+            let most = max(largest[g], select(inside, score, largest[g]));
+            kept[g] = f32::exp(largest[g] - most);
+            added[g] = select(inside, f32::exp(score - most), 0.0f32);
+            sums[g] = sums[g] * kept[g] + added[g];
+            largest[g] = most;
+        }
+        #[unroll]
+        for i in 0..fours {
+            let v = inputs.values[at + comptime!(i * lanes)];
+            #[unroll]
+            for g in 0..block {
+                let at = comptime!(g * fours + i);
+                acc[at] = acc[at] * Four::new(kept[g]) + v * Four::new(added[g]);
+            }
+        }
+        next += slots;
+    }
+
+    // The lanes of other keys hold other sums of the same queries.
+    #[unroll]
+    for step in 0..comptime!(slots.ilog2()) {
+        let distance = comptime!(plan.lanes << step);
+        #[unroll]
+        for g in 0..block {
+            let other = plane_shuffle_xor(largest[g], distance);
+            let most = max(largest[g], other);
+            let (mine, its) = (f32::exp(largest[g] - most), f32::exp(other - most));
+            sums[g] = sums[g] * mine + plane_shuffle_xor(sums[g], distance) * its;
+            largest[g] = most;
+            #[unroll]
+            for i in 0..fours {
+                let at = comptime!(g * fours + i);
+                let value = acc[at];
+                let mut merged = Four::new(0.0f32);
+                #[unroll]
+                for j in 0..4usize {
+                    let mine = value.extract(j) * mine;
+                    merged.insert(j, mine + plane_shuffle_xor(value.extract(j), distance) * its);
+                }
+                acc[at] = merged;
+            }
+        }
+    }
+
+    if slot == 0 {
+        #[unroll]
+        for g in 0..block {
+            let query = token * queries + first_query + g;
+            let row = query * inputs.parts + part;
+            let mut factor = 1.0f32;
+            if comptime!(whole) {
+                factor = 1.0f32 / sums[g];
+            } else if lane == 0 {
+                state[2 * row] = largest[g];
+                state[2 * row + 1] = sums[g];
+            }
+            #[unroll]
+            for i in 0..fours {
+                out[row * len4 + lane + comptime!(i * lanes)] = acc[comptime!(g * fours + i)] * Four::new(factor);
+            }
+        }
+    }
+}
+
+/// `cap * tanh(score / cap)`.
+#[cube]
+fn capped(score: f32, cap: f32) -> f32 {
+    cap - 2.0f32 * cap / (f32::exp(2.0f32 * score / cap) + 1.0f32)
+}
+
+/// The sum over each run of `lanes` lanes of a plane, in all of them.
+#[cube]
+fn sum_of_lanes(value: f32, #[comptime] lanes: u32) -> f32 {
+    let mut sum = value;
+    #[unroll]
+    for step in 0..comptime!(lanes.ilog2()) {
+        sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
+    }
+    sum
+}
+
+/// The parts of a query as one.
+#[cube(launch)]
+fn merge_parts(
+    seen: &[f32],
+    state: &[f32],
+    out: &mut [f32],
+    grid: &Grid,
+    parts: usize,
+    #[comptime] len: usize,
+    #[comptime] team: Team,
+) {
+    let query = row_of(grid, team);
+    if query >= grid.len {
+        terminate!();
+    }
+    let first = query * parts;
+    let mut most = LEAST.runtime();
+    for part in 0..parts {
+        most = max(most, state[2 * (first + part)]);
+    }
+    let mut sum = 0.0f32;
+    for part in 0..parts {
+        sum += state[2 * (first + part) + 1] * f32::exp(state[2 * (first + part)] - most);
+    }
+    for i in range_stepped(unit_of(team), len, comptime!(team.units() as usize)) {
+        let mut value = 0.0f32;
+        for part in 0..parts {
+            value += seen[(first + part) * len + i] * f32::exp(state[2 * (first + part)] - most);
+        }
+        out[query * len + i] = value / sum;
+    }
+}

@@ -1,0 +1,18 @@
+//! What a decoder computes between its products: norms, rotary embeddings, attention over a cache, gates.
+//!
+//! All values are f32, rows of a token each. Positions are read from the device, so that a step may be recorded once and
+//! replayed for every token.
+
+pub mod attention;
+pub mod elementwise;
+pub mod norm;
+pub mod rotary;
+mod team;
+
+use cubecl::client::Client;
+use cubecl::server::Handle;
+
+/// Room for `values` f32.
+fn values(client: &Client, values: usize) -> Handle {
+    client.empty((4 * values).next_multiple_of(16).max(16))
+}

@@ -1,0 +1,91 @@
+//! [`Step`]: the addition of some tokens to a run, by launches on the device.
+
+use cubecl::client::Client;
+use cubecl::server::Handle;
+
+use super::cache::Cache;
+use super::error::Result;
+use crate::kernels::decoder::attention::{Attention, attend};
+use crate::kernels::decoder::elementwise::{Activation, Map, add_bias, gate, map, take_row};
+use crate::kernels::decoder::norm::{RmsNorm, add_norm, norm};
+use crate::kernels::decoder::rotary::{Rotary, turn_and_store};
+use crate::kernels::floats::FloatType;
+use crate::storage::DeviceTensor;
+
+/// Rows of f32 on the device, one for each of a step's tokens.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    pub handle: Handle,
+    /// Values of a row.
+    pub width: usize,
+}
+
+/// Tokens that are being added, and what computes on them.
+pub(super) struct Step<'a> {
+    pub client: &'a Client,
+    pub cache: &'a Cache,
+    /// The tokens' u32 ids.
+    pub ids: &'a Handle,
+    pub tokens: usize,
+}
+
+impl Step<'_> {
+    /// The rows of an embedding, times `scale`.
+    pub fn embed(&self, table: &DeviceTensor, scale: f32) -> Result<Rows> {
+        let handle = table.gather_on_device(self.ids, self.tokens, FloatType::F32)?;
+        let rows = Rows { handle, width: table.k() };
+        Ok(if scale == 1.0 { rows } else { self.map(&rows, Map::Scale, scale) })
+    }
+
+    /// The norm of each row.
+    pub fn norm(&self, x: &Rows, by: &RmsNorm) -> Rows {
+        Rows { handle: norm(self.client, &x.handle, self.tokens, by), width: x.width }
+    }
+
+    /// `x + y`, or `x` and the norm `after` of `y`, and the norm `by` of that sum.
+    pub fn add_norm(&self, [x, y]: [&Rows; 2], after: Option<&RmsNorm>, by: &RmsNorm) -> (Rows, Rows) {
+        let (sum, normed) = add_norm(self.client, [&x.handle, &y.handle], self.tokens, after, by);
+        (Rows { handle: sum, width: x.width }, Rows { handle: normed, width: x.width })
+    }
+
+    /// Turns queries and keys, stores keys and values in the cache, and gives what the queries take from it.
+    pub fn attend(&self, [q, k, v]: [&Rows; 3], rotary: &Rotary, attention: &Attention, place: Place) -> Rows {
+        let (layer, turns) = self.cache.layer(place);
+        let inputs = [&q.handle, &k.handle, &v.handle];
+        let turned = turn_and_store(self.client, inputs, self.tokens, rotary, turns, layer);
+        Rows { handle: attend(self.client, &turned, self.tokens, attention, layer), width: q.width }
+    }
+
+    /// `activation(gate) * up`.
+    pub fn gate(&self, [of, up]: [&Rows; 2], activation: Activation) -> Rows {
+        let count = self.tokens * up.width;
+        Rows { handle: gate(self.client, [&of.handle, &up.handle], count, activation), width: up.width }
+    }
+
+    /// A function of each value.
+    pub fn map(&self, x: &Rows, function: Map, parameter: f32) -> Rows {
+        let count = self.tokens * x.width;
+        Rows { handle: map(self.client, &x.handle, count, function, parameter), width: x.width }
+    }
+
+    /// The last row, as the only one of a step of one token.
+    pub fn last(&self, x: &Rows) -> (Rows, Self) {
+        let handle = match self.tokens {
+            1 => x.handle.clone(),
+            tokens => take_row(self.client, &x.handle, tokens - 1, x.width),
+        };
+        (Rows { handle, width: x.width }, Self { tokens: 1, ..*self })
+    }
+
+    /// Each row plus `bias`.
+    pub fn add_bias(&self, x: &Rows, bias: &Handle) -> Rows {
+        Rows { handle: add_bias(self.client, &x.handle, self.tokens, bias, x.width), width: x.width }
+    }
+}
+
+/// A layer and which of its model's rotary embeddings it has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub layer: usize,
+    pub rope: usize,
+}
