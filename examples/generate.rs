@@ -5,10 +5,10 @@
 use std::error::Error;
 use std::io::Write;
 
+use cube_gguf::Device;
 use cube_gguf::gguf::Files;
 use cube_gguf::models::Model;
 use cube_gguf::text::{Detokenizer, Sampler, Sampling, Special, Tokenizer};
-use cube_gguf::{CubeDevice, Device};
 
 /// The most tokens of a prompt and what follows it together.
 const CAPACITY: usize = 512;
@@ -18,11 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(file), Some(device), Some(prompt)) = (arguments.next(), arguments.next(), arguments.next()) else {
         return Err("usage: generate FILE DEVICE PROMPT".into());
     };
-    let Device::Cube(device) = device.parse::<Device>()? else {
-        return Err("Burn's tensors are on a device of CubeCL's: name cube-cpu or a GPU".into());
-    };
     print!("{prompt}");
-    generate(&Files::open(file)?, &device, &prompt, |text| {
+    generate(&Files::open(file)?, &device.parse()?, &prompt, |text| {
         print!("{text}");
         std::io::stdout().flush()
     })?;
@@ -33,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Gives what follows `prompt` to `show`, a piece at a time, until the model ends it or there is no more room.
 fn generate(
     files: &Files,
-    device: &CubeDevice,
+    device: &Device,
     prompt: &str,
     mut show: impl FnMut(&str) -> std::io::Result<()>,
 ) -> Result<(), Box<dyn Error>> {

@@ -60,10 +60,22 @@ impl SelfAttention {
             true => Some(source.vectors(&biases.map(|(part, len)| (name(part), len)))?),
             false => None,
         };
+        let [q, k, v] = match source.has(&name("attn_qkv.weight")) {
+            true => {
+                let shape = [queries + 2 * kv, d_model];
+                let of_rows = |first, n| source.linear_of_rows(&name("attn_qkv"), shape, [first, n]);
+                [of_rows(0, queries)?, of_rows(queries, kv)?, of_rows(queries + kv, kv)?]
+            }
+            false => [
+                source.linear(&name("attn_q"), queries, d_model)?,
+                source.linear(&name("attn_k"), kv, d_model)?,
+                source.linear(&name("attn_v"), kv, d_model)?,
+            ],
+        };
         Ok(Self {
-            q: source.linear(&name("attn_q"), queries, d_model)?,
-            k: source.linear(&name("attn_k"), kv, d_model)?,
-            v: source.linear(&name("attn_v"), kv, d_model)?,
+            q,
+            k,
+            v,
             out: source.linear(&name("attn_output"), d_model, queries)?,
             rotary: Rotary { heads, bias, norms, scale: (heads.len as f32).powf(-0.5) },
             attention: Attention { heads, window: 0, softcap: 0.0 },

@@ -19,7 +19,7 @@ pub enum Error {
     },
     /// A scaling of rotary embeddings that is not supported.
     #[error(
-        "metadata key `{key}`: rotary embeddings of scaling \"{found}\" are not supported (\"none\" and \"linear\" are)"
+        "metadata key `{key}`: rotary embeddings of scaling \"{found}\" are not supported (\"none\", \"linear\", \"yarn\" and \"longrope\" are)"
     )]
     UnknownScaling {
         /// The key.

@@ -19,12 +19,14 @@ impl FeedForward {
     pub fn load(source: &Source<'_>, layer: usize, d_model: usize, activation: Activation) -> Result<Self> {
         let name = |part: &str| format!("blk.{layer}.ffn_{part}");
         let hidden = source.number("feed_forward_length")?;
-        Ok(Self {
-            activation,
-            gate: source.linear(&name("gate"), hidden, d_model)?,
-            up: source.linear(&name("up"), hidden, d_model)?,
-            down: source.linear(&name("down"), d_model, hidden)?,
-        })
+        let [gate, up] = match source.has(&name("gate.weight")) {
+            true => [source.linear(&name("gate"), hidden, d_model)?, source.linear(&name("up"), hidden, d_model)?],
+            false => {
+                let of_rows = |first| source.linear_of_rows(&name("up"), [2 * hidden, d_model], [first, hidden]);
+                [of_rows(0)?, of_rows(hidden)?]
+            }
+        };
+        Ok(Self { activation, gate, up, down: source.linear(&name("down"), d_model, hidden)? })
     }
 
     pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {

@@ -14,7 +14,7 @@ use super::attention::SelfAttention;
 use super::error::Result;
 use super::feed_forward::FeedForward;
 use super::linear::Linear;
-use super::rope::Rope;
+use super::rope::{Rope, Scaling};
 use super::step::{Place, Rows, Step};
 use super::weights::Source;
 use super::{Architecture, Shape};
@@ -82,10 +82,12 @@ fn load(source: &Source<'_>, generation: Generation) -> Result<Box<dyn Architect
     let heads = Heads::read(source, d_model)?;
     let window = source.optional::<u32>("attention.sliding_window")?.map_or(window, |window| window as usize);
     let pattern = source.optional_number("attention.sliding_window_pattern")?.unwrap_or(pattern);
-    let rope = |base, scale| Rope::new(Pairs::Halves, heads.len, base, scale);
-    let global = rope(source.rope_base("rope.freq_base", base)?, source.rope_scale()?);
+    let global = source.rope(Pairs::Halves, heads.len, source.rope_base("rope.freq_base", base)?)?;
     let local = match local_base {
-        Some(base) => rope(source.rope_base("rope.freq_base_swa", base)?, 1.0),
+        Some(base) => {
+            let base = source.rope_base("rope.freq_base_swa", base)?;
+            Rope::new(Pairs::Halves, heads.len, base, Scaling::Linear(1.0))
+        }
         None => global.clone(),
     };
     let width = if blocks == scaled_by_width { d_model as f32 / heads.queries as f32 } else { heads.len as f32 };

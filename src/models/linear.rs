@@ -3,6 +3,8 @@
 use cubecl::server::Handle;
 
 use super::error::Result;
+#[cfg(feature = "candle")]
+use super::host::HostMatrix;
 use super::step::{Rows, Step};
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::FloatType;
@@ -12,44 +14,71 @@ use crate::storage::DeviceTensor;
 /// A layer of weights.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
-    pub weight: DeviceTensor,
+    pub weight: Weight,
     pub bias: Option<Handle>,
+}
+
+/// A matrix, where it is multiplied.
+#[derive(Clone, Debug)]
+pub(super) enum Weight {
+    Device(DeviceTensor),
+    /// By Candle's kernels.
+    #[cfg(feature = "candle")]
+    Host(HostMatrix),
+}
+
+impl Weight {
+    fn n(&self) -> usize {
+        match self {
+            Self::Device(tensor) => tensor.n(),
+            #[cfg(feature = "candle")]
+            Self::Host(matrix) => matrix.n(),
+        }
+    }
 }
 
 impl Linear {
     /// The layer of a step's rows.
     pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
-        let out = self.weight.matmul_on_device(&activations(x, step.tokens)?, Arithmetic::Auto)?;
+        let [out] = Self::products([self], step, x)?;
         Ok(self.biased(step, out))
     }
 
     /// Several layers of the same rows.
     pub fn forward_many<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
-        let products = Self::products(layers, step, x)?;
-        let mut of = layers.into_iter();
-        Ok(products.map(|rows| match of.next() {
-            Some(layer) => layer.biased(step, rows.handle),
-            None => rows,
-        }))
+        let mut products = Self::products(layers, step, x)?.into_iter();
+        Ok(layers.map(|layer| layer.biased(step, products.next().expect("a product of each layer"))))
     }
 
     /// [`forward_many`](Self::forward_many) without the biases.
     pub fn products<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
-        let weights = layers.map(|layer| &layer.weight);
-        let x = activations(x, step.tokens)?;
-        let mut products = DeviceTensor::matmul_many_on_device(&weights, &x, Arithmetic::Auto)?.into_iter();
-        Ok(weights.map(|weight| Rows { handle: products.next().expect("a product of each matrix"), width: weight.n() }))
+        let mut on_device = Vec::with_capacity(N);
+        #[cfg(feature = "candle")]
+        let mut on_host = Vec::new();
+        for layer in layers {
+            match &layer.weight {
+                Weight::Device(tensor) => on_device.push(tensor),
+                #[cfg(feature = "candle")]
+                Weight::Host(matrix) => on_host.push(matrix),
+            }
+        }
+        let mut products = Vec::with_capacity(N);
+        if !on_device.is_empty() {
+            let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![step.tokens, x.width])?;
+            products = DeviceTensor::matmul_many_on_device(&on_device, &x, Arithmetic::Auto)?;
+        }
+        // A model's matrices are all on its device or all on the host.
+        #[cfg(feature = "candle")]
+        products.extend(HostMatrix::products(&on_host, step, x)?);
+        let mut products = products.into_iter();
+        Ok(layers
+            .map(|layer| Rows { handle: products.next().expect("a product of each matrix"), width: layer.weight.n() }))
     }
 
-    fn biased(&self, step: &Step<'_>, out: Handle) -> Rows {
-        let out = Rows { handle: out, width: self.weight.n() };
+    fn biased(&self, step: &Step<'_>, out: Rows) -> Rows {
         match &self.bias {
             Some(bias) => step.add_bias(&out, bias),
             None => out,
         }
     }
-}
-
-fn activations(x: &Rows, tokens: usize) -> crate::Result<Activations> {
-    Activations::contiguous(x.handle.clone(), FloatType::F32, vec![tokens, x.width])
 }

@@ -1,5 +1,5 @@
 //! LLaMA (Touvron et al., 2023) and what is made like it: LLaMA 2 and 3, Mistral, Qwen 2 (biases of q, k and v), Qwen 3 (norms
-//! of each head's queries and keys).
+//! of each head's queries and keys), Phi 3 (q, k and v in one matrix, gate and up in another).
 //!
 //! ```text
 //! x = embedding(ids)
@@ -13,7 +13,6 @@ use super::attention::SelfAttention;
 use super::error::Result;
 use super::feed_forward::FeedForward;
 use super::linear::Linear;
-use super::rope::Rope;
 use super::step::{Place, Rows, Step};
 use super::weights::Source;
 use super::{Architecture, Shape};
@@ -44,11 +43,7 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
     let heads = Heads::read(source, d_model)?;
     let pairs = if source.architecture() == "llama" { Pairs::Neighbours } else { Pairs::Halves };
     let dims = source.rope_dims(heads.len)?;
-    let rope = Rope::new(pairs, dims, source.rope_base("rope.freq_base", 10_000.0)?, source.rope_scale()?);
-    let rope = match source.has("rope_freqs.weight") {
-        true => rope.divided_by(&source.values("rope_freqs.weight", dims / 2)?),
-        false => rope,
-    };
+    let rope = source.rope(pairs, dims, source.rope_base("rope.freq_base", 10_000.0)?)?;
     let layer = |layer: usize| {
         Ok(Layer {
             attention_norm: source.norm(&format!("blk.{layer}.attn_norm"), d_model)?,

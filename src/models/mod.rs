@@ -6,13 +6,13 @@
 //! ```no_run
 //! use cube_gguf::models::Model;
 //! use cube_gguf::text::{Detokenizer, Sampler, Sampling, Special, Tokenizer};
-//! use cube_gguf::{Backend, CubeDevice, gguf::Files};
+//! use cube_gguf::{Device, gguf::Files};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let files = Files::open("model.gguf")?;
 //! let file = files.parse()?;
 //! let tokenizer = Tokenizer::from_gguf(file.metadata())?;
-//! let model = Model::load(&file, &CubeDevice::new(Backend::CubeCpu, 0)?)?;
+//! let model = Model::load(&file, &Device::best())?;
 //!
 //! let prompt = tokenizer.encode("Once upon a time", Special { add: true, ..Special::default() })?;
 //! let mut session = model.session(model.context().min(512))?;
@@ -37,6 +37,8 @@ mod cache;
 mod error;
 mod feed_forward;
 mod gemma;
+#[cfg(feature = "candle")]
+mod host;
 mod linear;
 mod llama;
 mod replay;
@@ -46,6 +48,7 @@ mod weights;
 
 use std::fmt;
 
+use cubecl::MemoryScope;
 use cubecl::client::Client;
 
 use self::cache::Cache;
@@ -55,16 +58,17 @@ use self::rope::Rope;
 use self::step::{Rows, Step};
 use self::weights::Source;
 use crate::gguf::Gguf;
-use crate::storage::CubeDevice;
+use crate::storage::{Backend, CubeDevice, Device};
 
 /// How an architecture is made of a file's tensors.
 type Load = fn(&Source<'_>) -> Result<Box<dyn Architecture>>;
 
 /// The architectures by their names in `general.architecture`.
-const ARCHITECTURES: [(&str, Load); 5] = [
+const ARCHITECTURES: [(&str, Load); 6] = [
     ("gemma2", gemma::load_2),
     ("gemma3", gemma::load_3),
     ("llama", llama::load),
+    ("phi3", llama::load),
     ("qwen2", llama::load),
     ("qwen3", llama::load),
 ];
@@ -101,14 +105,15 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model's hyperparameters and uploads its tensors.
+    /// Reads a model's hyperparameters and uploads its tensors. [`Device::Cpu`] is CubeCL's CPU runtime (feature `cpu`), with
+    /// products by Candle's kernels (feature `candle`), which are faster.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownArchitecture`], which lists those that are known; [`Error::Gguf`] where a key or a tensor is missing, as
     /// in a file of a vocabulary alone; [`Error::Shape`] where a tensor does not fit the others; [`Error::Tensor`] where the
     /// device cannot take one.
-    pub fn load(file: &Gguf<'_>, device: &CubeDevice) -> Result<Self> {
+    pub fn load(file: &Gguf<'_>, device: &Device) -> Result<Self> {
         Self::load_with_progress(file, device, &|_| ())
     }
 
@@ -117,8 +122,12 @@ impl Model {
     /// # Errors
     ///
     /// Those of [`load`](Self::load).
-    pub fn load_with_progress(file: &Gguf<'_>, device: &CubeDevice, progress: &dyn Fn(u64)) -> Result<Self> {
-        let source = Source::new(file, device, progress)?;
+    pub fn load_with_progress(file: &Gguf<'_>, device: &Device, progress: &dyn Fn(u64)) -> Result<Self> {
+        let (device, on_host) = match device {
+            Device::Cube(device) => (device.clone(), false),
+            Device::Cpu => (CubeDevice::new(Backend::CubeCpu, 0)?, true),
+        };
+        let source = Source::new(file, &device, on_host, progress)?;
         let load = ARCHITECTURES.iter().find(|(name, _)| *name == source.architecture());
         let Some((_, load)) = load else {
             return Err(Error::UnknownArchitecture {
@@ -128,7 +137,8 @@ impl Model {
         };
         let architecture = load(&source)?;
         let (vocabulary, _) = source.matrix("token_embd.weight")?;
-        Ok(Self { architecture, device: device.clone(), context: source.number("context_length")?, vocabulary })
+        let context = source.number("context_length")?;
+        Ok(Self { architecture, device, context, vocabulary })
     }
 
     /// Tokens that the model was made for.
@@ -139,6 +149,11 @@ impl Model {
     /// Tokens of the vocabulary, the number of logits.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
+    }
+
+    /// Bytes that the model's device holds for this process.
+    pub fn memory(&self) -> u64 {
+        self.device.client().memory_report(MemoryScope::Device).usage().bytes_reserved
     }
 
     /// An empty run with room for `capacity` tokens.
@@ -228,19 +243,14 @@ impl Session<'_> {
                 &[token] => self.replay.step(self.model, &self.client, &self.cache, token)?,
                 _ => {
                     let ids = self.client.create_from_slice(bytemuck::cast_slice(batch));
-                    let step = Step { client: &self.client, cache: &self.cache, ids: &ids, tokens: batch.len() };
-                    read(self.model, &self.client, &self.model.architecture.forward(&step)?)?
+                    let (device, client, cache) = (&self.model.device, &self.client, &self.cache);
+                    let step = Step { device, client, cache, ids: &ids, tokens: batch.len() };
+                    let logits = self.model.architecture.forward(&step)?;
+                    Step { tokens: 1, ..step }.read(&logits)?
                 }
             };
             self.tokens.extend_from_slice(batch);
         }
         Ok(logits)
     }
-}
-
-/// The logits of a step, read from the device.
-fn read(model: &Model, client: &Client, logits: &Rows) -> Result<Vec<f32>> {
-    let bytes = client.read_one(logits.handle.clone()).map_err(|error| model.device.failed(error))?;
-    let values = bytes.chunks_exact(4).map(|value| f32::from_ne_bytes([value[0], value[1], value[2], value[3]]));
-    Ok(values.take(logits.width).collect())
 }

@@ -6,10 +6,10 @@ use cubecl::bytes::Bytes;
 use cubecl::client::{Client, Graph};
 use cubecl::server::Handle;
 
+use super::Model;
 use super::cache::Cache;
 use super::error::Result;
 use super::step::{Rows, Step};
-use super::{Model, read};
 
 /// The step of one token of a session.
 #[derive(Debug, Default)]
@@ -47,20 +47,20 @@ impl Replay {
         if matches!(&self.state, State::Recorded(recorded) if recorded.thread != thread::current().id()) {
             self.state = State::New;
         }
-        let step = Step { client, cache, ids: &id, tokens: 1 };
+        let step = Step { device: &model.device, client, cache, ids: &id, tokens: 1 };
         match &self.state {
             State::Recorded(Recorded { graph, logits, .. }) => {
                 // SAFETY: the weights, the cache and the id outlive the graph: the model is borrowed by the session that
                 // owns the others and the graph. Nothing else allocates from the memory of its intermediate values while it
                 // lives.
                 unsafe { graph.replay() }.map_err(|error| model.device.failed(error))?;
-                read(model, client, logits)
+                Ok(step.read(logits)?)
             }
-            State::Launched => read(model, client, &model.architecture.forward(&step)?),
+            State::Launched => Ok(step.read(&model.architecture.forward(&step)?)?),
             State::New => {
                 let prepared = client.graph_prepare();
                 // A first run compiles, and allocates the memory: recording may not allocate.
-                let logits = read(model, client, &model.architecture.forward(&step)?)?;
+                let logits = step.read(&model.architecture.forward(&step)?)?;
                 self.state = match prepared.and_then(|()| client.start_capture()) {
                     Ok(()) => record(model, &step)?,
                     Err(_) => State::Launched,

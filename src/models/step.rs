@@ -10,7 +10,7 @@ use crate::kernels::decoder::elementwise::{Activation, Map, add_bias, gate, map,
 use crate::kernels::decoder::norm::{RmsNorm, add_norm, norm};
 use crate::kernels::decoder::rotary::{Rotary, turn_and_store};
 use crate::kernels::floats::FloatType;
-use crate::storage::DeviceTensor;
+use crate::storage::{CubeDevice, DeviceTensor};
 
 /// Rows of f32 on the device, one for each of a step's tokens.
 #[derive(Clone, Debug)]
@@ -21,7 +21,9 @@ pub(super) struct Rows {
 }
 
 /// Tokens that are being added, and what computes on them.
+#[derive(Clone, Copy)]
 pub(super) struct Step<'a> {
+    pub device: &'a CubeDevice,
     pub client: &'a Client,
     pub cache: &'a Cache,
     /// The tokens' u32 ids.
@@ -35,6 +37,13 @@ impl Step<'_> {
         let handle = table.gather_on_device(self.ids, self.tokens, FloatType::F32)?;
         let rows = Rows { handle, width: table.k() };
         Ok(if scale == 1.0 { rows } else { self.map(&rows, Map::Scale, scale) })
+    }
+
+    /// The values of all rows, on the host.
+    pub fn read(&self, x: &Rows) -> crate::Result<Vec<f32>> {
+        let bytes = self.client.read_one(x.handle.clone()).map_err(|error| self.device.failed(error))?;
+        let values = bytes.chunks_exact(4).map(|value| f32::from_ne_bytes([value[0], value[1], value[2], value[3]]));
+        Ok(values.take(self.tokens * x.width).collect())
     }
 
     /// The norm of each row.

@@ -3,10 +3,15 @@
 use cubecl::server::Handle;
 
 use super::error::{Error, Result};
-use super::linear::Linear;
-use crate::gguf::{FromValue, Gguf};
+#[cfg(feature = "candle")]
+use super::host::HostMatrix;
+use super::linear::{Linear, Weight};
+use super::rope::{Rope, Scaling, Yarn};
+use crate::gguf::{FromValue, Gguf, TensorInfo};
 use crate::kernels::decoder::norm::RmsNorm;
+use crate::kernels::decoder::rotary::Pairs;
 use crate::kernels::floats::FloatType;
+use crate::kernels::weights::GgufMatrix;
 use crate::storage::{CubeDevice, DeviceTensor};
 
 /// A model's file and the device that its tensors go to.
@@ -14,14 +19,17 @@ pub(super) struct Source<'a> {
     file: &'a Gguf<'a>,
     device: &'a CubeDevice,
     architecture: &'a str,
+    /// Whether products are the host's.
+    #[cfg_attr(not(feature = "candle"), expect(dead_code))]
+    on_host: bool,
     /// Told the bytes of each tensor that is loaded.
     progress: &'a dyn Fn(u64),
 }
 
 impl<'a> Source<'a> {
-    pub fn new(file: &'a Gguf<'a>, device: &'a CubeDevice, progress: &'a dyn Fn(u64)) -> Result<Self> {
+    pub fn new(file: &'a Gguf<'a>, device: &'a CubeDevice, on_host: bool, progress: &'a dyn Fn(u64)) -> Result<Self> {
         let architecture = file.metadata().value("general.architecture")?;
-        Ok(Self { file, device, architecture, progress })
+        Ok(Self { file, device, architecture, on_host, progress })
     }
 
     /// The architecture by its name.
@@ -61,14 +69,45 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// What positions are multiplied by in rotary embeddings: 1, or one over the factor of a linear scaling.
-    pub fn rope_scale(&self) -> Result<f64> {
+    /// How rotary embeddings are scaled.
+    pub fn rope_scaling(&self) -> Result<Scaling> {
         let key = "rope.scaling.type";
+        let factor = || self.above_zero("rope.scaling.factor", None);
         match self.optional::<&str>(key)? {
-            None | Some("none") => Ok(1.0),
-            Some("linear") => Ok(1.0 / self.above_zero("rope.scaling.factor", None)?),
+            // The factors of LongRoPE are tensors.
+            None | Some("none" | "longrope") => Ok(Scaling::Linear(1.0)),
+            Some("linear") => Ok(Scaling::Linear(factor()?)),
+            Some("yarn") => Ok(Scaling::Yarn(Yarn {
+                factor: factor()?,
+                original: self.original_context()?,
+                fast: self.above_zero("rope.scaling.yarn_beta_fast", Some(32.0))?,
+                slow: self.above_zero("rope.scaling.yarn_beta_slow", Some(1.0))?,
+            })),
             Some(found) => Err(Error::UnknownScaling { key: self.key(key), found: found.to_owned() }),
         }
+    }
+
+    /// Tokens of the context before rotary embeddings are scaled.
+    fn original_context(&self) -> Result<usize> {
+        match self.optional_number("rope.scaling.original_context_length")? {
+            Some(original) => Ok(original),
+            None => self.number("context_length"),
+        }
+    }
+
+    /// Rotary embeddings of `dims` values with the factors that the file has for them.
+    pub fn rope(&self, pairs: Pairs, dims: usize, base: f64) -> Result<Rope> {
+        let rope = Rope::new(pairs, dims, base, self.rope_scaling()?);
+        let rope = rope.scaled_by(self.above_zero("rope.scaling.attn_factor", Some(1.0))?);
+        let [all, short, long] = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+        Ok(match () {
+            () if self.has(all) => rope.divided_by(&self.values(all, dims / 2)?),
+            () if self.has(long) => {
+                let factors = [self.values(short, dims / 2)?, self.values(long, dims / 2)?];
+                rope.divided_by_length([&factors[0], &factors[1]], self.original_context()?)
+            }
+            () => rope,
+        })
     }
 
     /// A base of rotary embeddings.
@@ -110,13 +149,40 @@ impl<'a> Source<'a> {
         Ok(self.file.tensor(name)?.matrix())
     }
 
-    /// A matrix of `n` rows and `k` columns, on the device.
-    fn tensor(&self, name: &str, [n, k]: [usize; 2]) -> Result<DeviceTensor> {
+    /// A tensor of the file that is a matrix of `n` rows and `k` columns.
+    fn of_shape(&self, name: &str, [n, k]: [usize; 2]) -> Result<TensorInfo<'a>> {
         let tensor = self.file.tensor(name)?;
         let (rows, columns) = tensor.matrix();
-        if [rows, columns] != [n, k] {
-            return Err(Error::Shape { name: name.to_owned(), found: [rows, columns], wanted: [n, k] });
+        match [rows, columns] == [n, k] {
+            true => Ok(tensor),
+            false => Err(Error::Shape { name: name.to_owned(), found: [rows, columns], wanted: [n, k] }),
         }
+    }
+
+    /// Rows `first..first + n` of a matrix of `rows` rows of `k` weights, where they are multiplied.
+    fn weight(&self, name: &str, [rows, k]: [usize; 2], [first, n]: [usize; 2]) -> Result<Weight> {
+        let tensor = self.of_shape(name, [rows, k])?;
+        let (ty, data, endian) = (tensor.dtype()?, tensor.data()?, tensor.endian());
+        // Rows are whole blocks, and there are bytes for all of them.
+        let row = data.len() / rows.max(1);
+        let matrix = GgufMatrix { ty, n, k, data: &data[first * row..(first + n) * row], endian };
+        let loaded = self.load(matrix);
+        (self.progress)(matrix.data.len() as u64);
+        loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
+    }
+
+    fn load(&self, matrix: GgufMatrix<'_>) -> crate::Result<Weight> {
+        #[cfg(feature = "candle")]
+        if self.on_host {
+            return Ok(Weight::Host(HostMatrix::load(matrix)?));
+        }
+        let GgufMatrix { ty, n, k, data, endian } = matrix;
+        Ok(Weight::Device(DeviceTensor::from_gguf(self.device, ty, n, k, data, endian)?))
+    }
+
+    /// A matrix on the device.
+    fn tensor(&self, name: &str, shape: [usize; 2]) -> Result<DeviceTensor> {
+        let tensor = self.of_shape(name, shape)?;
         let loaded = DeviceTensor::load(self.device, &tensor);
         (self.progress)(tensor.size_in_bytes()? as u64);
         loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
@@ -124,13 +190,19 @@ impl<'a> Source<'a> {
 
     /// The layer of `NAME.weight`, with the values of `NAME.bias` if there are any.
     pub fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let weight = self.tensor(&format!("{name}.weight"), [outputs, inputs])?;
+        let shape = [outputs, inputs];
+        let weight = self.weight(&format!("{name}.weight"), shape, [0, outputs])?;
         let bias = format!("{name}.bias");
         let bias = match self.has(&bias) {
             true => Some(self.vectors(&[(bias, outputs)])?),
             false => None,
         };
         Ok(Linear { weight, bias })
+    }
+
+    /// The layer of `n` rows, from row `first` on, of the `[rows, inputs]` of `NAME.weight`.
+    pub fn linear_of_rows(&self, name: &str, shape: [usize; 2], [first, n]: [usize; 2]) -> Result<Linear> {
+        Ok(Linear { weight: self.weight(&format!("{name}.weight"), shape, [first, n])?, bias: None })
     }
 
     /// The embedding of tokens, and the layer that gives their logits: `output.weight`, or the embedding's own weights.
@@ -140,7 +212,11 @@ impl<'a> Source<'a> {
         let table = self.tensor(name, [vocabulary, d_model])?;
         let output = match self.has("output.weight") {
             true => self.linear("output", vocabulary, d_model)?,
-            false => Linear { weight: table.clone(), bias: None },
+            #[cfg(feature = "candle")]
+            false if self.on_host => {
+                Linear { weight: self.weight(name, [vocabulary, d_model], [0, vocabulary])?, bias: None }
+            }
+            false => Linear { weight: Weight::Device(table.clone()), bias: None },
         };
         Ok((table, output))
     }

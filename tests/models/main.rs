@@ -6,6 +6,7 @@ mod reference;
 mod tiny;
 
 use cube_device::cube_device;
+use cube_gguf::Device;
 use cube_gguf::gguf::Gguf;
 use cube_gguf::models::{Error, Model};
 use reference::Reference;
@@ -14,7 +15,7 @@ use tiny::{CONTEXT, Tiny, VOCABULARY};
 const TOKENS: [u32; 9] = [3, 17, 0, 39, 22, 8, 8, 31, 5];
 
 fn load(file: &[u8]) -> Model {
-    Model::load(&Gguf::parse(file).unwrap(), &cube_device()).unwrap()
+    Model::load(&Gguf::parse(file).unwrap(), &Device::Cube(cube_device())).unwrap()
 }
 
 /// On the host, f32 sums of some hundred terms, through a few layers whose norms keep numbers near 1. On a GPU, matrix units
@@ -37,6 +38,30 @@ fn logits_are_those_of_the_papers_formulas() {
         let logits = model.session(CONTEXT).unwrap().feed(&TOKENS).unwrap();
         assert_near(&logits, &reference.logits(&TOKENS), tiny.name);
     }
+}
+
+/// Candle's products of f32 are the host's, all else is the CPU runtime's.
+#[cfg(feature = "candle")]
+#[test]
+fn products_of_the_host_give_the_same_logits() {
+    for tiny in Tiny::ALL.into_iter().filter(|tiny| tiny.fused || tiny.biases || tiny.tied) {
+        let file = tiny.file();
+        let model = Model::load(&Gguf::parse(&file).unwrap(), &Device::Cpu).unwrap();
+        let mut session = model.session(CONTEXT).unwrap();
+        session.feed(&TOKENS[..8]).unwrap();
+        let logits = session.feed(&TOKENS[8..]).unwrap();
+        assert_near(&logits, &Reference::new(&tiny).logits(&TOKENS), tiny.name);
+    }
+}
+
+#[test]
+fn factors_of_short_runs_are_not_those_of_long_ones() {
+    let phi = Tiny::ALL.into_iter().find(|tiny| tiny.long_factors).unwrap();
+    let file = phi.file();
+    let mut reference = Reference::new(&phi);
+    reference.capacity = TOKENS.len();
+    let logits = load(&file).session(TOKENS.len()).unwrap().feed(&TOKENS).unwrap();
+    assert_near(&logits, &reference.logits(&TOKENS), "a short run");
 }
 
 /// With a window and without: no other part of a model knows how many tokens came before. Burn compiles kernels for each length.
@@ -72,7 +97,9 @@ fn what_a_model_cannot_do_is_an_error() {
 
 #[test]
 fn files_that_are_no_models_are_errors_that_name_what_is_missing() {
-    let error = |tiny: Tiny| Model::load(&Gguf::parse(&tiny.file()).unwrap(), &cube_device()).unwrap_err().to_string();
+    let error = |tiny: Tiny| {
+        Model::load(&Gguf::parse(&tiny.file()).unwrap(), &Device::Cube(cube_device())).unwrap_err().to_string()
+    };
     let llama = Tiny::ALL[0];
     let unknown = error(Tiny { architecture: "abacus", ..llama });
     assert!(unknown.contains("\"abacus\"") && unknown.contains("llama") && unknown.contains("gemma3"), "{unknown}");

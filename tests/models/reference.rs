@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::tiny::{D_MODEL, Tiny};
+use crate::tiny::{CONTEXT, D_MODEL, MAGNITUDE, ORIGINAL_CONTEXT, Tiny};
 
 type Vector = Vec<f64>;
 
@@ -10,6 +10,8 @@ type Vector = Vec<f64>;
 pub struct Reference<'a> {
     tiny: &'a Tiny,
     tensors: HashMap<String, Vector>,
+    /// Tokens that a run has room for.
+    pub capacity: usize,
 }
 
 impl<'a> Reference<'a> {
@@ -18,7 +20,21 @@ impl<'a> Reference<'a> {
             let values = Tiny::values(&name, &shape).into_iter().map(f64::from).collect();
             (name, values)
         };
-        Self { tiny, tensors: tiny.tensors().into_iter().map(values).collect() }
+        let mut tensors: HashMap<String, Vector> = tiny.tensors().into_iter().map(values).collect();
+        let (queries, kv) = (tiny.heads * tiny.head, tiny.kv_heads * tiny.head);
+        for i in (0..tiny.layers).filter(|_| tiny.fused) {
+            let mut split = |whole: &str, parts: &[(&str, usize)]| {
+                let name = |part: &str| format!("blk.{i}.{part}.weight");
+                let mut rest = tensors.remove(&name(whole)).unwrap();
+                for (part, rows) in parts {
+                    let others = rest.split_off(rows * D_MODEL);
+                    tensors.insert(name(part), std::mem::replace(&mut rest, others));
+                }
+            };
+            split("attn_qkv", &[("attn_q", queries), ("attn_k", kv), ("attn_v", kv)]);
+            split("ffn_up", &[("ffn_gate", tiny.hidden), ("ffn_up", tiny.hidden)]);
+        }
+        Self { tiny, tensors, capacity: CONTEXT }
     }
 
     /// The logits after the last token.
@@ -89,15 +105,24 @@ impl<'a> Reference<'a> {
     fn turned(&self, layer: usize, x: &[f64], position: usize) -> Vector {
         let half = x.len() / 2;
         let base = if self.sees_all(layer) { f64::from(self.tiny.base) } else { 10_000.0 };
-        let factors = self.tensors.get("rope_freqs.weight");
+        let long = if self.capacity > ORIGINAL_CONTEXT { "long" } else { "short" };
+        let factors = ["rope_freqs.weight".to_owned(), format!("rope_factors_{long}.weight")];
+        let factors = factors.iter().find_map(|name| self.tensors.get(name));
+        let scaling = self.tiny.factor.map_or(1.0, f64::from);
+        let magnitude = match () {
+            () if self.tiny.yarn => 1.0 + 0.1 * scaling.ln(),
+            () if self.tiny.long_factors => f64::from(MAGNITUDE),
+            () => 1.0,
+        };
         let mut out = x.to_vec();
         for pair in 0..half {
-            let position = position as f64 / self.tiny.factor.map_or(1.0, f64::from);
+            let share = if self.tiny.yarn { yarn_share(pair, x.len(), base) } else { 1.0 };
             let factor = factors.map_or(1.0, |factors| factors[pair]);
-            let angle = position * base.powf(-2.0 * pair as f64 / x.len() as f64) / factor;
+            let plain = base.powf(-2.0 * pair as f64 / x.len() as f64);
+            let angle = position as f64 * (plain / scaling * share + plain * (1.0 - share)) / factor;
             let (a, b) = if self.tiny.architecture == "llama" { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
-            out[a] = x[a] * angle.cos() - x[b] * angle.sin();
-            out[b] = x[a] * angle.sin() + x[b] * angle.cos();
+            out[a] = magnitude * (x[a] * angle.cos() - x[b] * angle.sin());
+            out[b] = magnitude * (x[a] * angle.sin() + x[b] * angle.cos());
         }
         out
     }
@@ -141,4 +166,14 @@ impl<'a> Reference<'a> {
         let hidden: Vector = gate.into_iter().zip(up).map(|(gate, up)| activation(gate) * up).collect();
         self.linear(&name("down"), &hidden)
     }
+}
+
+/// How much of a pair YaRN scales: nothing of what turns 32 times or more in the original context, all of what turns once.
+fn yarn_share(pair: usize, dims: usize, base: f64) -> f64 {
+    let turns_at = |turns: f64| {
+        let wavelength = ORIGINAL_CONTEXT as f64 / (2.0 * std::f64::consts::PI * turns);
+        dims as f64 * wavelength.ln() / (2.0 * base.ln())
+    };
+    let (low, high) = (turns_at(32.0).floor().max(0.0), turns_at(1.0).ceil().min(dims as f64 - 1.0));
+    ((pair as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0)
 }

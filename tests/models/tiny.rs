@@ -5,6 +5,10 @@ use cube_gguf::gguf::{GgmlType, Writer};
 pub const CONTEXT: usize = 32;
 pub const VOCABULARY: usize = 40;
 pub const D_MODEL: usize = 64;
+/// Where a model has a context from before its scaling.
+pub const ORIGINAL_CONTEXT: usize = 16;
+/// What turned values of LongRoPE are multiplied by.
+pub const MAGNITUDE: f32 = 1.25;
 
 /// A model of f32 tensors.
 #[derive(Clone, Copy)]
@@ -23,8 +27,14 @@ pub struct Tiny {
     pub base: f32,
     /// The factor of a linear scaling of positions.
     pub factor: Option<f32>,
+    /// Whether that scaling is YaRN's.
+    pub yarn: bool,
     /// Whether pairs have factors of their own.
     pub pair_factors: bool,
+    /// Whether they have others in longer runs.
+    pub long_factors: bool,
+    /// Whether q, k and v are one matrix, and gate and up another.
+    pub fused: bool,
     pub window: Option<usize>,
     /// What bounds scores and logits.
     pub softcaps: Option<[f32; 2]>,
@@ -48,7 +58,10 @@ const LLAMA: Tiny = Tiny {
     written_hidden: None,
     base: 10_000.0,
     factor: None,
+    yarn: false,
     pair_factors: false,
+    long_factors: false,
+    fused: false,
     window: None,
     softcaps: None,
     biases: false,
@@ -59,11 +72,20 @@ const LLAMA: Tiny = Tiny {
 };
 
 impl Tiny {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         LLAMA,
         Self { name: "llama 3", pair_factors: true, base: 500_000.0, kv_heads: 1, ..LLAMA },
         Self { name: "qwen 2", architecture: "qwen2", biases: true, tied: true, factor: Some(4.0), ..LLAMA },
-        Self { name: "qwen 3", architecture: "qwen3", head_norms: true, head: 32, ..LLAMA },
+        Self {
+            name: "qwen 3",
+            architecture: "qwen3",
+            head_norms: true,
+            head: 32,
+            factor: Some(4.0),
+            yarn: true,
+            ..LLAMA
+        },
+        Self { name: "phi 3", architecture: "phi3", fused: true, long_factors: true, ..LLAMA },
         Self {
             name: "gemma 2",
             architecture: "gemma2",
@@ -95,15 +117,19 @@ impl Tiny {
         let mut add = |name: String, shape: &[usize]| all.push((name, shape.to_vec()));
         for i in 0..self.layers {
             let name = |part: &str| format!("blk.{i}.{part}");
-            for (part, outputs) in [("attn_q", queries), ("attn_k", kv), ("attn_v", kv)] {
+            let separate = [("attn_q", queries), ("attn_k", kv), ("attn_v", kv)];
+            let fused = [("attn_qkv", queries + 2 * kv)];
+            for &(part, outputs) in if self.fused { &fused[..] } else { &separate[..] } {
                 add(name(&format!("{part}.weight")), &[outputs, D_MODEL]);
                 if self.biases {
                     add(name(&format!("{part}.bias")), &[outputs]);
                 }
             }
             add(name("attn_output.weight"), &[D_MODEL, queries]);
-            add(name("ffn_gate.weight"), &[hidden, D_MODEL]);
-            add(name("ffn_up.weight"), &[hidden, D_MODEL]);
+            if !self.fused {
+                add(name("ffn_gate.weight"), &[hidden, D_MODEL]);
+            }
+            add(name("ffn_up.weight"), &[if self.fused { 2 * hidden } else { hidden }, D_MODEL]);
             add(name("ffn_down.weight"), &[D_MODEL, hidden]);
             add(name("attn_norm.weight"), &[D_MODEL]);
             add(name("ffn_norm.weight"), &[D_MODEL]);
@@ -122,6 +148,10 @@ impl Tiny {
         }
         if self.pair_factors {
             add("rope_freqs.weight".to_owned(), &[self.head / 2]);
+        }
+        if self.long_factors {
+            add("rope_factors_short.weight".to_owned(), &[self.head / 2]);
+            add("rope_factors_long.weight".to_owned(), &[self.head / 2]);
         }
         all.retain(|(name, _)| Some(name.as_str()) != self.without);
         all
@@ -171,7 +201,13 @@ impl Tiny {
         if let Some(window) = self.window {
             number("attention.sliding_window", window);
         }
+        if self.yarn || self.long_factors {
+            number("rope.scaling.original_context_length", ORIGINAL_CONTEXT);
+        }
         let key = |name: &str| format!("{}.{name}", self.architecture);
+        if self.long_factors {
+            writer.metadata(&key("rope.scaling.attn_factor"), MAGNITUDE).unwrap();
+        }
         writer.metadata(&key("attention.layer_norm_rms_epsilon"), 1e-6f32).unwrap();
         writer.metadata(&key("rope.freq_base"), self.base).unwrap();
         if let Some([scores, logits]) = self.softcaps {
@@ -179,7 +215,7 @@ impl Tiny {
             writer.metadata(&key("final_logit_softcapping"), logits).unwrap();
         }
         if let Some(factor) = self.factor {
-            writer.metadata(&key("rope.scaling.type"), "linear").unwrap();
+            writer.metadata(&key("rope.scaling.type"), if self.yarn { "yarn" } else { "linear" }).unwrap();
             writer.metadata(&key("rope.scaling.factor"), factor).unwrap();
         }
         let tensors = self.tensors();

@@ -9,10 +9,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use cube_gguf::Device;
 use cube_gguf::gguf::{Files, Gguf};
 use cube_gguf::models::{Model, Session};
 use cube_gguf::text::{ChatTemplate, Detokenizer, Message, Sampler, Sampling, Special, Tokenizer};
-use cube_gguf::{Backend, CubeDevice, Device};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::report::Report;
@@ -79,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         Some(text) => Some(encode(text, &tokenizer, template.as_ref())?),
         None => None,
     };
-    let device = on_cube(arguments.device.open()?)?;
+    let device = arguments.device.open()?;
     let model = load(&file, &device, arguments.json)?;
     let loaded = start.elapsed();
 
@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
     let Some(prompt) = prompt else {
         let template = template.ok_or("a conversation needs --chat")?;
         let (answers, first_token) = chat::converse(&mut writer, &template, start)?;
-        let report = Report { device: &device, loaded, first_token, answers: &answers };
+        let report = Report { device: &device, memory: model.memory(), loaded, first_token, answers: &answers };
         eprint!("{}", report.text());
         return Ok(ExitCode::SUCCESS);
     };
@@ -106,7 +106,7 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         if arguments.json { Ok(()) } else { print(&escape_text(text)) }
     })?;
     let interrupted = answer.stop == Stop::Interrupt;
-    let report = Report { device: &device, loaded, first_token, answers: &[answer] };
+    let report = Report { device: &device, memory: model.memory(), loaded, first_token, answers: &[answer] };
     match arguments.json {
         true => print_json(&report.json(&prompt, arguments.seed))?,
         false => {
@@ -148,15 +148,7 @@ fn encode(text: &str, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) ->
     Ok(tokens)
 }
 
-/// Burn's tensors are on a device of CubeCL's: on the host, that is its CPU runtime.
-fn on_cube(device: Device) -> cube_gguf::Result<CubeDevice> {
-    match device {
-        Device::Cube(device) => Ok(device),
-        Device::Cpu => CubeDevice::new(Backend::CubeCpu, 0),
-    }
-}
-
-fn load(file: &Gguf<'_>, device: &CubeDevice, quiet: bool) -> Outcome<Model> {
+fn load(file: &Gguf<'_>, device: &Device, quiet: bool) -> Outcome<Model> {
     let bytes = file.tensors().filter_map(|tensor| tensor.size_in_bytes().ok()).sum::<usize>();
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(bytes as u64) };
     if let Ok(style) = ProgressStyle::with_template("Loading {bar:30} {bytes}/{total_bytes} {eta}") {

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use cube_gguf::CubeDevice;
-use cubecl::MemoryScope;
+use cube_gguf::Device;
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
@@ -11,7 +10,9 @@ use super::{Answer, Stop};
 
 /// What a run took.
 pub struct Report<'a> {
-    pub device: &'a CubeDevice,
+    pub device: &'a Device,
+    /// Bytes that the device holds for this process.
+    pub memory: u64,
     /// From the start until the model was loaded.
     pub loaded: Duration,
     /// From the start until the first token.
@@ -50,11 +51,6 @@ impl Report<'_> {
         Phase::of(self.answers, |answer| (answer.steps, answer.stepping))
     }
 
-    /// Bytes that the device holds for this process.
-    fn memory(&self) -> u64 {
-        self.device.client().memory_report(MemoryScope::Device).usage().bytes_reserved
-    }
-
     /// One line, and one more where there was no more room.
     pub fn text(&self) -> String {
         let (prompt, generation) = (self.prompt(), self.generation());
@@ -70,7 +66,7 @@ impl Report<'_> {
             generation.per_second(),
             self.loaded.as_secs_f64(),
             self.first_token.unwrap_or_default().as_secs_f64(),
-            HumanBytes(self.memory()),
+            HumanBytes(self.memory),
             self.device,
         ));
         text
@@ -89,7 +85,7 @@ impl Report<'_> {
             "generation": self.generation().json(),
             "load_seconds": self.loaded.as_secs_f64(),
             "first_token_seconds": self.first_token.map(|time| time.as_secs_f64()),
-            "memory_bytes": self.memory(),
+            "memory_bytes": self.memory,
             "device": self.device.to_string(),
         })
     }
