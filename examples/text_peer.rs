@@ -134,7 +134,7 @@ fn speed(model: &Model, [prompt, new, repeats]: [usize; 3], start: Instant) -> O
         let start = Instant::now();
         let mut token = 1;
         for _ in 0..new {
-            token = largest(&session.feed(&[token])?);
+            (token, _) = session.feed_for_likeliest(&[token])?;
         }
         Ok(start.elapsed().as_secs_f64())
     };

@@ -9,6 +9,7 @@ use cubecl::server::Handle;
 use super::activations::{self, Activations};
 use super::decoder::attention::{Attention, attend};
 use super::decoder::elementwise::{Activation, Map, add_bias, gate, map, take_row};
+use super::decoder::largest::largest;
 use super::decoder::norm::{RmsNorm, add_norm, norm};
 use super::decoder::rotary::{Heads, KeyValues, Pairs, Rotary, Turns, turn_and_store};
 use super::dequantize;
@@ -285,6 +286,8 @@ fn of_decoders() -> Vec<Entry> {
     }
     let biased = move |client: &Client| Some(add_bias(client, &f32s(client, WIDTH), 1, &f32s(client, WIDTH), WIDTH));
     add("bias", String::new(), Box::new(biased));
+    let found = move |client: &Client| Some(largest(client, &f32s(client, WIDTH), WIDTH));
+    add("largest", String::new(), Box::new(found));
     let taken = move |client: &Client| Some(take_row(client, &f32s(client, WIDTH), 0, WIDTH));
     add("row", String::new(), Box::new(taken));
     entries

@@ -50,12 +50,13 @@ use std::fmt;
 
 use cubecl::MemoryScope;
 use cubecl::client::Client;
+use cubecl::server::Handle;
 
 use self::cache::Cache;
 pub use self::error::{Error, Result};
 use self::replay::Replay;
 use self::rope::Rope;
-use self::step::{Rows, Step};
+use self::step::{After, Rows, Step};
 use self::weights::Source;
 use crate::gguf::Gguf;
 use crate::storage::{Backend, CubeDevice, Device};
@@ -167,7 +168,9 @@ impl Model {
         }
         let client = self.device.client();
         let cache = Cache::new(self.architecture.shape(), capacity, &client);
-        Ok(Session { model: self, client, cache, replay: Replay::default(), tokens: Vec::new(), capacity })
+        let id = client.create_from_slice(&0u32.to_le_bytes());
+        let replay = Replay::default();
+        Ok(Session { model: self, client, cache, replay, id, tokens: Vec::new(), capacity })
     }
 }
 
@@ -178,6 +181,8 @@ pub struct Session<'a> {
     cache: Cache,
     /// The step of one token.
     replay: Replay,
+    /// The id of that token, a u32 on the device.
+    id: Handle,
     /// Those whose keys and values are in the cache.
     tokens: Vec<u32>,
     /// Tokens that the cache has room for.
@@ -226,6 +231,27 @@ impl Session<'_> {
     /// [`Error::NoTokens`] where there are none, [`Error::ContextFull`] for more than are [`left`](Self::left),
     /// [`Error::UnknownToken`] for one that the vocabulary does not have, [`Error::Compute`] where the device failed.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let after = self.add(tokens)?;
+        Ok(self.step(&after.likeliest, 1).read(&after.logits)?)
+    }
+
+    /// Adds tokens, and gives the likeliest token after them with its logit, the first where several are: those of
+    /// [`feed`](Self::feed), of which the device sends no others. NaN counts as infinity.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`feed`](Self::feed).
+    pub fn feed_for_likeliest(&mut self, tokens: &[u32]) -> Result<(u32, f32)> {
+        let after = self.add(tokens)?;
+        Ok(self.step(&after.likeliest, 1).read_likeliest(&after)?)
+    }
+
+    fn step<'a>(&'a self, ids: &'a Handle, tokens: usize) -> Step<'a> {
+        Step { device: &self.model.device, client: &self.client, cache: &self.cache, ids, tokens }
+    }
+
+    /// Checks and adds tokens.
+    fn add(&mut self, tokens: &[u32]) -> Result<After> {
         let vocabulary = self.model.vocabulary;
         if tokens.is_empty() {
             return Err(Error::NoTokens);
@@ -236,21 +262,30 @@ impl Session<'_> {
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
             return Err(Error::UnknownToken { id, vocabulary });
         }
-        let mut logits = Vec::new();
+        let mut last = None;
         for batch in tokens.chunks(BATCH) {
             self.cache.move_to(self.len(), &self.client);
-            logits = match batch {
-                &[token] => self.replay.step(self.model, &self.client, &self.cache, token)?,
+            let architecture = &*self.model.architecture;
+            last = Some(match batch {
+                &[token] => {
+                    let (device, client, cache) = (&self.model.device, &self.client, &self.cache);
+                    let id = self.id.clone();
+                    let step = Step { device, client, cache, ids: &id, tokens: 1 };
+                    self.replay.step(architecture, &step, token)?
+                }
                 _ => {
                     let ids = self.client.create_from_slice(bytemuck::cast_slice(batch));
-                    let (device, client, cache) = (&self.model.device, &self.client, &self.cache);
-                    let step = Step { device, client, cache, ids: &ids, tokens: batch.len() };
-                    let logits = self.model.architecture.forward(&step)?;
-                    Step { tokens: 1, ..step }.read(&logits)?
+                    after(architecture, &self.step(&ids, batch.len()))?
                 }
-            };
+            });
             self.tokens.extend_from_slice(batch);
         }
-        Ok(logits)
+        last.ok_or(Error::NoTokens)
     }
+}
+
+/// What follows a step's tokens.
+fn after(architecture: &dyn Architecture, step: &Step<'_>) -> Result<After> {
+    let logits = architecture.forward(step)?;
+    Ok(After { likeliest: step.likeliest(&logits), logits })
 }

@@ -3,24 +3,16 @@
 use std::thread::{self, ThreadId};
 
 use cubecl::bytes::Bytes;
-use cubecl::client::{Client, Graph};
-use cubecl::server::Handle;
+use cubecl::client::Graph;
+use cubecl::future::block_on;
 
-use super::Model;
-use super::cache::Cache;
 use super::error::Result;
-use super::step::{Rows, Step};
+use super::step::{After, Step};
+use super::{Architecture, after};
 
 /// The step of one token of a session.
 #[derive(Debug, Default)]
-pub(super) struct Replay {
-    /// The token's id, a u32.
-    id: Option<Handle>,
-    state: State,
-}
-
-#[derive(Debug, Default)]
-enum State {
+pub(super) enum Replay {
     /// No token was taken yet.
     #[default]
     New,
@@ -30,50 +22,45 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Recorded {
+pub(super) struct Recorded {
     graph: Graph,
     /// What a replay writes.
-    logits: Rows,
+    after: After,
     /// A replay runs in the stream of the thread that recorded it, and is in order with that thread's writes and reads alone.
     thread: ThreadId,
 }
 
 impl Replay {
-    /// The logits after one more token, at the place that the cache was moved to.
-    pub fn step(&mut self, model: &Model, client: &Client, cache: &Cache, token: u32) -> Result<Vec<f32>> {
-        let bytes = token.to_le_bytes();
-        let id = self.id.get_or_insert_with(|| client.create_from_slice(&bytes)).clone();
-        client.write(&id, Bytes::from_bytes_vec(bytes.to_vec()));
-        if matches!(&self.state, State::Recorded(recorded) if recorded.thread != thread::current().id()) {
-            self.state = State::New;
+    /// Takes `token`, whose id goes to the step's, at the place that the cache was moved to.
+    pub fn step(&mut self, architecture: &dyn Architecture, step: &Step<'_>, token: u32) -> Result<After> {
+        step.client.write(step.ids, Bytes::from_bytes_vec(token.to_le_bytes().to_vec()));
+        if matches!(self, Self::Recorded(recorded) if recorded.thread != thread::current().id()) {
+            *self = Self::New;
         }
-        let step = Step { device: &model.device, client, cache, ids: &id, tokens: 1 };
-        match &self.state {
-            State::Recorded(Recorded { graph, logits, .. }) => {
+        if let Self::New = self {
+            let prepared = step.client.graph_prepare();
+            // A first run compiles, and allocates the memory: recording may not allocate.
+            let first = after(architecture, step)?;
+            block_on(step.client.sync()).map_err(|error| step.device.failed(error))?;
+            if prepared.and_then(|()| step.client.start_capture()).is_err() {
+                *self = Self::Launched;
+                return Ok(first);
+            }
+            drop(first);
+            // The same token goes to the same place once more.
+            let again = after(architecture, step);
+            let graph = step.client.stop_capture().map_err(|error| step.device.failed(error))?;
+            *self = Self::Recorded(Recorded { graph, after: again?, thread: thread::current().id() });
+        }
+        match self {
+            Self::Recorded(Recorded { graph, after, .. }) => {
                 // SAFETY: the weights, the cache and the id outlive the graph: the model is borrowed by the session that
                 // owns the others and the graph. Nothing else allocates from the memory of its intermediate values while it
                 // lives.
-                unsafe { graph.replay() }.map_err(|error| model.device.failed(error))?;
-                Ok(step.read(logits)?)
+                unsafe { graph.replay() }.map_err(|error| step.device.failed(error))?;
+                Ok(after.clone())
             }
-            State::Launched => Ok(step.read(&model.architecture.forward(&step)?)?),
-            State::New => {
-                let prepared = client.graph_prepare();
-                // A first run compiles, and allocates the memory: recording may not allocate.
-                let logits = step.read(&model.architecture.forward(&step)?)?;
-                self.state = match prepared.and_then(|()| client.start_capture()) {
-                    Ok(()) => record(model, &step)?,
-                    Err(_) => State::Launched,
-                };
-                Ok(logits)
-            }
+            Self::New | Self::Launched => after(architecture, step),
         }
     }
-}
-
-/// Records the step, whose token is at its place already.
-fn record(model: &Model, step: &Step<'_>) -> Result<State> {
-    let logits = model.architecture.forward(step);
-    let graph = step.client.stop_capture().map_err(|error| model.device.failed(error))?;
-    Ok(State::Recorded(Recorded { graph, logits: logits?, thread: thread::current().id() }))
 }

@@ -7,6 +7,7 @@ use super::cache::Cache;
 use super::error::Result;
 use crate::kernels::decoder::attention::{Attention, attend};
 use crate::kernels::decoder::elementwise::{Activation, Map, add_bias, gate, map, take_row};
+use crate::kernels::decoder::largest::largest;
 use crate::kernels::decoder::norm::{RmsNorm, add_norm, norm};
 use crate::kernels::decoder::rotary::{Rotary, turn_and_store};
 use crate::kernels::floats::FloatType;
@@ -18,6 +19,15 @@ pub(super) struct Rows {
     pub handle: Handle,
     /// Values of a row.
     pub width: usize,
+}
+
+/// What a step gives, on the device.
+#[derive(Clone, Debug)]
+pub(super) struct After {
+    /// Those of the token after the step's last.
+    pub logits: Rows,
+    /// The likeliest of them: its id and the bits of its logit.
+    pub likeliest: Handle,
 }
 
 /// Tokens that are being added, and what computes on them.
@@ -44,6 +54,18 @@ impl Step<'_> {
         let bytes = self.client.read_one(x.handle.clone()).map_err(|error| self.device.failed(error))?;
         let values = bytes.chunks_exact(4).map(|value| f32::from_ne_bytes([value[0], value[1], value[2], value[3]]));
         Ok(values.take(self.tokens * x.width).collect())
+    }
+
+    /// The likeliest token by a row of logits, on the device: its id and the bits of its logit.
+    pub fn likeliest(&self, logits: &Rows) -> Handle {
+        largest(self.client, &logits.handle, logits.width)
+    }
+
+    /// What [`likeliest`](Self::likeliest) found, on the host.
+    pub fn read_likeliest(&self, after: &After) -> crate::Result<(u32, f32)> {
+        let bytes = self.client.read_one(after.likeliest.clone()).map_err(|error| self.device.failed(error))?;
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Ok((word(0), f32::from_bits(word(4))))
     }
 
     /// The norm of each row.

@@ -75,6 +75,13 @@ fn tokens_in_parts_give_the_logits_of_all_at_once() {
         for count in 8..=TOKENS.len() {
             let logits = session.feed(&TOKENS[count - 1..count]).unwrap();
             assert_near(&logits, &reference.logits(&TOKENS[..count]), tiny.name);
+            session.truncate(count - 1);
+            let likeliest = logits
+                .iter()
+                .copied()
+                .enumerate()
+                .fold((0, f32::MIN), |best, (id, logit)| if logit > best.1 { (id as u32, logit) } else { best });
+            assert_eq!(session.feed_for_likeliest(&TOKENS[count - 1..count]).unwrap(), likeliest);
         }
         assert_eq!((session.len(), session.left()), (TOKENS.len(), 0));
     }

@@ -91,7 +91,8 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
     };
     interrupt::install()?;
     let session = model.session(room)?;
-    let mut writer = Writer { tokenizer: &tokenizer, sampler, session, limit };
+    let greedy = arguments.temp == 0.0;
+    let mut writer = Writer { tokenizer: &tokenizer, sampler, greedy, session, limit };
     let Some(prompt) = prompt else {
         let template = template.ok_or("a conversation needs --chat")?;
         let (answers, first_token) = chat::converse(&mut writer, &template, start)?;
@@ -189,15 +190,26 @@ struct Answer {
 struct Writer<'a> {
     tokenizer: &'a Tokenizer,
     sampler: Sampler,
+    /// Whether the likeliest token is taken always.
+    greedy: bool,
     session: Session<'a>,
     limit: usize,
 }
 
 impl Writer<'_> {
+    /// Reads tokens, and gives the one after them.
+    fn next(&mut self, tokens: &[u32]) -> Outcome<u32> {
+        if self.greedy {
+            let (token, logit) = self.session.feed_for_likeliest(tokens)?;
+            return if logit.is_finite() { Ok(token) } else { Err(format!("the likeliest logit is {logit}").into()) };
+        }
+        Ok(self.sampler.sample(&self.session.feed(tokens)?)?)
+    }
+
     /// Reads `prompt` after the tokens so far, and gives what follows it to `show`, a piece at a time.
     fn answer(&mut self, prompt: &[u32], mut show: impl FnMut(&str) -> std::io::Result<()>) -> Outcome<Answer> {
         let start = Instant::now();
-        let mut logits = self.session.feed(prompt)?;
+        let mut next = self.next(prompt)?;
         let reading = start.elapsed();
         let mut answer = Answer {
             tokens: Vec::new(),
@@ -212,7 +224,6 @@ impl Writer<'_> {
         let listening = interrupt::listen();
         let start = Instant::now();
         while !listening.is_interrupted() {
-            let next = self.sampler.sample(&logits)?;
             if self.tokenizer.is_end(next) {
                 answer.stop = Stop::End;
                 break;
@@ -229,7 +240,7 @@ impl Writer<'_> {
                 answer.stop = Stop::Context;
                 break;
             }
-            logits = self.session.feed(&[next])?;
+            next = self.next(&[next])?;
             answer.steps += 1;
         }
         answer.stepping = start.elapsed();
