@@ -2,6 +2,7 @@
 
 #[path = "../burn/cube_device.rs"]
 mod cube_device;
+mod llama_cpp;
 mod reference;
 mod tiny;
 

@@ -198,6 +198,7 @@ impl Tiny {
         number("attention.head_count", self.heads);
         number("attention.head_count_kv", self.kv_heads);
         number("attention.key_length", self.head);
+        number("attention.value_length", self.head);
         if let Some(window) = self.window {
             number("attention.sliding_window", window);
         }
