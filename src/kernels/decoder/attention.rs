@@ -71,7 +71,8 @@ pub fn attend(client: &Client, q: &Handle, tokens: usize, attention: &Attention,
     let merged = values(client, tokens * heads.queries * heads.len);
     let (count, dim, grid) = plan.team.launch(client, tokens * heads.queries);
     let (from, state) = (buffer(&out, 4), buffer(&state, 4));
-    merge_parts::launch(client, count, dim, from, state, buffer(&merged, 4), grid, parts, heads.len, plan.team);
+    let seen = PartsLaunch::new(from, state, parts, grid);
+    merge_parts::launch(client, count, dim, seen, buffer(&merged, 4), heads.len, plan.team);
     merged
 }
 
@@ -290,34 +291,35 @@ fn sum_of_lanes(value: f32, #[comptime] lanes: u32) -> f32 {
     sum
 }
 
+/// What was seen in parts, and the state of each.
+#[derive(CubeType, CubeLaunch)]
+struct Parts {
+    seen: Box<[f32]>,
+    state: Box<[f32]>,
+    parts: usize,
+    grid: Grid,
+}
+
 /// The parts of a query as one.
 #[cube(launch)]
-fn merge_parts(
-    seen: &[f32],
-    state: &[f32],
-    out: &mut [f32],
-    grid: &Grid,
-    parts: usize,
-    #[comptime] len: usize,
-    #[comptime] team: Team,
-) {
-    let query = row_of(grid, team);
-    if query >= grid.len {
+fn merge_parts(of: &Parts, out: &mut [f32], #[comptime] len: usize, #[comptime] team: Team) {
+    let query = row_of(&of.grid, team);
+    if query >= of.grid.len {
         terminate!();
     }
-    let first = query * parts;
+    let first = query * of.parts;
     let mut most = LEAST.runtime();
-    for part in 0..parts {
-        most = max(most, state[2 * (first + part)]);
+    for part in 0..of.parts {
+        most = max(most, of.state[2 * (first + part)]);
     }
     let mut sum = 0.0f32;
-    for part in 0..parts {
-        sum += state[2 * (first + part) + 1] * f32::exp(state[2 * (first + part)] - most);
+    for part in 0..of.parts {
+        sum += of.state[2 * (first + part) + 1] * f32::exp(of.state[2 * (first + part)] - most);
     }
     for i in range_stepped(unit_of(team), len, comptime!(team.units() as usize)) {
         let mut value = 0.0f32;
-        for part in 0..parts {
-            value += seen[(first + part) * len + i] * f32::exp(state[2 * (first + part)] - most);
+        for part in 0..of.parts {
+            value += of.seen[(first + part) * len + i] * f32::exp(of.state[2 * (first + part)] - most);
         }
         out[query * len + i] = value / sum;
     }
