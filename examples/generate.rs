@@ -37,7 +37,7 @@ fn generate(
     let file = files.parse()?;
     let tokenizer = Tokenizer::from_gguf(file.metadata())?;
     let model = Model::load(&file, device)?;
-    let mut session = model.session(model.context().min(CAPACITY))?;
+    let mut session = model.session(model.context().min(CAPACITY))?.with_recording();
     let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() })?;
     let mut detokenizer = Detokenizer::new(&tokenizer);
     let mut logits = session.feed(&tokenizer.encode(prompt, Special { add: true, ..Special::default() })?)?;

@@ -63,7 +63,7 @@ fn agree(model: &Model) -> Outcome {
     for (prompt, line) in io::stdin().lock().lines().enumerate() {
         let line: Value = serde_json::from_str(&line?)?;
         let (start, tokens) = (ids(&line["prompt"])?, ids(&line["tokens"])?);
-        let mut session = model.session(start.len() + tokens.len())?;
+        let mut session = model.session(start.len() + tokens.len())?.with_recording();
         let mut logits = session.feed(&start)?;
         for (i, &token) in tokens.iter().enumerate() {
             all += 1;
@@ -93,7 +93,7 @@ fn divergence(model: &Model, logits: &str) -> Outcome {
     let mut bytes = vec![0; 4 * model.vocabulary()];
     for line in io::stdin().lock().lines() {
         let tokens = ids(&serde_json::from_str(&line?)?)?;
-        let mut session = model.session(tokens.len())?;
+        let mut session = model.session(tokens.len())?.with_recording();
         for token in tokens {
             let ours = session.feed(&[token])?;
             file.read_exact(&mut bytes)?;
@@ -138,7 +138,7 @@ fn speed(model: &Model, [prompt, new, repeats]: [usize; 3], start: Instant) -> O
         }
         Ok(start.elapsed().as_secs_f64())
     };
-    let mut session = model.session(new)?;
+    let mut session = model.session(new)?.with_recording();
     write(&mut session)?;
     let mut generations = (0..repeats).map(|_| write(&mut session)).collect::<Outcome<Vec<_>>>()?;
     let rates = |times: &mut Vec<f64>, tokens: usize| {

@@ -54,7 +54,7 @@ use cubecl::server::Handle;
 
 use self::cache::Cache;
 pub use self::error::{Error, Result};
-use self::replay::Replay;
+use self::replay::{Replay, launching};
 use self::rope::Rope;
 use self::step::{After, Rows, Step};
 use self::weights::Source;
@@ -128,6 +128,7 @@ impl Model {
             Device::Cube(device) => (device.clone(), false),
             Device::Cpu => (CubeDevice::new(Backend::CubeCpu, 0)?, true),
         };
+        let _others_too = launching();
         let source = Source::new(file, &device, on_host, progress)?;
         let load = ARCHITECTURES.iter().find(|(name, _)| *name == source.architecture());
         let Some((_, load)) = load else {
@@ -166,6 +167,7 @@ impl Model {
         if capacity == 0 || capacity > self.context {
             return Err(Error::Capacity { capacity, context: self.context });
         }
+        let _others_too = launching();
         let client = self.device.client();
         let cache = Cache::new(self.architecture.shape(), capacity, &client);
         let id = client.create_from_slice(&0u32.to_le_bytes());
@@ -202,6 +204,16 @@ impl Session<'_> {
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// The same run, with the step of one token recorded when the next one is fed and replayed from then on, on devices that
+    /// replay launches faster than they take them one by one (CUDA and HIP).
+    ///
+    /// While it records, which takes milliseconds, no other thread of the process may allocate memory on a GPU: the driver
+    /// would fail both. Models wait for each other; other users of the GPU must be kept from it.
+    pub fn with_recording(mut self) -> Self {
+        self.replay = Replay::Wanted;
+        self
     }
 
     /// How many tokens there are so far.
@@ -274,6 +286,7 @@ impl Session<'_> {
                     self.replay.step(architecture, &step, token)?
                 }
                 _ => {
+                    let _others_too = launching();
                     let ids = self.client.create_from_slice(bytemuck::cast_slice(batch));
                     after(architecture, &self.step(&ids, batch.len()))?
                 }

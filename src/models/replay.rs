@@ -1,5 +1,6 @@
 //! [`Replay`]: the step of one token, recorded once on devices that replay launches faster than they take them.
 
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{self, ThreadId};
 
 use cubecl::bytes::Bytes;
@@ -10,15 +11,28 @@ use super::error::Result;
 use super::step::{After, Step};
 use super::{Architecture, after};
 
+/// Held by one thread alone while it records: CUDA and HIP end a recording where another thread allocates memory, and refuse
+/// that memory too.
+static LAUNCHES: RwLock<()> = RwLock::new(());
+
+/// Keeps other threads from recording.
+pub(super) fn launching() -> RwLockReadGuard<'static, ()> {
+    LAUNCHES.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn recording() -> RwLockWriteGuard<'static, ()> {
+    LAUNCHES.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The step of one token of a session.
 #[derive(Debug, Default)]
 pub(super) enum Replay {
-    /// No token was taken yet.
+    /// Launched each time.
     #[default]
-    New,
-    Recorded(Recorded),
-    /// The device does not record.
     Launched,
+    /// To be recorded at the next token.
+    Wanted,
+    Recorded(Recorded),
 }
 
 #[derive(Debug)]
@@ -35,9 +49,10 @@ impl Replay {
     pub fn step(&mut self, architecture: &dyn Architecture, step: &Step<'_>, token: u32) -> Result<After> {
         step.client.write(step.ids, Bytes::from_bytes_vec(token.to_le_bytes().to_vec()));
         if matches!(self, Self::Recorded(recorded) if recorded.thread != thread::current().id()) {
-            *self = Self::New;
+            *self = Self::Wanted;
         }
-        if let Self::New = self {
+        if let Self::Wanted = self {
+            let _alone = recording();
             let prepared = step.client.graph_prepare();
             // A first run compiles, and allocates the memory: recording may not allocate.
             let first = after(architecture, step)?;
@@ -52,6 +67,7 @@ impl Replay {
             let graph = step.client.stop_capture().map_err(|error| step.device.failed(error))?;
             *self = Self::Recorded(Recorded { graph, after: again?, thread: thread::current().id() });
         }
+        let _others_too = launching();
         match self {
             Self::Recorded(Recorded { graph, after, .. }) => {
                 // SAFETY: the weights, the cache and the id outlive the graph: the model is borrowed by the session that
@@ -60,7 +76,7 @@ impl Replay {
                 unsafe { graph.replay() }.map_err(|error| step.device.failed(error))?;
                 Ok(after.clone())
             }
-            Self::New | Self::Launched => after(architecture, step),
+            Self::Wanted | Self::Launched => after(architecture, step),
         }
     }
 }

@@ -71,7 +71,7 @@ fn tokens_in_parts_give_the_logits_of_all_at_once() {
     for tiny in Tiny::ALL.into_iter().filter(|tiny| ["llama", "gemma 3"].contains(&tiny.name)) {
         let file = tiny.file();
         let (model, reference) = (load(&file), Reference::new(&tiny));
-        let mut session = model.session(TOKENS.len()).unwrap();
+        let mut session = model.session(TOKENS.len()).unwrap().with_recording();
         session.feed(&TOKENS[..7]).unwrap();
         for count in 8..=TOKENS.len() {
             let logits = session.feed(&TOKENS[count - 1..count]).unwrap();

@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         (None, None) => CONVERSATION.min(model.context()),
     };
     interrupt::install()?;
-    let session = model.session(room)?;
+    let session = model.session(room)?.with_recording();
     let greedy = arguments.temp == 0.0;
     let mut writer = Writer { tokenizer: &tokenizer, sampler, greedy, session, limit };
     let Some(prompt) = prompt else {
