@@ -21,6 +21,10 @@ use serde_json::{Value, json};
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome {
+    #[cfg(feature = "kernel-cache")]
+    if let Some(folder) = std::env::var_os("CUBE_GGUF_KERNELS") {
+        cube_gguf::keep_kernels(folder);
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {

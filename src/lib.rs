@@ -17,6 +17,8 @@ mod error;
 pub mod gguf;
 #[doc(hidden)]
 pub mod internals;
+#[cfg(feature = "kernel-cache")]
+mod kernel_cache;
 mod kernels;
 #[cfg(feature = "models")]
 pub mod models;
@@ -28,6 +30,8 @@ pub mod tune;
 pub use cubecl;
 pub use error::{Error, Result};
 pub use gguf::GgmlType;
+#[cfg(feature = "kernel-cache")]
+pub use kernel_cache::keep_kernels;
 pub use kernels::accuracy::Accuracy;
 pub use kernels::activations::Activations;
 pub use kernels::floats::FloatType;

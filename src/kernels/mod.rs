@@ -9,6 +9,7 @@ pub mod dequantize;
 pub mod floats;
 pub mod formats;
 pub mod hardware;
+pub mod lanes;
 pub mod launch;
 mod matmul;
 pub mod matvec;

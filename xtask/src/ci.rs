@@ -16,8 +16,21 @@ const ARCHITECTURES: [&str; 5] = ["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx
 
 /// What a user may build with alone, beside the defaults and nothing. Burn compiles beside a backend only; `wgpu` is what
 /// `vulkan` and `metal` stand on.
-const ALONE: [&str; 12] =
-    ["", "cpu", "hip", "cuda", "cuda-cpp", "wgpu", "vulkan", "candle", "cli", "text", "models", "burn,cpu"];
+const ALONE: [&str; 13] = [
+    "",
+    "cpu",
+    "hip",
+    "cuda",
+    "cuda-cpp",
+    "wgpu",
+    "vulkan",
+    "candle",
+    "cli",
+    "text",
+    "models",
+    "burn,cpu",
+    "kernel-cache",
+];
 
 #[derive(clap::Args)]
 pub struct Args {

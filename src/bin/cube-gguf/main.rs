@@ -134,6 +134,10 @@ fn main() -> ExitCode {
     // Fails only where a logger is set already.
     let _ = log::set_logger(&Warnings);
     log::set_max_level(LevelFilter::Warn);
+    #[cfg(feature = "kernel-cache")]
+    if let Some(cache) = dirs::cache_dir() {
+        cube_gguf::keep_kernels(cache.join("cube-gguf").join("kernels"));
+    }
     let main = std::thread::current().id();
     let print_panic = panic::take_hook();
     // A panic of a runtime's thread is printed as usual; one of this thread becomes an error below.

@@ -17,6 +17,7 @@ use cubecl::server::Handle;
 use super::rotary::{Heads, KeyValues};
 use super::team::{Team, row_of, unit_of};
 use super::values;
+use crate::kernels::lanes::sum_of_lanes;
 use crate::kernels::launch::{Grid, buffer};
 
 type Four = Vector<f32, Const<4>>;
@@ -278,17 +279,6 @@ fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] w
 #[cube]
 fn capped(score: f32, cap: f32) -> f32 {
     cap - 2.0f32 * cap / (f32::exp(2.0f32 * score / cap) + 1.0f32)
-}
-
-/// The sum over each run of `lanes` lanes of a plane, in all of them.
-#[cube]
-fn sum_of_lanes(value: f32, #[comptime] lanes: u32) -> f32 {
-    let mut sum = value;
-    #[unroll]
-    for step in 0..comptime!(lanes.ilog2()) {
-        sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
-    }
-    sum
 }
 
 /// What was seen in parts, and the state of each.

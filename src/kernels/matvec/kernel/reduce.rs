@@ -3,6 +3,7 @@
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;
 
+use crate::kernels::lanes::sum_of_lanes;
 use crate::kernels::matvec::blueprint::{Blueprint, Reduction};
 
 /// Each sum over the lanes of a group, in lane 0.
@@ -46,15 +47,4 @@ pub(super) fn reduce_lanes(acc: &mut Array<f32>, #[comptime] blueprint: Blueprin
         }
         Reduction::None => {}
     }
-}
-
-/// The sum over each run of `lanes` lanes of a plane, in all of them.
-#[cube]
-fn sum_of_lanes(value: f32, #[comptime] lanes: u32) -> f32 {
-    let mut sum = value;
-    #[unroll]
-    for step in 0..comptime!(lanes.ilog2()) {
-        sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
-    }
-    sum
 }
