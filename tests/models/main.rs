@@ -65,6 +65,18 @@ fn factors_of_short_runs_are_not_those_of_long_ones() {
     assert_near(&logits, &reference.logits(&TOKENS), "a short run");
 }
 
+/// More tokens than a step takes, with a window and without.
+#[test]
+fn long_prompts_are_read_in_batches() {
+    for tiny in Tiny::ALL.into_iter().filter(|tiny| ["llama", "gemma 3"].contains(&tiny.name)) {
+        let tiny = Tiny { context: 1024, layers: 1, ..tiny };
+        let file = tiny.file();
+        let tokens: Vec<u32> = (0..530).map(|i| i * 7 % VOCABULARY as u32).collect();
+        let logits = load(&file).session(tokens.len()).unwrap().feed(&tokens).unwrap();
+        assert_near(&logits, &Reference::new(&tiny).logits(&tokens), tiny.name);
+    }
+}
+
 /// With a window and without: no other part of a model knows how many tokens came before. Burn compiles kernels for each length.
 #[test]
 fn tokens_in_parts_give_the_logits_of_all_at_once() {

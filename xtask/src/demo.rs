@@ -28,7 +28,7 @@ pub fn run(args: &Args) -> Result<()> {
 
     command("verify", &model, &args.device, &[])?;
     println!("\n{PROMPT}...");
-    command("generate", &model, &args.device, &["--prompt", PROMPT, "-n", "32", "--temp", "0"])
+    command("generate", &model, &args.device, &["--prompt", PROMPT, "-n", "16", "--temp", "0"])
 }
 
 /// A command of `cube-gguf` on the model, with all backends: which of them has a device shows at run time.
