@@ -3,13 +3,14 @@
 //! ```text
 //! text_peer agree MODEL DEVICE < greedy.jsonl          what `text greedy` printed, token for token
 //! text_peer divergence MODEL DEVICE LOGITS < ids.jsonl what `text logits` wrote, by its KL divergence
+//! text_peer between LOGITS LOGITS VOCABULARY           the same of two such files
 //! text_peer speed MODEL DEVICE PROMPT NEW REPEATS      what `text speed` measures
 //! text_peer random llama|gemma OUT                     a model of random blocks: LLaMA 3 8B's, Gemma 3 270M's in Q4_K_M
 //! ```
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read};
+use std::io::{self, BufRead, BufReader, BufWriter};
 use std::time::Instant;
 
 use cube_gguf::Device;
@@ -30,6 +31,7 @@ fn main() -> Outcome {
     match arguments[..] {
         ["agree", file, device] => with_model(file, device, agree),
         ["divergence", file, device, logits] => with_model(file, device, |model| divergence(model, logits)),
+        ["between", from, of, vocabulary] => between(from, of, vocabulary.parse()?),
         ["speed", file, device, prompt, new, repeats] => {
             let [prompt, new, repeats] = [prompt.parse()?, new.parse()?, repeats.parse()?];
             let start = Instant::now();
@@ -93,25 +95,67 @@ fn agree(model: &Model) -> Outcome {
 /// The mean KL divergence of this library's logits from llama.cpp's, over all positions.
 fn divergence(model: &Model, logits: &str) -> Outcome {
     let mut file = BufReader::new(File::open(logits)?);
-    let (mut divergences, mut same) = (Vec::new(), 0);
-    let mut bytes = vec![0; 4 * model.vocabulary()];
+    let mut divergences = Divergences::default();
     for line in io::stdin().lock().lines() {
         let tokens = ids(&serde_json::from_str(&line?)?)?;
         let mut session = model.session(tokens.len())?.with_recording();
         for token in tokens {
-            let ours = session.feed(&[token])?;
-            file.read_exact(&mut bytes)?;
-            let its: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            same += usize::from(largest(&ours) == largest(&its));
-            let (p, q) = (log_probabilities(&its), log_probabilities(&ours));
-            divergences.push(p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>());
+            let its = row(&mut file, model.vocabulary())?.ok_or("there are fewer logits than tokens")?;
+            divergences.add(&its, &session.feed(&[token])?);
         }
     }
-    let count = divergences.len().max(1);
-    let mean = divergences.iter().sum::<f64>() / count as f64;
-    let largest = divergences.iter().fold(0.0f64, |most, &d| most.max(d));
-    println!("{}", json!({ "positions": count, "mean": mean, "largest": largest, "same_likeliest": same }));
+    divergences.print();
     Ok(())
+}
+
+/// The mean KL divergence of one file of logits from another.
+fn between(from: &str, of: &str, vocabulary: usize) -> Outcome {
+    let (mut from, mut of) = (BufReader::new(File::open(from)?), BufReader::new(File::open(of)?));
+    let mut divergences = Divergences::default();
+    while let (Some(its), Some(other)) = (row(&mut from, vocabulary)?, row(&mut of, vocabulary)?) {
+        divergences.add(&its, &other);
+    }
+    divergences.print();
+    Ok(())
+}
+
+/// The next row of a file of logits, if there is one.
+fn row(file: &mut impl BufRead, vocabulary: usize) -> Outcome<Option<Vec<f32>>> {
+    if file.fill_buf()?.is_empty() {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; 4 * vocabulary];
+    file.read_exact(&mut bytes)?;
+    Ok(Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+}
+
+/// KL divergences of logits from others, position by position.
+#[derive(Default)]
+struct Divergences {
+    positions: usize,
+    sum: f64,
+    largest: f64,
+    same_likeliest: usize,
+}
+
+impl Divergences {
+    fn add(&mut self, from: &[f32], of: &[f32]) {
+        let (p, q) = (log_probabilities(from), log_probabilities(of));
+        let divergence = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+        self.positions += 1;
+        self.sum += divergence;
+        self.largest = self.largest.max(divergence);
+        self.same_likeliest += usize::from(largest(from) == largest(of));
+    }
+
+    fn print(&self) {
+        let &Self { positions, sum, largest, same_likeliest } = self;
+        let mean = sum / positions.max(1) as f64;
+        println!(
+            "{}",
+            json!({ "positions": positions, "mean": mean, "largest": largest, "same_likeliest": same_likeliest })
+        );
+    }
 }
 
 fn log_probabilities(logits: &[f32]) -> Vec<f64> {
