@@ -232,7 +232,7 @@ fn of_decoders() -> Vec<Entry> {
     let rms = move |client: &Client| RmsNorm { weight: f32s(client, WIDTH), width: WIDTH, epsilon: 1e-6 };
     let mut entries = Vec::new();
     let mut add = |operation, configuration: String, launch: Box<Launch>| {
-        entries.push(Entry { launch, ..Entry::new(operation, None, configuration, |_| None) });
+        entries.push(Entry::new(operation, None, configuration, launch));
     };
     let of_row = move |client: &Client| Some(norm(client, &f32s(client, WIDTH), 1, &rms(client)));
     add("norm", String::new(), Box::new(of_row));

@@ -1,5 +1,8 @@
 //! [`Weights`]: a weight matrix on a device, as operations take it.
 
+#[cfg(feature = "models")]
+use std::borrow::Cow;
+
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
@@ -7,6 +10,8 @@ use super::formats::{CHUNK, ComponentOffsets, Format, MatrixViewLaunch, format};
 use super::launch::buffer;
 use super::repack;
 use crate::gguf::{Endian, GgmlType};
+#[cfg(feature = "models")]
+use crate::{Error, Result};
 
 /// The GGUF blocks of an `n` x `k` matrix.
 #[derive(Clone, Copy)]
@@ -21,6 +26,20 @@ pub struct GgufMatrix<'a> {
     pub data: &'a [u8],
     /// Their byte order.
     pub endian: Endian,
+}
+
+#[cfg(feature = "models")]
+impl<'a> GgufMatrix<'a> {
+    /// The format of the blocks, and the blocks in the byte order that its decoders read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotWeights`] for integers and f64, [`Error::BigEndian`] for big-endian blocks of a format without such a form.
+    pub fn little_endian(&self) -> Result<(&'static Format, Cow<'a, [u8]>)> {
+        let ty = self.ty;
+        let format = format(ty).ok_or(Error::NotWeights { ty })?;
+        Ok((format, format.little_endian(self.data, self.endian).ok_or(Error::BigEndian { ty })?))
+    }
 }
 
 /// `n` rows of `k` weights, in the components of their format's device layout.

@@ -66,11 +66,11 @@ impl SelfAttention {
                 let of_rows = |first, n| source.linear_of_rows(&name("attn_qkv"), shape, [first, n]);
                 [of_rows(0, queries)?, of_rows(queries, kv)?, of_rows(queries + kv, kv)?]
             }
-            false => [
-                source.linear(&name("attn_q"), queries, d_model)?,
-                source.linear(&name("attn_k"), kv, d_model)?,
-                source.linear(&name("attn_v"), kv, d_model)?,
-            ],
+            false => {
+                // Their biases are added where heads are turned.
+                let all_rows = |part: &str, n| source.linear_of_rows(&name(part), [n, d_model], [0, n]);
+                [all_rows("attn_q", queries)?, all_rows("attn_k", kv)?, all_rows("attn_v", kv)?]
+            }
         };
         Ok(Self {
             q,
@@ -103,7 +103,7 @@ impl SelfAttention {
 
     /// What a step's tokens take from those that they see.
     pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
-        let [q, k, v] = Linear::products([&self.q, &self.k, &self.v], step, x)?;
+        let [q, k, v] = Linear::forward_many([&self.q, &self.k, &self.v], step, x)?;
         let seen = step.attend([&q, &k, &v], &self.rotary, &self.attention, self.place);
         self.out.forward(step, &seen)
     }

@@ -2,11 +2,11 @@
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
+use cubecl::server::Handle;
 
 use super::Shape;
 use super::step::Place;
 use crate::kernels::decoder::rotary::{KeyValues, Turns};
-use cubecl::server::Handle;
 
 /// Keys and values of all layers, and the turns of all positions.
 #[derive(Debug)]

@@ -8,13 +8,13 @@ use cubecl::server::Handle;
 use half::f16;
 
 use super::step::{Rows, Step};
+use crate::Result;
 use crate::gguf::GgmlType;
-use crate::kernels::formats::{CHUNK, Format, format};
+use crate::kernels::formats::{CHUNK, Format};
 use crate::kernels::ops::Arithmetic;
 use crate::kernels::weights::GgufMatrix;
 use crate::storage::Device;
 use crate::storage::candle::QTensor;
-use crate::{Error, Result};
 
 /// A matrix in host memory.
 #[derive(Clone, Debug)]
@@ -26,9 +26,8 @@ pub(super) struct HostMatrix {
 impl HostMatrix {
     /// A matrix of a file.
     pub fn load(matrix: GgufMatrix<'_>) -> Result<Self> {
-        let GgufMatrix { ty, n, k, data, endian } = matrix;
-        let format = format(ty).ok_or(Error::NotWeights { ty })?;
-        let data = format.little_endian(data, endian).ok_or(Error::BigEndian { ty })?;
+        let GgufMatrix { ty, n, k, .. } = matrix;
+        let (format, data) = matrix.little_endian()?;
         let (ty, data) = match ty {
             // Candle's kernels of the one are not vectorized, of the other it has none.
             GgmlType::Q5_0 | GgmlType::IQ4NL => (GgmlType::Q8_0, Cow::Owned(as_q8_0(format, &data))),
@@ -48,7 +47,7 @@ impl HostMatrix {
         if matrices.is_empty() {
             return Ok(Vec::new());
         }
-        let values = step.read(x)?;
+        let values = x.read(step.device, step.tokens)?;
         let x = Tensor::from_vec(values, (step.tokens, x.width), &candle_core::Device::Cpu)?;
         let product = |matrix: &&Self| {
             let out = matrix.tensor.matmul_t(&x, Arithmetic::Auto)?.flatten_all()?.to_vec1::<f32>()?;
@@ -80,6 +79,7 @@ fn as_q8_0(format: &Format, data: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::formats::format;
 
     #[test]
     fn values_stay_the_same_in_q8_0() {

@@ -51,7 +51,7 @@ impl Linear {
     }
 
     /// [`forward_many`](Self::forward_many) without the biases.
-    pub fn products<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
+    fn products<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
         let mut on_device = Vec::with_capacity(N);
         #[cfg(feature = "candle")]
         let mut on_host = Vec::new();

@@ -243,8 +243,7 @@ impl Session<'_> {
     /// [`Error::NoTokens`] where there are none, [`Error::ContextFull`] for more than are [`left`](Self::left),
     /// [`Error::UnknownToken`] for one that the vocabulary does not have, [`Error::Compute`] where the device failed.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let after = self.add(tokens)?;
-        Ok(self.step(&after.likeliest, 1).read(&after.logits)?)
+        Ok(self.add(tokens)?.logits.read(&self.model.device, 1)?)
     }
 
     /// Adds tokens, and gives the likeliest token after them with its logit, the first where several are: those of
@@ -254,12 +253,7 @@ impl Session<'_> {
     ///
     /// Those of [`feed`](Self::feed).
     pub fn feed_for_likeliest(&mut self, tokens: &[u32]) -> Result<(u32, f32)> {
-        let after = self.add(tokens)?;
-        Ok(self.step(&after.likeliest, 1).read_likeliest(&after)?)
-    }
-
-    fn step<'a>(&'a self, ids: &'a Handle, tokens: usize) -> Step<'a> {
-        Step { device: &self.model.device, client: &self.client, cache: &self.cache, ids, tokens }
+        Ok(self.add(tokens)?.read_likeliest(&self.model.device)?)
     }
 
     /// Checks and adds tokens.
@@ -278,17 +272,16 @@ impl Session<'_> {
         for batch in tokens.chunks(BATCH) {
             self.cache.move_to(self.len(), &self.client);
             let architecture = &*self.model.architecture;
+            let (device, client, cache) = (&self.model.device, &self.client, &self.cache);
             last = Some(match batch {
                 &[token] => {
-                    let (device, client, cache) = (&self.model.device, &self.client, &self.cache);
-                    let id = self.id.clone();
-                    let step = Step { device, client, cache, ids: &id, tokens: 1 };
+                    let step = Step { device, client, cache, ids: &self.id, tokens: 1 };
                     self.replay.step(architecture, &step, token)?
                 }
                 _ => {
                     let _others_too = launching();
-                    let ids = self.client.create_from_slice(bytemuck::cast_slice(batch));
-                    after(architecture, &self.step(&ids, batch.len()))?
+                    let ids = client.create_from_slice(bytemuck::cast_slice(batch));
+                    after(architecture, &Step { device, client, cache, ids: &ids, tokens: batch.len() })?
                 }
             });
             self.tokens.extend_from_slice(batch);

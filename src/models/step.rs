@@ -21,6 +21,13 @@ pub(super) struct Rows {
     pub width: usize,
 }
 
+impl Rows {
+    /// The values of the first `rows` rows, on the host.
+    pub fn read(&self, device: &CubeDevice, rows: usize) -> crate::Result<Vec<f32>> {
+        Ok(FloatType::F32.to_f32(&device.read(self.handle.clone())?, rows * self.width))
+    }
+}
+
 /// What a step gives, on the device.
 #[derive(Clone, Debug)]
 pub(super) struct After {
@@ -28,6 +35,15 @@ pub(super) struct After {
     pub logits: Rows,
     /// The likeliest of them: its id and the bits of its logit.
     pub likeliest: Handle,
+}
+
+impl After {
+    /// The likeliest token and its logit, on the host.
+    pub fn read_likeliest(&self, device: &CubeDevice) -> crate::Result<(u32, f32)> {
+        let bytes = device.read(self.likeliest.clone())?;
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Ok((word(0), f32::from_bits(word(4))))
+    }
 }
 
 /// Tokens that are being added, and what computes on them.
@@ -49,23 +65,9 @@ impl Step<'_> {
         Ok(if scale == 1.0 { rows } else { self.map(&rows, Map::Scale, scale) })
     }
 
-    /// The values of all rows, on the host.
-    pub fn read(&self, x: &Rows) -> crate::Result<Vec<f32>> {
-        let bytes = self.client.read_one(x.handle.clone()).map_err(|error| self.device.failed(error))?;
-        let values = bytes.chunks_exact(4).map(|value| f32::from_ne_bytes([value[0], value[1], value[2], value[3]]));
-        Ok(values.take(self.tokens * x.width).collect())
-    }
-
     /// The likeliest token by a row of logits, on the device: its id and the bits of its logit.
     pub fn likeliest(&self, logits: &Rows) -> Handle {
         largest(self.client, &logits.handle, logits.width)
-    }
-
-    /// What [`likeliest`](Self::likeliest) found, on the host.
-    pub fn read_likeliest(&self, after: &After) -> crate::Result<(u32, f32)> {
-        let bytes = self.client.read_one(after.likeliest.clone()).map_err(|error| self.device.failed(error))?;
-        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        Ok((word(0), f32::from_bits(word(4))))
     }
 
     /// The norm of each row.

@@ -7,10 +7,9 @@ use super::error::{Error, Result};
 use super::host::HostMatrix;
 use super::linear::{Linear, Weight};
 use super::rope::{Rope, Scaling, Yarn};
-use crate::gguf::{FromValue, Gguf, TensorInfo};
+use crate::gguf::{FromValue, Gguf};
 use crate::kernels::decoder::norm::RmsNorm;
 use crate::kernels::decoder::rotary::Pairs;
-use crate::kernels::floats::FloatType;
 use crate::kernels::weights::GgufMatrix;
 use crate::storage::{CubeDevice, DeviceTensor};
 
@@ -150,23 +149,32 @@ impl<'a> Source<'a> {
     }
 
     /// A tensor of the file that is a matrix of `n` rows and `k` columns.
-    fn of_shape(&self, name: &str, [n, k]: [usize; 2]) -> Result<TensorInfo<'a>> {
+    fn of_shape(&self, name: &str, [n, k]: [usize; 2]) -> Result<GgufMatrix<'a>> {
         let tensor = self.file.tensor(name)?;
         let (rows, columns) = tensor.matrix();
-        match [rows, columns] == [n, k] {
-            true => Ok(tensor),
-            false => Err(Error::Shape { name: name.to_owned(), found: [rows, columns], wanted: [n, k] }),
+        if [rows, columns] != [n, k] {
+            return Err(Error::Shape { name: name.to_owned(), found: [rows, columns], wanted: [n, k] });
         }
+        Ok(GgufMatrix { ty: tensor.dtype()?, n, k, data: tensor.data()?, endian: tensor.endian() })
     }
 
     /// Rows `first..first + n` of a matrix of `rows` rows of `k` weights, where they are multiplied.
     fn weight(&self, name: &str, [rows, k]: [usize; 2], [first, n]: [usize; 2]) -> Result<Weight> {
-        let tensor = self.of_shape(name, [rows, k])?;
-        let (ty, data, endian) = (tensor.dtype()?, tensor.data()?, tensor.endian());
+        let all = self.of_shape(name, [rows, k])?;
         // Rows are whole blocks, and there are bytes for all of them.
-        let row = data.len() / rows.max(1);
-        let matrix = GgufMatrix { ty, n, k, data: &data[first * row..(first + n) * row], endian };
-        let loaded = self.load(matrix);
+        let row = all.data.len() / rows.max(1);
+        let some = GgufMatrix { n, data: &all.data[first * row..(first + n) * row], ..all };
+        self.loaded(name, some, |matrix| self.load(matrix))
+    }
+
+    /// What is made of a tensor's blocks, counted as read.
+    fn loaded<T>(
+        &self,
+        name: &str,
+        matrix: GgufMatrix<'a>,
+        load: impl FnOnce(GgufMatrix<'a>) -> crate::Result<T>,
+    ) -> Result<T> {
+        let loaded = load(matrix);
         (self.progress)(matrix.data.len() as u64);
         loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
     }
@@ -176,16 +184,17 @@ impl<'a> Source<'a> {
         if self.on_host {
             return Ok(Weight::Host(HostMatrix::load(matrix)?));
         }
+        Ok(Weight::Device(self.upload(matrix)?))
+    }
+
+    fn upload(&self, matrix: GgufMatrix<'_>) -> crate::Result<DeviceTensor> {
         let GgufMatrix { ty, n, k, data, endian } = matrix;
-        Ok(Weight::Device(DeviceTensor::from_gguf(self.device, ty, n, k, data, endian)?))
+        DeviceTensor::from_gguf(self.device, ty, n, k, data, endian)
     }
 
     /// A matrix on the device.
     fn tensor(&self, name: &str, shape: [usize; 2]) -> Result<DeviceTensor> {
-        let tensor = self.of_shape(name, shape)?;
-        let loaded = DeviceTensor::load(self.device, &tensor);
-        (self.progress)(tensor.size_in_bytes()? as u64);
-        loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
+        self.loaded(name, self.of_shape(name, shape)?, |matrix| self.upload(matrix))
     }
 
     /// The layer of `NAME.weight`, with the values of `NAME.bias` if there are any.
@@ -223,8 +232,12 @@ impl<'a> Source<'a> {
 
     /// The values of a vector.
     pub fn values(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let tensor = self.tensor(name, [1, len])?;
-        tensor.dequantize(FloatType::F32).map_err(|source| Error::Tensor { name: name.to_owned(), source })
+        self.loaded(name, self.of_shape(name, [1, len])?, |matrix| {
+            let (format, data) = matrix.little_endian()?;
+            let mut values = vec![0.0; len];
+            format.dequantize_blocks(&data, &mut values);
+            Ok(values)
+        })
     }
 
     /// The values of vectors by their names and lengths, one after the other on the device.

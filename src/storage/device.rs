@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::device::WgpuDeviceKind;
 use cubecl::server::Handle;
@@ -218,6 +219,11 @@ impl CubeDevice {
             client.create_from_slice(bytemuck::cast_slice(&words))
         });
         entry.clone()
+    }
+
+    /// The bytes of a buffer, read back.
+    pub(crate) fn read(&self, handle: Handle) -> Result<Bytes> {
+        self.client().read_one(handle).map_err(|error| self.failed(error))
     }
 
     /// The [`Error::Device`] of a failure on this device.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
@@ -146,9 +147,8 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed.
     pub fn dequantize_bytes(&self, to: FloatType) -> Result<Vec<u8>> {
-        let mut bytes = self.read(self.dequantize_on_device(to))?;
-        bytes.truncate(self.n() * self.k() * to.bytes());
-        Ok(bytes)
+        let bytes = self.read(self.dequantize_on_device(to))?;
+        Ok(bytes[..self.n() * self.k() * to.bytes()].to_vec())
     }
 
     /// The rows that `ids` name, as contiguous `[ids, k]` values, read back.
@@ -306,9 +306,8 @@ impl DeviceTensor {
         Ok(FloatType::F32.to_f32(&self.read(out)?, tokens * self.n()))
     }
 
-    fn read(&self, handle: Handle) -> Result<Vec<u8>> {
-        let bytes = self.0.device.client().read_one(handle).map_err(|error| self.0.device.failed(error))?;
-        Ok(bytes.to_vec())
+    fn read(&self, handle: Handle) -> Result<Bytes> {
+        self.0.device.read(handle)
     }
 }
 

@@ -28,20 +28,17 @@ pub fn escape(text: &str) -> String {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
-    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        match hides(c) {
-            true => out.extend(c.escape_default()),
-            false => out.push(c),
-        }
-        out
-    })
+    escape_where(text, hides)
 }
 
 /// `text` of several lines with escapes for other control characters than line ends and tabs.
 pub fn escape_text(text: &str) -> String {
-    let moves = |c: char| c.is_control() && c != '\n' && c != '\t';
+    escape_where(text, |c| c.is_control() && c != '\n' && c != '\t')
+}
+
+fn escape_where(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        match moves(c) {
+        match is_escaped(c) {
             true => out.extend(c.escape_default()),
             false => out.push(c),
         }

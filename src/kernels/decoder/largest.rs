@@ -53,7 +53,7 @@ fn largest_of_part(from: &[u32], to: &mut [u32], parts: &Parts, #[comptime] of_v
         let index = if comptime!(of_values) { at as u32 } else { from[2 * at] };
         let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
         let value = select(is_nan, f32::INFINITY.runtime(), f32::reinterpret(bits));
-        let is_better = value > best || (value == best && index < place);
+        let is_better = is_better(value, index, best, place);
         best = select(is_better, value, best);
         place = select(is_better, index, place);
     }
@@ -62,7 +62,7 @@ fn largest_of_part(from: &[u32], to: &mut [u32], parts: &Parts, #[comptime] of_v
         let distance = comptime!(1u32 << step);
         let value = plane_shuffle_xor(best, distance);
         let index = plane_shuffle_xor(place, distance);
-        let is_better = value > best || (value == best && index < place);
+        let is_better = is_better(value, index, best, place);
         best = select(is_better, value, best);
         place = select(is_better, index, place);
     }
@@ -70,4 +70,10 @@ fn largest_of_part(from: &[u32], to: &mut [u32], parts: &Parts, #[comptime] of_v
         to[2 * part] = place;
         to[2 * part + 1] = u32::reinterpret(best);
     }
+}
+
+/// Whether a value goes before the best so far: it is larger, or equal and at a smaller index.
+#[cube]
+fn is_better(value: f32, index: u32, best: f32, place: u32) -> bool {
+    value > best || (value == best && index < place)
 }

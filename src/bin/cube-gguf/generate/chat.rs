@@ -1,21 +1,16 @@
 //! A conversation in the terminal.
 
 use std::io::{self, BufRead, IsTerminal};
-use std::time::{Duration, Instant};
 
-use cube_gguf::text::{ChatTemplate, Message, Special};
+use cube_gguf::text::{ChatTemplate, Message};
 
-use super::{Answer, Writer};
+use super::{Answer, Writer, encode_messages};
 use crate::Outcome;
 use crate::output::{escape_text, print};
 
-/// Answers each line of stdin until there are no more. Gives the answers, and when the first one began.
-pub fn converse(
-    writer: &mut Writer<'_>,
-    template: &ChatTemplate,
-    start: Instant,
-) -> Outcome<(Vec<Answer>, Option<Duration>)> {
-    let (mut messages, mut answers, mut first_token) = (Vec::new(), Vec::new(), None);
+/// Answers each line of stdin until there are no more.
+pub fn converse(writer: &mut Writer<'_>, template: &ChatTemplate) -> Outcome<Vec<Answer>> {
+    let (mut messages, mut answers) = (Vec::new(), Vec::new());
     let is_terminal = io::stdin().is_terminal();
     let mut lines = io::stdin().lock();
     loop {
@@ -24,19 +19,15 @@ pub fn converse(
         }
         let mut line = String::new();
         if lines.read_line(&mut line)? == 0 {
-            return Ok((answers, first_token));
+            return Ok(answers);
         }
         if line.trim().is_empty() {
             continue;
         }
         messages.push(Message::new("user", line.trim()));
-        let text = template.render(&messages, true, writer.tokenizer)?;
-        let tokens = writer.tokenizer.encode(&text, Special { parse: true, add: false })?;
+        let tokens = encode_messages(&messages, writer.tokenizer, template)?;
         let rest = rest(writer, &tokens);
-        let answer = writer.answer(&rest, |text| {
-            first_token.get_or_insert_with(|| start.elapsed());
-            print(&escape_text(text))
-        })?;
+        let answer = writer.answer(&rest, |text| print(&escape_text(text)))?;
         print("\n")?;
         messages.push(Message::new("assistant", answer.text.clone()));
         answers.push(answer);

@@ -92,20 +92,18 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
     interrupt::install()?;
     let session = model.session(room)?.with_recording();
     let greedy = arguments.temp == 0.0;
-    let mut writer = Writer { tokenizer: &tokenizer, sampler, greedy, session, limit };
+    let mut writer = Writer { tokenizer: &tokenizer, sampler, greedy, session, limit, start, first_token: None };
     let Some(prompt) = prompt else {
         let template = template.ok_or("a conversation needs --chat")?;
-        let (answers, first_token) = chat::converse(&mut writer, &template, start)?;
+        let answers = chat::converse(&mut writer, &template)?;
+        let first_token = writer.first_token;
         let report = Report { device: &device, memory: model.memory(), loaded, first_token, answers: &answers };
         eprint!("{}", report.text());
         return Ok(ExitCode::SUCCESS);
     };
 
-    let mut first_token = None;
-    let answer = writer.answer(&prompt, |text| {
-        first_token.get_or_insert_with(|| start.elapsed());
-        if arguments.json { Ok(()) } else { print(&escape_text(text)) }
-    })?;
+    let answer = writer.answer(&prompt, |text| if arguments.json { Ok(()) } else { print(&escape_text(text)) })?;
+    let first_token = writer.first_token;
     let interrupted = answer.stop == Stop::Interrupt;
     let report = Report { device: &device, memory: model.memory(), loaded, first_token, answers: &[answer] };
     match arguments.json {
@@ -139,14 +137,16 @@ fn encode(text: &str, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) ->
     if text.is_empty() {
         return Err("the prompt is empty".into());
     }
-    let tokens = match template {
-        Some(template) => {
-            let text = template.render(&[Message::new("user", text)], true, tokenizer)?;
-            tokenizer.encode(&text, Special { parse: true, add: false })?
-        }
-        None => tokenizer.encode(text, Special { parse: true, add: true })?,
-    };
-    Ok(tokens)
+    match template {
+        Some(template) => encode_messages(&[Message::new("user", text)], tokenizer, template),
+        None => Ok(tokenizer.encode(text, Special { parse: true, add: true })?),
+    }
+}
+
+/// The tokens of a conversation, up to where its next answer begins.
+fn encode_messages(messages: &[Message], tokenizer: &Tokenizer, template: &ChatTemplate) -> Outcome<Vec<u32>> {
+    let text = template.render(messages, true, tokenizer)?;
+    Ok(tokenizer.encode(&text, Special { parse: true, add: false })?)
 }
 
 fn load(file: &Gguf<'_>, device: &Device, quiet: bool) -> Outcome<Model> {
@@ -194,6 +194,9 @@ struct Writer<'a> {
     greedy: bool,
     session: Session<'a>,
     limit: usize,
+    /// When the command began, and how long after it the first token came.
+    start: Instant,
+    first_token: Option<Duration>,
 }
 
 impl Writer<'_> {
@@ -228,6 +231,7 @@ impl Writer<'_> {
                 answer.stop = Stop::End;
                 break;
             }
+            self.first_token.get_or_insert_with(|| self.start.elapsed());
             answer.tokens.push(next);
             let text = detokenizer.push(next)?;
             show(&text)?;
