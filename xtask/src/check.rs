@@ -24,6 +24,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut steps = vec![step("format", ci::format), step("lint", ci::lint), step("unit tests", test::units)];
     steps.push(counted(TABLE, || table::run(&test::table()?, &Part::cpu(&formats))));
     if cfg!(target_os = "linux") {
+        steps.push(step("HIP report's tests", hip_report::tests));
         steps.push(counted(REPORT, || hip_report::budgets(&ARCHITECTURES, &formats)));
     }
     steps::run(circle, &steps)
