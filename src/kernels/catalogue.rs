@@ -7,6 +7,7 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::activations::{self, Activations};
+use super::arch::matrix_unit::MatrixUnit;
 use super::decoder::attention::{Attention, attend};
 use super::decoder::elementwise::{Activation, Map, add_bias, gate, map, take_row};
 use super::decoder::largest::largest;
@@ -16,7 +17,9 @@ use super::dequantize;
 use super::floats::{FloatType, has_buffers};
 use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
 use super::hardware::Hardware;
-use super::matmul::{has_matrix_units, striped};
+use super::matmul::{
+    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply, pack, striped, unit_of,
+};
 use super::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_many_with, matvec_with};
 use super::quantize::activations::quantize;
 use super::tune::{for_row, heuristic};
@@ -73,8 +76,9 @@ pub fn entries(client: &Client) -> Vec<Entry> {
         entries.extend(of_products(client, format, &floats));
         entries.extend(of_staged_products(client, format));
         entries.push(of_several_matrices(format));
+        entries.extend(of_tiles(client, format));
     }
-    entries.extend(of_matrix_units(client));
+    entries.extend(of_stripes(client));
     entries.extend(of_decoders());
     entries
 }
@@ -199,12 +203,35 @@ fn of_several_matrices(format: &'static Format) -> Entry {
     Entry { arithmetic, ..Entry::new("matvec of several", Some(format.ty), "f32, 1 token, 2 matrices", launch) }
 }
 
+/// Numbers of tokens for which kernels on matrix units differ in their tiles.
+const TILES_OF_TOKENS: [usize; 2] = [16, 128];
+
+/// The product of a format on the device's matrix unit.
+fn of_tiles(client: &Client, format: &'static Format) -> Vec<Entry> {
+    let Some(unit) = unit_of(client) else { return Vec::new() };
+    let hardware = Hardware::of(client);
+    let entry = |tokens: usize| {
+        let blueprint =
+            MatmulBlueprint::of(&hardware, unit, MatmulProblem { ty: format.ty, tokens, n: 4096, chunks: 128 });
+        let launch = move |client: &Client| {
+            let k = format.ty.block_size().max(CHUNK * blueprint.step_chunks());
+            let weights = upload(client, format, MatrixUnit::ROWS, k)?;
+            let x = pack(client, &zeros(client, FloatType::F32, tokens, k)?);
+            Some(multiply(client, &weights, &x, FloatType::F32, blueprint))
+        };
+        let entry = Entry::new("matmul", Some(format.ty), format!("f32, {tokens} tokens"), launch);
+        Entry { arithmetic: Some("bf16"), ..entry }
+    };
+    TILES_OF_TOKENS.map(entry).into()
+}
+
 /// Numbers of tokens on both sides of the sizes at which cubek-matmul infers another blueprint.
 const MANY_TOKENS: [usize; 4] = [16, 64, 512, 2048];
 
-fn of_matrix_units(client: &Client) -> Vec<Entry> {
+/// Products by cubek-matmul, for devices whose matrix units only CubeCL's own operations reach.
+fn of_stripes(client: &Client) -> Vec<Entry> {
     let mut entries = Vec::new();
-    if !has_matrix_units(client) {
+    if !has_matrix_units(client) || unit_of(client).is_some() {
         return entries;
     }
     let Some(format) = format(GgmlType::F32) else { return entries };

@@ -10,7 +10,7 @@ use cubecl::server::Handle;
 use super::accuracy::Accuracy;
 use super::activations::Activations;
 use super::formats::traits;
-use super::matmul::{has_matrix_units, striped};
+use super::matmul::{has_matrix_units, multiply_packed, pack, striped, unit_of};
 use super::matvec::{ActivationType, MAX_TOKENS, matvec_many_with, matvec_with};
 use super::tune::Selection;
 use super::weights::Weights;
@@ -92,15 +92,16 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
         Accuracy::Int8 { .. } => matvec(ActivationType::Int8),
         // `Halves` is for host tensors alone; `resolve` never returns it.
         Accuracy::Float | Accuracy::Halves { .. } => matvec(ActivationType::Float),
-        Accuracy::MatrixUnits => {
+        Accuracy::MatrixUnits => match unit_of(client) {
+            Some(unit) => multiply_packed(client, unit, weights, &pack(client, x), x.ty()),
             // cubek-matmul may have no blueprint for the device.
-            striped(client, weights, x).unwrap_or_else(|_| matvec(ActivationType::Float))
-        }
+            None => striped(client, weights, x).unwrap_or_else(|_| matvec(ActivationType::Float)),
+        },
     }
 }
 
-/// [`matmul`] for several matrices, bit for bit. Except on matrix units, they share the quantized activations, and
-/// matrices of one format share launches.
+/// [`matmul`] for several matrices, bit for bit. They share the prepared activations, and for few tokens matrices of one
+/// format share launches.
 pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithmetic: Arithmetic) -> Vec<Handle> {
     let products = matrices.iter().map(|matrix| resolve(client, matrix.weights.ty(), x.tokens(), arithmetic));
     let (mut int8, mut few) = (false, true);
@@ -109,7 +110,15 @@ pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithm
         few &= product != Accuracy::MatrixUnits;
     }
     if !few {
-        return matrices.iter().map(|&matrix| matmul(client, matrix, x, arithmetic)).collect();
+        let Some(unit) = unit_of(client) else {
+            return matrices.iter().map(|&matrix| matmul(client, matrix, x, arithmetic)).collect();
+        };
+        let packed = pack(client, x);
+        let product = |matrix: &Matrix| match resolve(client, matrix.weights.ty(), x.tokens(), arithmetic) {
+            Accuracy::MatrixUnits => multiply_packed(client, unit, matrix.weights, &packed, x.ty()),
+            _ => matmul(client, *matrix, x, arithmetic),
+        };
+        return matrices.iter().map(product).collect();
     }
     let weights: Vec<&Weights> = matrices.iter().map(|matrix| matrix.weights).collect();
     let operand = if int8 { ActivationType::Int8 } else { ActivationType::Float };

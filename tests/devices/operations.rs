@@ -169,8 +169,9 @@ fn multiplies_again(device: &CubeDevice, fixture: &Fixture, counts: &[usize]) {
 fn multiplies_many_tokens(device: &CubeDevice, fixture: &Fixture) {
     let case = fixture.case("quantized");
     let tensor = upload(device, fixture, case);
-    for tokens in [9, 17, 64] {
-        let x = noise(tokens as u64, tokens * case.k);
+    // The last ones are past a tile, and past the largest half.
+    for (tokens, scale) in [(9, 1.0), (17, 1.0), (64, 1.0), (130, 1e6)] {
+        let x: Vec<f32> = noise(tokens as u64, tokens * case.k).iter().map(|x| x * scale).collect();
         for arithmetic in [Arithmetic::Auto, Arithmetic::Int8, Arithmetic::Float] {
             let y = tensor.matmul(&x, &[tokens, case.k], arithmetic).unwrap();
             assert_product(&tensor, case, &x, &y, arithmetic, 0.0);
@@ -370,15 +371,16 @@ pub fn assert_same_together(matrices: &[&DeviceTensor], ty: FloatType, tokens: u
 fn multiplies_non_finite_activations(device: &CubeDevice, fixture: &Fixture) {
     let case = fixture.case("quantized");
     let tensor = upload(device, fixture, case);
+    let kinds = [(3, Arithmetic::Int8), (3, Arithmetic::Float), (9, Arithmetic::Float)];
     for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let mut x = noise(11, 3 * case.k);
-        let clean = x.clone();
-        x[case.k + case.k / 2] = wrong;
-        for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
-            let y = tensor.matmul(&x, &[3, case.k], arithmetic).unwrap();
-            let untouched = tensor.matmul(&clean, &[3, case.k], arithmetic).unwrap();
+        for (tokens, arithmetic) in kinds {
+            let mut x = noise(11, tokens * case.k);
+            let clean = x.clone();
+            x[case.k + case.k / 2] = wrong;
+            let y = tensor.matmul(&x, &[tokens, case.k], arithmetic).unwrap();
+            let untouched = tensor.matmul(&clean, &[tokens, case.k], arithmetic).unwrap();
             assert_same(&y[..case.n], &untouched[..case.n], "the token before");
-            assert_same(&y[2 * case.n..], &untouched[2 * case.n..], "the token after");
+            assert_same(&y[2 * case.n..], &untouched[2 * case.n..], "the tokens after");
             assert!(
                 !compares() || y[case.n..2 * case.n].iter().all(|y| !y.is_finite()),
                 "{wrong} {arithmetic:?}: {:?}",

@@ -9,8 +9,14 @@ use cubecl_llvm::shared::intrinsic::{call_op, i32_const_op};
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_bool_const;
 use pliron::builtin::attributes::StringAttr;
-use pliron_llvm::ops::InlineAsmOp;
-use pliron_llvm::types::VoidType;
+use pliron::builtin::types::{IntegerType, Signedness};
+use pliron_llvm::op_interfaces::CastOpInterface;
+use pliron_llvm::ops::{
+    BitcastOp, CallIntrinsicOp, ExtractElementOp, ExtractValueOp, InlineAsmOp, InsertElementOp, PoisonOp,
+};
+use pliron_llvm::types::{FuncType, StructLayout, StructType, VectorType, VectorTypeKind, VoidType};
+
+use super::matrix_unit::MatrixUnit;
 
 /// `c` plus the products of the four bytes of `a` and of `b`.
 #[cube_op(name = "cube_gguf.dot4")]
@@ -154,6 +160,157 @@ impl ToLLVMDialect for ScheduledOp {
         let asm = InlineAsmOp::new(ctx, ty, vec![value], "", "=v,0", true);
         rewriter.insert_op(ctx, &asm);
         rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![asm.get_result(ctx)]);
+        Ok(())
+    }
+}
+
+/// A [`MatrixUnit`]'s product, added to `sums`. Its lanes exchange values: it stays where it is.
+#[cube_op(name = "cube_gguf.matrix_product")]
+#[result_ty(same_as = sums)]
+#[op_traits(CanMaterialize, HasSideEffects, NoMemoryEffect)]
+pub struct MatrixProductOp {
+    pub weights: Value,
+    pub x: Value,
+    pub sums: Value,
+    pub intrinsic: StringAttr,
+}
+
+/// The intrinsics of a product of matrices.
+const MMA: &str = "llvm.nvvm.mma.m16n8k16.row.col.bf16";
+const WMMA_RDNA3: &str = "llvm.amdgcn.wmma.f32.16x16x16.bf16.v8f32.v16i16";
+const WMMA_RDNA4: &str = "llvm.amdgcn.wmma.f32.16x16x16.bf16.v8f32.v8i16";
+const MFMA: &str = "llvm.amdgcn.mfma.f32.16x16x16bf16.1k";
+
+/// Appends a [`MatrixProductOp`].
+pub fn matrix_product(scope: &Scope, weights: Value, x: Value, sums: Value, unit: MatrixUnit) -> Value {
+    let intrinsic = match unit {
+        MatrixUnit::MmaSync => MMA,
+        MatrixUnit::WmmaRdna3 => WMMA_RDNA3,
+        MatrixUnit::WmmaRdna4 => WMMA_RDNA4,
+        MatrixUnit::Mfma => MFMA,
+    };
+    let op = MatrixProductOp::new(scope.ctx_mut(), weights, x, sums, intrinsic);
+    scope.register_with_result(&op)
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for MatrixProductOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let (weights, x, sums) = (self.weights(ctx), self.x(ctx), self.sums(ctx));
+        let intrinsic = String::from(self.intrinsic(ctx).clone());
+        let product = if intrinsic == MMA {
+            mma(ctx, rewriter, [weights, x, sums])?
+        } else {
+            // AMD's instructions take rows of activations first, so that a lane's sums are of one row of weights.
+            let mut operands = vec![as_halves(ctx, rewriter, x), as_halves(ctx, rewriter, weights), sums];
+            if intrinsic == MFMA {
+                // No broadcast of one operand's blocks, no permutation of the other's.
+                operands.extend([0; 3].map(|flag| constant(ctx, rewriter, flag)));
+            }
+            let call = call_op(ctx, &intrinsic, sums.get_type(ctx), operands);
+            appended(ctx, rewriter, &call)
+        };
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![product]);
+        Ok(())
+    }
+}
+
+/// `mma.sync`, which takes and gives single registers.
+fn mma(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, operands: [Value; 3]) -> Result<Value> {
+    let sums = operands[2];
+    let mut registers = Vec::new();
+    for operand in operands {
+        let count = lanes(ctx, operand);
+        for i in 0..count {
+            let at = constant(ctx, rewriter, i as i32);
+            let register = ExtractElementOp::new(ctx, operand, at);
+            registers.push(appended(ctx, rewriter, &register));
+        }
+    }
+    let count = lanes(ctx, sums) as usize;
+    let of_sums = registers[registers.len() - count..].iter().map(|sum| sum.get_type(ctx)).collect();
+    let result = StructType::get_unnamed(ctx, (of_sums, StructLayout::Unpacked)).into();
+    let taken = registers.iter().map(|register| register.get_type(ctx)).collect();
+    let signature = FuncType::get(ctx, result, taken, false);
+    let call = CallIntrinsicOp::new(ctx, MMA.into(), signature, registers);
+    let call = appended(ctx, rewriter, &call);
+    let nothing = PoisonOp::new(ctx, sums.get_type(ctx));
+    let mut product = appended(ctx, rewriter, &nothing);
+    for i in 0..count {
+        let sum = ExtractValueOp::new(ctx, call, vec![i as u32])?;
+        let sum = appended(ctx, rewriter, &sum);
+        let at = constant(ctx, rewriter, i as i32);
+        let with = InsertElementOp::new(ctx, product, sum, at);
+        product = appended(ctx, rewriter, &with);
+    }
+    Ok(product)
+}
+
+/// Words as twice as many halves of a word, which is how AMD's intrinsics take bf16.
+fn as_halves(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, words: Value) -> Value {
+    let half = IntegerType::get(ctx, 16, Signedness::Signless).into();
+    let halves = VectorType::get(ctx, half, 2 * lanes(ctx, words), VectorTypeKind::Fixed).into();
+    let cast = BitcastOp::new(ctx, words, halves);
+    appended(ctx, rewriter, &cast)
+}
+
+/// Elements of a vector; 1 for a scalar.
+fn lanes(ctx: &Context, value: Value) -> u32 {
+    value.get_type(ctx).deref(ctx).downcast_ref::<VectorType>().map_or(1, VectorType::num_elements)
+}
+
+fn constant(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, value: i32) -> Value {
+    let constant = i32_const_op(ctx, value);
+    appended(ctx, rewriter, &constant)
+}
+
+/// The result of an op, which is appended.
+fn appended(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, op: &dyn Op) -> Value {
+    let operation = op.get_operation();
+    rewriter.insert_operation(ctx, operation);
+    operation.deref(ctx).get_result(0)
+}
+
+/// `cvt.rn.bf16x2.f32` of PTX: two floats rounded to bf16.
+#[cube_op(name = "cube_gguf.bf16_pair")]
+#[result_ty(same_as = word)]
+#[op_traits(Pure, CanMaterialize)]
+pub struct Bf16PairOp {
+    pub low: Value,
+    pub high: Value,
+    /// Of the result's type.
+    pub word: Value,
+}
+
+/// Appends a [`Bf16PairOp`].
+pub fn bf16_pair(scope: &Scope, low: NativeExpand<f32>, high: NativeExpand<f32>) -> NativeExpand<u32> {
+    let word = NativeExpand::<u32>::from(0u32).read_value(scope);
+    let (low, high) = (low.read_value(scope), high.read_value(scope));
+    let op = Bf16PairOp::new(scope.ctx_mut(), low, high, word);
+    scope.register_with_result(&op).into()
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for Bf16PairOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let (low, high, word) = (self.low(ctx), self.high(ctx), self.word(ctx).get_type(ctx));
+        let bf16 = pliron::builtin::types::BF16Type::get(ctx).into();
+        let pair = VectorType::get(ctx, bf16, 2, VectorTypeKind::Fixed).into();
+        let call = call_op(ctx, "llvm.nvvm.ff2bf16x2.rn", pair, vec![high, low]);
+        let call = appended(ctx, rewriter, &call);
+        let cast = BitcastOp::new(ctx, call, word);
+        let cast = appended(ctx, rewriter, &cast);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![cast]);
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 pub mod dot;
 #[cfg(feature = "llvm")]
 mod llvm;
+pub mod matrix_unit;
 pub mod permute;
 pub mod reciprocal;
 pub mod schedule;

@@ -8,7 +8,6 @@ use super::bits;
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at, u32_at};
 use super::layout::{Component, Layout};
-use super::view::MatrixView;
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -24,10 +23,11 @@ pub mod float32 {
         codebook: None,
     };
 
-    /// Four values of a row.
+    /// The four values of a vector.
     #[cube]
-    pub fn vector(view: &MatrixView, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        out.push(Vector::<f32, Const<4>>::reinterpret(view.wide(0usize, row, index)));
+    pub fn four(words: Words, #[comptime] i: usize) -> Vector<f32, Const<4>> {
+        comptime!(assert!(i == 0, "a vector holds four values of 32 bits"));
+        Vector::<f32, Const<4>>::reinterpret(words)
     }
 }
 
@@ -43,10 +43,10 @@ pub mod float16 {
         codebook: None,
     };
 
-    /// Eight values of a row.
+    /// The first or the last four values of a vector.
     #[cube]
-    pub fn vector(view: &MatrixView, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        eight(view.wide(0usize, row, index), out, false);
+    pub fn four(words: Words, #[comptime] i: usize) -> Vector<f32, Const<4>> {
+        four_halves(words, i, false)
     }
 }
 
@@ -62,25 +62,22 @@ pub mod bfloat16 {
         codebook: None,
     };
 
-    /// Eight values of a row.
+    /// The first or the last four values of a vector.
     #[cube]
-    pub fn vector(view: &MatrixView, row: usize, index: usize, out: &mut Sequence<Vector<f32, Const<4>>>) {
-        eight(view.wide(0usize, row, index), out, true);
+    pub fn four(words: Words, #[comptime] i: usize) -> Vector<f32, Const<4>> {
+        four_halves(words, i, true)
     }
 }
 
-/// Appends the eight 16-bit floats of a vector to `out`, four a vector: bf16, or else f16.
+/// Half `half` of a vector's eight 16-bit floats: bf16, or else f16.
 #[cube]
-fn eight(words: Words, out: &mut Sequence<Vector<f32, Const<4>>>, #[comptime] is_bf16: bool) {
+fn four_halves(words: Words, #[comptime] half: usize, #[comptime] is_bf16: bool) -> Vector<f32, Const<4>> {
+    let mut four = Vector::<f32, Const<4>>::empty();
     #[unroll]
-    for half in 0..2usize {
-        let mut four = Vector::<f32, Const<4>>::empty();
-        #[unroll]
-        for i in 0..4usize {
-            let word = words.extract(comptime!(2 * half + i / 2));
-            let bits = if comptime!(i % 2 == 0) { word & 0xffff } else { word >> 16 };
-            four.insert(i, if comptime!(is_bf16) { bits::bf16(bits) } else { bits::f16(bits) });
-        }
-        out.push(four);
+    for i in 0..4usize {
+        let word = words.extract(comptime!(2 * half + i / 2));
+        let bits = if comptime!(i % 2 == 0) { word & 0xffff } else { word >> 16 };
+        four.insert(i, if comptime!(is_bf16) { bits::bf16(bits) } else { bits::f16(bits) });
     }
+    four
 }

@@ -54,6 +54,11 @@ impl Prefetched {
         }
     }
 
+    /// Vector `i` of the words.
+    pub fn wide(&self, #[comptime] i: usize) -> Words {
+        self.wide[i]
+    }
+
     /// Decodes the words, which are those of the chunk at `at`, as [`decode()`] does.
     pub fn decode(&self, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
         let mut raw = Raw::new();

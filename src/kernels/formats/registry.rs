@@ -7,6 +7,7 @@ use super::format::{Format, Traits};
 use super::raw::Raw;
 use super::view::{At, CHUNK, Chunk, MatrixView};
 use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
 
 /// The tables of formats: [`FORMATS`], and the functions of each for kernels.
 ///
@@ -23,12 +24,13 @@ macro_rules! formats {
             $(crate::kernels::formats::$float_file::$float_mod::FORMAT,)*
         ];
 
-        /// Loads the words of the chunk at `at` of a block format, and appends them to `raw`.
+        /// Loads the words of the chunk at `at`, and appends them to `raw`.
         #[cube]
         pub fn load(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] ty: GgmlType) {
             match ty {
                 $(GgmlType::$block => crate::kernels::formats::$family::$module::load(view, at, raw),)*
-                _ => comptime!(panic!("{ty} has no codes")),
+                $(GgmlType::$float => crate::kernels::formats::registry::load_dense(view, at, raw, ty),)*
+                _ => comptime!(panic!("{ty} holds no weights")),
             }
         }
 
@@ -42,17 +44,11 @@ macro_rules! formats {
             }
         }
 
-        /// Decodes the 16-byte vector `index` of a row of a dense format, and appends its values to `out`, four a vector.
+        /// Values `4 * i..4 * i + 4` of a 16-byte vector of a dense format.
         #[cube]
-        pub fn dense_vector(
-            view: &MatrixView,
-            row: usize,
-            index: usize,
-            out: &mut Sequence<Vector<f32, Const<4>>>,
-            #[comptime] ty: GgmlType,
-        ) {
+        pub fn dense_four(words: Words, #[comptime] i: usize, #[comptime] ty: GgmlType) -> Vector<f32, Const<4>> {
             match ty {
-                $(GgmlType::$float => crate::kernels::formats::$float_file::$float_mod::vector(view, row, index, out),)*
+                $(GgmlType::$float => crate::kernels::formats::$float_file::$float_mod::four(words, i),)*
                 _ => comptime!(panic!("{ty} is not dense")),
             }
         }
@@ -104,6 +100,32 @@ pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlTy
     decode(&raw, codebook, at, ty)
 }
 
+/// The words of a chunk of a dense format.
+#[cube]
+fn load_dense(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] ty: GgmlType) {
+    let first = at.index() * comptime!(vectors_per_chunk(ty));
+    #[unroll]
+    for vector in 0..comptime!(vectors_per_chunk(ty)) {
+        raw.push_wide(view.wide(0usize, at.row, first + vector));
+    }
+}
+
+/// Decodes the 16-byte vector `index` of a row of a dense format, and appends its values to `out`, four a vector.
+#[cube]
+pub fn dense_vector(
+    view: &MatrixView,
+    row: usize,
+    index: usize,
+    out: &mut Sequence<Vector<f32, Const<4>>>,
+    #[comptime] ty: GgmlType,
+) {
+    let words = view.wide(0usize, row, index);
+    #[unroll]
+    for i in 0..comptime!(8 / vectors_per_chunk(ty)) {
+        out.push(dense_four(words, i, ty));
+    }
+}
+
 /// 16-byte vectors in a chunk of a dense format.
 pub fn vectors_per_chunk(ty: GgmlType) -> usize {
     CHUNK * ty.block_bytes() / 16
@@ -138,15 +160,21 @@ pub fn values(
     } else {
         let chunk = chunk(view, codebook, at, ty);
         #[unroll]
-        for i in 0..4usize {
-            out.push(scaled(chunk.low.extract(i), chunk.scale_low, chunk.min_low, traits));
-        }
-        #[unroll]
-        for i in 0..4usize {
-            out.push(scaled(chunk.high.extract(i), chunk.scale_high, chunk.min_high, traits));
+        for i in 0..8usize {
+            out.push(four_values(&chunk, i, traits));
         }
     }
     out
+}
+
+/// Values `4 * i..4 * i + 4` of a chunk.
+#[cube]
+pub fn four_values(chunk: &Chunk, #[comptime] i: usize, #[comptime] traits: Traits) -> Vector<f32, Const<4>> {
+    if comptime!(i < 4) {
+        scaled(chunk.low.extract(i), chunk.scale_low, chunk.min_low, traits)
+    } else {
+        scaled(chunk.high.extract(comptime!(i - 4)), chunk.scale_high, chunk.min_high, traits)
+    }
 }
 
 #[cube]

@@ -61,9 +61,9 @@ pub fn has_dot4(arch: &str) -> bool {
         || all_of.iter().any(|family| arch.starts_with(family))
 }
 
-/// Whether the architecture has `v_wmma`.
-pub fn has_wmma(arch: &str) -> bool {
-    arch.starts_with("gfx11") || arch.starts_with("gfx12")
+/// Whether the architecture has `v_wmma`, or `v_mfma` of bf16 as CDNA2 and later ones have it.
+pub fn has_matrix_unit(arch: &str) -> bool {
+    ["gfx90a", "gfx94", "gfx11", "gfx12"].iter().any(|family| arch.starts_with(family))
 }
 
 /// A sentence for each budget that a row breaks, and for each exception that no row needs.
@@ -125,9 +125,9 @@ impl Budget {
                 })
             }
             Self::Matrix => {
-                let wanted = row.input.arithmetic == Some(Arithmetic::MatrixUnits) && has_wmma(arch);
+                let wanted = row.input.arithmetic == Some(Arithmetic::MatrixUnits) && has_matrix_unit(arch);
                 (wanted && row.hot.matrix == 0)
-                    .then(|| format!("no v_wmma among the hot loop's {} vector instructions", row.hot.valu))
+                    .then(|| format!("no v_wmma or v_mfma among the hot loop's {} vector instructions", row.hot.valu))
             }
         }
     }
@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn budgets_are_of_the_rows_they_name() {
-        // No dot product of bytes on the first RDNA; fewer waves elsewhere than on RDNA3; no v_wmma on CDNA.
+        // No dot product of bytes on the first RDNA; fewer waves elsewhere than on RDNA3; no matrix unit on RDNA2.
         let without_dot = Row { hot: Counts { dot: 0, ..matvec("").hot }, ..matvec("gfx1010") };
         let few_waves = Row { waves_per_simd: 4.0, ..matvec("gfx90a") };
-        let mut matrix = matvec("gfx90a");
+        let mut matrix = matvec("gfx1030");
         matrix.input.arithmetic = Some(Arithmetic::MatrixUnits);
         assert!(violations(&[without_dot, few_waves, matrix], &[]).is_empty());
         let mut other = Row { waves_per_simd: 4.0, wide_bytes: 0.0, ..matvec("gfx1100") };
@@ -211,6 +211,7 @@ mod tests {
                 .collect();
         assert!(with.is_empty(), "{with:?}");
         assert!(!has_dot4("gfx900") && !has_dot4("gfx1010") && !has_dot4("gfx1013"));
-        assert!(has_wmma("gfx1102") && has_wmma("gfx1201") && !has_wmma("gfx1030") && !has_wmma("gfx942"));
+        assert!(["gfx1102", "gfx1201", "gfx90a", "gfx942"].into_iter().all(has_matrix_unit));
+        assert!(!has_matrix_unit("gfx1030") && !has_matrix_unit("gfx908"));
     }
 }

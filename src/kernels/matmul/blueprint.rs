@@ -1,0 +1,157 @@
+//! The compile-time parameters of a matrix-unit kernel, and the rule that picks them.
+
+use super::problem::Problem;
+use crate::gguf::GgmlType;
+use crate::kernels::arch::matrix_unit::MatrixUnit;
+use crate::kernels::formats::traits;
+use crate::kernels::hardware::Hardware;
+
+/// Cores of a device whose driver tells none.
+const FEW_CORES: u32 = 32;
+
+/// Planes of a cube.
+const PLANES: usize = 8;
+
+/// Everything about the kernel that is fixed when it is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Blueprint {
+    /// The format of the weights.
+    pub ty: GgmlType,
+    /// The instruction that multiplies.
+    pub unit: MatrixUnit,
+    /// Rows of weights of a plane, in the instruction's tiles of 16.
+    pub row_tiles: usize,
+    /// Rows of activations of a cube, in the instruction's tiles of 8 or 16.
+    pub token_tiles: usize,
+    /// Planes of a cube with rows of their own.
+    pub row_planes: usize,
+    /// Planes that share rows: each takes its slices of the depth, and their sums are added up at the end.
+    pub slices: usize,
+    /// Whether a row is whole steps of all slices.
+    pub whole: bool,
+}
+
+impl Blueprint {
+    /// The rule's choice. (Measured on an H100: `slices` and `row_tiles` at 14336 x 4096 and 4096 x 4096.)
+    pub fn of(hardware: &Hardware, unit: MatrixUnit, problem: Problem) -> Self {
+        let Problem { ty, tokens, n, chunks } = problem;
+        let few = tokens <= 64;
+        // The words of floats take the registers of more rows: on RDNA, all that there are.
+        let is_wide = ty == GgmlType::F32 || traits(ty).dense && unit.is_wmma();
+        let row_tiles = if few || is_wide { 1 } else { 2 };
+        let with = |tokens: usize, slices: usize| {
+            let whole = chunks.is_multiple_of(unit.lanes_per_row() * slices);
+            Self {
+                ty,
+                unit,
+                row_tiles,
+                token_tiles: tokens / unit.tokens(),
+                row_planes: PLANES / slices,
+                slices,
+                whole,
+            }
+        };
+        // Of two tiles that leave room for a second cube, the larger: weights are decoded once for each.
+        let two_fit = |&tokens: &usize| 2 * with(tokens, 1).shared_bytes() <= hardware.shared_memory;
+        let most = tokens.next_power_of_two().clamp(16, 128);
+        let tile = [128, 64, 32].into_iter().filter(|&tile| tile <= most).find(two_fit).unwrap_or(16);
+        // The depth is split where rows alone leave cores without a cube.
+        let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
+        let wanted = if few { cores * 3 / 2 } else { cores * 3 / 4 };
+        let steps = chunks.div_ceil(unit.lanes_per_row());
+        let fits = |slices: usize| slices <= steps && with(tile, slices).shared_bytes() <= hardware.shared_memory;
+        let cubes = |slices: usize| n.div_ceil(with(tile, slices).rows()) * tokens.div_ceil(tile);
+        let mut slices = [1, 2, 4, PLANES].into_iter().filter(|&slices| slices == 1 || fits(slices));
+        let enough = slices.clone().find(|&slices| cubes(slices) >= wanted);
+        with(tile, enough.or(slices.next_back()).unwrap_or(1))
+    }
+
+    /// Rows of weights of a cube.
+    pub fn rows(&self) -> usize {
+        self.row_planes * self.row_tiles * MatrixUnit::ROWS
+    }
+
+    /// Rows of activations of a cube.
+    pub fn tokens(&self) -> usize {
+        self.token_tiles * self.unit.tokens()
+    }
+
+    /// Units of a cube.
+    pub fn units(&self) -> usize {
+        self.unit.plane() as usize * self.row_planes * self.slices
+    }
+
+    /// Chunks of a row that all slices take in a step.
+    pub fn step_chunks(&self) -> usize {
+        self.slices * self.unit.lanes_per_row()
+    }
+
+    /// Vectors of 16 bytes of activations that a cube stages in a step.
+    pub fn staged_vectors(&self) -> usize {
+        4 * self.step_chunks() * self.tokens()
+    }
+
+    /// Rows of weights that a lane holds values of.
+    pub fn rows_per_lane(&self) -> usize {
+        self.row_tiles * self.unit.rows_per_lane()
+    }
+
+    /// Vectors of sums of a lane.
+    pub fn sums(&self) -> usize {
+        self.row_tiles * self.token_tiles
+    }
+
+    /// Bytes of shared memory of a cube: two steps of activations, and the sums of all slices but the first.
+    pub fn shared_bytes(&self) -> usize {
+        let sums = (self.slices - 1) * self.rows() * self.tokens();
+        2 * 16 * self.staged_vectors() + 4 * sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::arch::target::Target;
+
+    fn hardware(cores: u32, shared_memory: usize) -> Hardware {
+        Hardware {
+            target: Target::Other,
+            plane: Some(32),
+            cores: Some(cores),
+            host_cores: None,
+            is_rasterizer: false,
+            max_units_per_cube: 1024,
+            shared_memory,
+        }
+    }
+
+    const UNITS: [MatrixUnit; 4] =
+        [MatrixUnit::MmaSync, MatrixUnit::WmmaRdna3, MatrixUnit::WmmaRdna4, MatrixUnit::Mfma];
+
+    #[test]
+    fn a_cube_fits_the_device() {
+        let hardware = hardware(96, 64 << 10);
+        for unit in UNITS {
+            for tokens in [9, 16, 17, 33, 64, 65, 128, 512, 2048] {
+                for (n, chunks) in [(16, 1), (1024, 128), (4096, 448), (14336, 128), (128_256, 128), (640, 20)] {
+                    let problem = Problem { ty: GgmlType::Q4_0, tokens, n, chunks };
+                    let blueprint = Blueprint::of(&hardware, unit, problem);
+                    assert!(blueprint.shared_bytes() <= 64 << 10, "{problem:?} {blueprint:?}");
+                    assert!(blueprint.units() <= 1024 && blueprint.token_tiles > 0, "{problem:?} {blueprint:?}");
+                    assert!(blueprint.step_chunks() <= chunks.next_multiple_of(unit.lanes_per_row()), "{blueprint:?}");
+                    assert_eq!(blueprint.whole, chunks.is_multiple_of(blueprint.step_chunks()), "{blueprint:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_depth_is_split_where_rows_are_few() {
+        let slices = |tokens, n| {
+            let problem = Problem { ty: GgmlType::Q4_0, tokens, n, chunks: 128 };
+            Blueprint::of(&hardware(132, 227 << 10), MatrixUnit::MmaSync, problem).slices
+        };
+        assert_eq!([slices(16, 14336), slices(16, 4096), slices(16, 1024)], [2, 8, 8]);
+        assert_eq!([slices(128, 14336), slices(512, 14336), slices(2048, 4096)], [2, 1, 1]);
+    }
+}

@@ -1,0 +1,83 @@
+//! The launch of a product on matrix units.
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::blueprint::Blueprint;
+use super::kernel::{ExtentLaunch, multiply_tiles};
+use super::problem::Problem;
+use crate::kernels::activations::{self, Activations};
+use crate::kernels::arch::matrix_unit::MatrixUnit;
+use crate::kernels::floats::FloatType;
+use crate::kernels::hardware::Hardware;
+use crate::kernels::launch::{buffer, cubes};
+use crate::kernels::weights::Weights;
+
+/// Activations as matrix units take them: contiguous rows of whole chunks of bf16.
+#[derive(Clone, Debug)]
+pub struct PackedActivations {
+    pub handle: Handle,
+    pub tokens: usize,
+}
+
+/// `x` as matrix units take it.
+pub fn pack(client: &Client, x: &Activations) -> PackedActivations {
+    PackedActivations { handle: activations::pack(client, x, FloatType::BF16), tokens: x.tokens() }
+}
+
+/// The matrix unit of a device that these kernels have an instruction for.
+pub fn unit_of(client: &Client) -> Option<MatrixUnit> {
+    MatrixUnit::of(client.properties())
+}
+
+/// [`multiply`] by the rule's blueprint.
+pub fn multiply_packed(
+    client: &Client,
+    unit: MatrixUnit,
+    weights: &Weights,
+    x: &PackedActivations,
+    to: FloatType,
+) -> Handle {
+    let problem = Problem { ty: weights.ty(), tokens: x.tokens, n: weights.n(), chunks: weights.chunks() };
+    multiply(client, weights, x, to, Blueprint::of(&Hardware::of(client), unit, problem))
+}
+
+/// `x` times the transpose of the weights, as contiguous `[tokens, n]` values of type `to`.
+///
+/// The blueprint must be one of these weights and of the device's matrix unit; `x` must have as many chunks a row.
+pub fn multiply(
+    client: &Client,
+    weights: &Weights,
+    x: &PackedActivations,
+    to: FloatType,
+    blueprint: Blueprint,
+) -> Handle {
+    let (n, tokens) = (weights.n(), x.tokens);
+    let out = client.empty((tokens * n * to.bytes()).next_multiple_of(16).max(16));
+    let token_cubes = tokens.div_ceil(blueprint.tokens());
+    let count = n.div_ceil(blueprint.rows()) * token_cubes;
+    let (count, grid) = cubes(client, count, count);
+    let unit = blueprint.unit;
+    let dim = CubeDim::new_2d(unit.plane(), (blueprint.row_planes * blueprint.slices) as u32);
+    let extent = ExtentLaunch::new(grid, n, weights.chunks(), tokens, token_cubes);
+    let words = unit.words_per_row();
+    let sizes = [unit.rows_per_lane() * words, words, unit.sums()];
+    // SAFETY: rows are below `n`, chunks below the row's and tokens below `tokens`: the kernel clamps what it reads, and
+    // stores nothing past them. Codebooks have an entry for every index that bits can form.
+    unsafe {
+        multiply_tiles::launch_unchecked(
+            client,
+            count,
+            dim,
+            weights.view(),
+            buffer(&x.handle, 16),
+            buffer(&out, to.bytes()),
+            extent,
+            blueprint,
+            to.elem(),
+            sizes,
+        );
+    }
+    out
+}
