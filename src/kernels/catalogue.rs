@@ -18,7 +18,7 @@ use super::floats::{FloatType, has_buffers};
 use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
 use super::hardware::Hardware;
 use super::matmul::{
-    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply, pack, striped, unit_of,
+    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply, pack, striped,
 };
 use super::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_many_with, matvec_with};
 use super::quantize::activations::quantize;
@@ -208,21 +208,21 @@ const TILES_OF_TOKENS: [usize; 2] = [16, 128];
 
 /// The product of a format on the device's matrix unit.
 fn of_tiles(client: &Client, format: &'static Format) -> Vec<Entry> {
-    let Some(unit) = unit_of(client) else { return Vec::new() };
     let hardware = Hardware::of(client);
     let entry = |tokens: usize| {
-        let blueprint =
-            MatmulBlueprint::of(&hardware, unit, MatmulProblem { ty: format.ty, tokens, n: 4096, chunks: 128 });
+        let unit = MatrixUnit::of(client.properties())?;
+        let problem = MatmulProblem { ty: format.ty, tokens, n: 4096, chunks: 128 };
+        let blueprint = MatmulBlueprint::of(&hardware, unit, problem);
         let launch = move |client: &Client| {
             let k = format.ty.block_size().max(CHUNK * blueprint.step_chunks());
             let weights = upload(client, format, MatrixUnit::ROWS, k)?;
-            let x = pack(client, &zeros(client, FloatType::F32, tokens, k)?);
+            let x = pack(client, &zeros(client, FloatType::F32, tokens, k)?, unit);
             Some(multiply(client, &weights, &x, FloatType::F32, blueprint))
         };
         let entry = Entry::new("matmul", Some(format.ty), format!("f32, {tokens} tokens"), launch);
-        Entry { arithmetic: Some("bf16"), ..entry }
+        Some(Entry { arithmetic: Some("bf16"), ..entry })
     };
-    TILES_OF_TOKENS.map(entry).into()
+    TILES_OF_TOKENS.into_iter().filter_map(entry).collect()
 }
 
 /// Numbers of tokens on both sides of the sizes at which cubek-matmul infers another blueprint.
@@ -231,7 +231,7 @@ const MANY_TOKENS: [usize; 4] = [16, 64, 512, 2048];
 /// Products by cubek-matmul, for devices whose matrix units only CubeCL's own operations reach.
 fn of_stripes(client: &Client) -> Vec<Entry> {
     let mut entries = Vec::new();
-    if !has_matrix_units(client) || unit_of(client).is_some() {
+    if !has_matrix_units(client) || MatrixUnit::of(client.properties()).is_some() {
         return entries;
     }
     let Some(format) = format(GgmlType::F32) else { return entries };

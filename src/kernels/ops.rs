@@ -9,8 +9,9 @@ use cubecl::server::Handle;
 
 use super::accuracy::Accuracy;
 use super::activations::Activations;
+use super::arch::matrix_unit::MatrixUnit;
 use super::formats::traits;
-use super::matmul::{has_matrix_units, multiply_packed, pack, striped, unit_of};
+use super::matmul::{has_matrix_units, multiply_packed, pack, striped};
 use super::matvec::{ActivationType, MAX_TOKENS, matvec_many_with, matvec_with};
 use super::tune::Selection;
 use super::weights::Weights;
@@ -92,8 +93,8 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
         Accuracy::Int8 { .. } => matvec(ActivationType::Int8),
         // `Halves` is for host tensors alone; `resolve` never returns it.
         Accuracy::Float | Accuracy::Halves { .. } => matvec(ActivationType::Float),
-        Accuracy::MatrixUnits => match unit_of(client) {
-            Some(unit) => multiply_packed(client, unit, weights, &pack(client, x), x.ty()),
+        Accuracy::MatrixUnits => match MatrixUnit::of(client.properties()) {
+            Some(unit) => multiply_packed(client, unit, weights, &pack(client, x, unit), x.ty()),
             // cubek-matmul may have no blueprint for the device.
             None => striped(client, weights, x).unwrap_or_else(|_| matvec(ActivationType::Float)),
         },
@@ -110,10 +111,10 @@ pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithm
         few &= product != Accuracy::MatrixUnits;
     }
     if !few {
-        let Some(unit) = unit_of(client) else {
+        let Some(unit) = MatrixUnit::of(client.properties()) else {
             return matrices.iter().map(|&matrix| matmul(client, matrix, x, arithmetic)).collect();
         };
-        let packed = pack(client, x);
+        let packed = pack(client, x, unit);
         let product = |matrix: &Matrix| match resolve(client, matrix.weights.ty(), x.tokens(), arithmetic) {
             Accuracy::MatrixUnits => multiply_packed(client, unit, matrix.weights, &packed, x.ty()),
             _ => matmul(client, *matrix, x, arithmetic),

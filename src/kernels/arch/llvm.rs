@@ -10,11 +10,13 @@ use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_bool_const;
 use pliron::builtin::attributes::StringAttr;
 use pliron::builtin::types::{IntegerType, Signedness};
+use pliron_llvm::llvm_attrs::{LlvmAttrValue, LlvmAttributesAttr};
 use pliron_llvm::op_interfaces::CastOpInterface;
 use pliron_llvm::ops::{
-    BitcastOp, CallIntrinsicOp, ExtractElementOp, ExtractValueOp, InlineAsmOp, InsertElementOp, PoisonOp,
+    AddrSpaceCastOp, BitcastOp, CallIntrinsicOp, ExtractElementOp, ExtractValueOp, InlineAsmOp, InsertElementOp,
+    PoisonOp, PtrToIntOp,
 };
-use pliron_llvm::types::{FuncType, StructLayout, StructType, VectorType, VectorTypeKind, VoidType};
+use pliron_llvm::types::{FuncType, PointerType, StructLayout, StructType, VectorType, VectorTypeKind, VoidType};
 
 use super::matrix_unit::MatrixUnit;
 
@@ -185,6 +187,7 @@ const MFMA: &str = "llvm.amdgcn.mfma.f32.16x16x16bf16.1k";
 pub fn matrix_product(scope: &Scope, weights: Value, x: Value, sums: Value, unit: MatrixUnit) -> Value {
     let intrinsic = match unit {
         MatrixUnit::MmaSync => MMA,
+        MatrixUnit::Wgmma { .. } => unreachable!("a warpgroup's product is an operation of its own"),
         MatrixUnit::WmmaRdna3 => WMMA_RDNA3,
         MatrixUnit::WmmaRdna4 => WMMA_RDNA4,
         MatrixUnit::Mfma => MFMA,
@@ -223,32 +226,257 @@ impl ToLLVMDialect for MatrixProductOp {
 /// `mma.sync`, which takes and gives single registers.
 fn mma(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, operands: [Value; 3]) -> Result<Value> {
     let sums = operands[2];
-    let mut registers = Vec::new();
-    for operand in operands {
-        let count = lanes(ctx, operand);
-        for i in 0..count {
-            let at = constant(ctx, rewriter, i as i32);
-            let register = ExtractElementOp::new(ctx, operand, at);
-            registers.push(appended(ctx, rewriter, &register));
-        }
-    }
-    let count = lanes(ctx, sums) as usize;
-    let of_sums = registers[registers.len() - count..].iter().map(|sum| sum.get_type(ctx)).collect();
-    let result = StructType::get_unnamed(ctx, (of_sums, StructLayout::Unpacked)).into();
+    let registers: Vec<_> = operands.into_iter().flat_map(|operand| registers(ctx, rewriter, operand)).collect();
+    let result = registers_of(ctx, sums);
     let taken = registers.iter().map(|register| register.get_type(ctx)).collect();
     let signature = FuncType::get(ctx, result, taken, false);
     let call = CallIntrinsicOp::new(ctx, MMA.into(), signature, registers);
     let call = appended(ctx, rewriter, &call);
-    let nothing = PoisonOp::new(ctx, sums.get_type(ctx));
-    let mut product = appended(ctx, rewriter, &nothing);
-    for i in 0..count {
-        let sum = ExtractValueOp::new(ctx, call, vec![i as u32])?;
-        let sum = appended(ctx, rewriter, &sum);
+    from_registers(ctx, rewriter, call, sums)
+}
+
+/// The elements of a vector.
+fn registers(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, vector: Value) -> Vec<Value> {
+    let count = lanes(ctx, vector);
+    let element = |i| {
         let at = constant(ctx, rewriter, i as i32);
-        let with = InsertElementOp::new(ctx, product, sum, at);
-        product = appended(ctx, rewriter, &with);
+        let register = ExtractElementOp::new(ctx, vector, at);
+        appended(ctx, rewriter, &register)
+    };
+    (0..count).map(element).collect()
+}
+
+/// The type of an instruction that gives the elements of a vector in registers: a struct.
+fn registers_of(ctx: &mut Context, vector: Value) -> TypeHandle {
+    let element = vector.get_type(ctx).deref(ctx).downcast_ref::<VectorType>().map(VectorType::elem_type);
+    let fields = element.into_iter().cycle().take(lanes(ctx, vector) as usize).collect();
+    StructType::get_unnamed(ctx, (fields, StructLayout::Unpacked)).into()
+}
+
+/// What an instruction gave in registers, as a vector of the type of `like`.
+fn from_registers(
+    ctx: &mut Context,
+    rewriter: &mut DialectConversionRewriter,
+    given: Value,
+    like: Value,
+) -> Result<Value> {
+    let nothing = PoisonOp::new(ctx, like.get_type(ctx));
+    let mut vector = appended(ctx, rewriter, &nothing);
+    for i in 0..lanes(ctx, like) {
+        let register = ExtractValueOp::new(ctx, given, vec![i])?;
+        let register = appended(ctx, rewriter, &register);
+        let at = constant(ctx, rewriter, i as i32);
+        let with = InsertElementOp::new(ctx, vector, register, at);
+        vector = appended(ctx, rewriter, &with);
     }
-    Ok(product)
+    Ok(vector)
+}
+
+/// `wgmma.mma_async` of weights in registers and activations that `descriptor` describes, added to `sums`, in a group of its
+/// own. No one may read or write the operands before a [`WarpgroupWaitOp`].
+#[cube_op(name = "cube_gguf.warpgroup_product")]
+#[result_ty(same_as = sums)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct WarpgroupProductOp {
+    pub weights: Value,
+    pub descriptor: Value,
+    pub sums: Value,
+}
+
+/// Appends a [`WarpgroupProductOp`].
+pub fn warpgroup_product(scope: &Scope, [weights, descriptor, sums]: [Value; 3]) -> Value {
+    let op = WarpgroupProductOp::new(scope.ctx_mut(), weights, descriptor, sums);
+    scope.register_with_result(&op)
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for WarpgroupProductOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let (weights, descriptor, sums) = (self.weights(ctx), self.descriptor(ctx), self.sums(ctx));
+        let count = lanes(ctx, sums) as usize;
+        let weights = registers(ctx, rewriter, weights);
+        let at = |from: usize, count: usize| {
+            let names: Vec<_> = (from..from + count).map(|i| format!("${i}")).collect();
+            names.join(", ")
+        };
+        // A plane's registers hold two sums of 16 rows for each lane and row of activations.
+        let tokens = 2 * count;
+        let template = format!(
+            "wgmma.fence.sync.aligned;\n\
+             wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.bf16.bf16 {{{}}}, {{{}}}, ${}, 1, 1, 1, 0;\n\
+             wgmma.commit_group.sync.aligned;",
+            at(0, count),
+            at(2 * count, weights.len()),
+            2 * count + weights.len(),
+        );
+        let inputs = [weights, vec![descriptor]].concat();
+        let product = in_place(ctx, rewriter, sums, inputs, &template, ",r,r,r,r,l,~{memory}")?;
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![product]);
+        Ok(())
+    }
+}
+
+/// The sums of all [`WarpgroupProductOp`]s so far, which are done.
+#[cube_op(name = "cube_gguf.warpgroup_wait")]
+#[result_ty(same_as = sums)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct WarpgroupWaitOp {
+    pub sums: Value,
+}
+
+/// Appends a [`WarpgroupWaitOp`].
+pub fn warpgroup_wait(scope: &Scope, sums: Value) -> Value {
+    let op = WarpgroupWaitOp::new(scope.ctx_mut(), sums);
+    scope.register_with_result(&op)
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for WarpgroupWaitOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let sums = self.sums(ctx);
+        let done = in_place(ctx, rewriter, sums, Vec::new(), "wgmma.wait_group.sync.aligned 0;", ",~{memory}")?;
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![done]);
+        Ok(())
+    }
+}
+
+/// Inline PTX that changes the elements of a vector of floats in their registers, `$0` on; then come the same again, and
+/// then `inputs`, of which `constraints` tells.
+fn in_place(
+    ctx: &mut Context,
+    rewriter: &mut DialectConversionRewriter,
+    vector: Value,
+    inputs: Vec<Value>,
+    template: &str,
+    constraints: &str,
+) -> Result<Value> {
+    let elements = registers(ctx, rewriter, vector);
+    let count = elements.len();
+    let outputs = vec!["=f"; count].join(",");
+    let tied: Vec<_> = (0..count).map(|i| i.to_string()).collect();
+    let constraints = format!("{outputs},{}{constraints}", tied.join(","));
+    let result = registers_of(ctx, vector);
+    let asm = InlineAsmOp::new(ctx, result, [elements, inputs].concat(), template, &constraints, true);
+    let mut convergent = LlvmAttributesAttr::new();
+    convergent.set("convergent", LlvmAttrValue::Unit);
+    asm.set_attr_llvm_inline_asm_attrs(ctx, convergent);
+    let asm = appended(ctx, rewriter, &asm);
+    from_registers(ctx, rewriter, asm, vector)
+}
+
+/// The address of a pointer's target, of the type of `like`: 32 bits for one in shared memory, else 64.
+#[cube_op(name = "cube_gguf.address")]
+#[result_ty(same_as = like)]
+#[op_traits(CanMaterialize, HasSideEffects, NoMemoryEffect)]
+pub struct AddressOp {
+    pub pointer: Value,
+    /// Of the result's type.
+    pub like: Value,
+    pub shared: BoolAttr,
+}
+
+/// Appends an [`AddressOp`].
+pub fn address(scope: &Scope, pointer: Value, like: Value, shared: bool) -> Value {
+    let op = AddressOp::new(scope.ctx_mut(), pointer, like, BoolAttr::new(shared));
+    scope.register_with_result(&op)
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for AddressOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        const GLOBAL_SPACE: u32 = 1;
+        const SHARED_SPACE: u32 = 3;
+        let (mut pointer, ty) = (self.pointer(ctx), self.like(ctx).get_type(ctx));
+        let space = if self.shared(ctx).0 { SHARED_SPACE } else { GLOBAL_SPACE };
+        let in_space: TypeHandle = PointerType::get(ctx, space).into();
+        if pointer.get_type(ctx) != in_space {
+            let cast = AddrSpaceCastOp::new(ctx, pointer, in_space);
+            pointer = appended(ctx, rewriter, &cast);
+        }
+        let number = PtrToIntOp::new(ctx, pointer, ty);
+        let number = appended(ctx, rewriter, &number);
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![number]);
+        Ok(())
+    }
+}
+
+/// `cp.async` of PTX: starts to copy 16 bytes from an address in global memory to one in shared memory.
+#[cube_op(name = "cube_gguf.copy_async")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct CopyAsyncOp {
+    pub to: Value,
+    pub from: Value,
+}
+
+/// Appends a [`CopyAsyncOp`].
+pub fn copy_async(scope: &Scope, to: Value, from: Value) {
+    let op = CopyAsyncOp::new(scope.ctx_mut(), to, from);
+    scope.register(&op);
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for CopyAsyncOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let operands = vec![self.to(ctx), self.from(ctx)];
+        let void = VoidType::get(ctx).into();
+        let asm =
+            InlineAsmOp::new(ctx, void, operands, "cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}", true);
+        rewriter.insert_op(ctx, &asm);
+        rewriter.erase_operation(ctx, self.get_operation());
+        Ok(())
+    }
+}
+
+/// A statement of PTX without operands, which orders accesses of memory.
+#[cube_op(name = "cube_gguf.memory_statement")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct MemoryStatementOp {
+    pub statement: StringAttr,
+}
+
+/// Appends a [`MemoryStatementOp`].
+pub fn memory_statement(scope: &Scope, statement: &str) {
+    let op = MemoryStatementOp::new(scope.ctx_mut(), statement);
+    scope.register(&op);
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for MemoryStatementOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let statement = String::from(self.statement(ctx).clone());
+        let void = VoidType::get(ctx).into();
+        let asm = InlineAsmOp::new(ctx, void, Vec::new(), &statement, "~{memory}", true);
+        rewriter.insert_op(ctx, &asm);
+        rewriter.erase_operation(ctx, self.get_operation());
+        Ok(())
+    }
 }
 
 /// Words as twice as many halves of a word, which is how AMD's intrinsics take bf16.

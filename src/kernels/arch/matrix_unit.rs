@@ -16,11 +16,20 @@ use super::target::Target;
 /// Values of a row that one instruction multiplies.
 const DEPTH: usize = 16;
 
+/// Rows of activations of a warpgroup's instruction at the most.
+const MAX_WARPGROUP_TOKENS: usize = 256;
+
 /// An instruction for the product of two small matrices of bf16 with sums in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatrixUnit {
     /// `mma.sync.m16n8k16` of PTX, from sm_80 on.
     MmaSync,
+    /// A plane's share of `wgmma.mma_async.m64nNk16` of PTX, of sm_90 alone: 16 of the rows of weights, which come from
+    /// registers, times all rows of activations, which come from shared memory (see [`warpgroup`](super::warpgroup)).
+    Wgmma {
+        /// Rows of activations: a multiple of 8, at most 256.
+        tokens: usize,
+    },
     /// `v_wmma_f32_16x16x16_bf16` of RDNA3, whose two half planes hold the same operands.
     WmmaRdna3,
     /// The same of RDNA4, whose half planes hold half of the depth each.
@@ -33,9 +42,10 @@ impl MatrixUnit {
     /// Rows of weights of an instruction.
     pub const ROWS: usize = 16;
 
-    /// The instruction of a device; `None` where it has none, or its compiler is not LLVM.
+    /// The instruction of a device, at its largest; `None` where it has none, or its compiler is not LLVM.
     pub fn of(properties: &DeviceProperties) -> Option<Self> {
         let (unit, plane) = match Target::of(properties) {
+            Target::Nvidia(90) => (Self::Wgmma { tokens: MAX_WARPGROUP_TOKENS }, 32),
             Target::Nvidia(80..) => (Self::MmaSync, 32),
             Target::Amd(processor) => (Self::of_gfx(&processor)?, if processor.starts_with("gfx9") { 64 } else { 32 }),
             Target::Nvidia(_) | Target::Host | Target::Other => return None,
@@ -66,6 +76,7 @@ impl MatrixUnit {
     pub const fn tokens(self) -> usize {
         match self {
             Self::MmaSync => 8,
+            Self::Wgmma { tokens } => tokens,
             _ => 16,
         }
     }
@@ -73,7 +84,7 @@ impl MatrixUnit {
     /// Lanes that share the depth of a row.
     pub const fn lanes_per_row(self) -> usize {
         match self {
-            Self::MmaSync | Self::Mfma => 4,
+            Self::MmaSync | Self::Wgmma { .. } | Self::Mfma => 4,
             Self::WmmaRdna4 => 2,
             Self::WmmaRdna3 => 1,
         }
@@ -82,7 +93,7 @@ impl MatrixUnit {
     /// Rows of weights that a lane holds values of.
     pub const fn rows_per_lane(self) -> usize {
         match self {
-            Self::MmaSync => 2,
+            Self::MmaSync | Self::Wgmma { .. } => 2,
             _ => 1,
         }
     }
@@ -102,16 +113,16 @@ impl MatrixUnit {
         matches!(self, Self::WmmaRdna3 | Self::WmmaRdna4)
     }
 
-    /// Whether the lanes that share a row are neighbours.
-    const fn neighbours(self) -> bool {
-        matches!(self, Self::MmaSync)
+    /// Whether it is NVIDIA's, on which the lanes that share a row are neighbours.
+    const fn is_nvidia(self) -> bool {
+        matches!(self, Self::MmaSync | Self::Wgmma { .. })
     }
 }
 
 /// Which of the lanes that share a row `lane` is.
 #[cube]
 pub fn part_of_row(lane: u32, #[comptime] unit: MatrixUnit) -> u32 {
-    if comptime!(unit.neighbours()) {
+    if comptime!(unit.is_nvidia()) {
         lane % 4
     } else if comptime!(unit.lanes_per_row() == 1) {
         0u32.runtime()
@@ -123,27 +134,27 @@ pub fn part_of_row(lane: u32, #[comptime] unit: MatrixUnit) -> u32 {
 /// The `r`th row of weights that a lane holds values of.
 #[cube]
 pub fn weight_row(lane: u32, #[comptime] r: usize, #[comptime] unit: MatrixUnit) -> u32 {
-    if comptime!(unit.neighbours()) { lane / 4 + comptime!(8 * r as u32) } else { lane % 16 }
+    if comptime!(unit.is_nvidia()) { lane / 4 + comptime!(8 * r as u32) } else { lane % 16 }
 }
 
 /// The row of activations that a lane holds values of.
 #[cube]
 pub fn token_row(lane: u32, #[comptime] unit: MatrixUnit) -> u32 {
-    if comptime!(unit.neighbours()) { lane / 4 } else { lane % 16 }
+    if comptime!(unit.is_nvidia()) { lane / 4 } else { lane % 16 }
 }
 
 /// The row of weights of the `i`th sum of a lane.
 #[cube]
 pub fn sum_row(lane: u32, #[comptime] i: usize, #[comptime] unit: MatrixUnit) -> u32 {
-    if comptime!(unit.neighbours()) { lane / 4 + comptime!(8 * (i as u32 / 2)) } else { lane % 16 }
+    if comptime!(unit.is_nvidia()) { lane / 4 + comptime!(8 * (i as u32 / 2 % 2)) } else { lane % 16 }
 }
 
 /// The row of activations of the `i`th sum of a lane.
 #[cube]
 pub fn sum_token(lane: u32, #[comptime] i: usize, #[comptime] unit: MatrixUnit) -> u32 {
     let i = comptime!(i as u32);
-    if comptime!(unit == MatrixUnit::MmaSync) {
-        2 * (lane % 4) + comptime!(i % 2)
+    if comptime!(unit.is_nvidia()) {
+        2 * (lane % 4) + comptime!(i / 4 * 8 + i % 2)
     } else if comptime!(unit == MatrixUnit::WmmaRdna3) {
         lane / 16 + comptime!(2 * i)
     } else if comptime!(unit == MatrixUnit::WmmaRdna4) {
@@ -178,7 +189,7 @@ pub fn multiply_add<W: Size, X: Size, S: Size>(
 /// Two values rounded to the nearest bf16, as a word; the first in the low half. NaN must be [`quiet`].
 #[cube]
 pub fn bf16_pair(low: f32, high: f32, #[comptime] unit: MatrixUnit) -> u32 {
-    if comptime!(unit == MatrixUnit::MmaSync) {
+    if comptime!(unit.is_nvidia()) {
         pair_by_llvm(low, high)
     } else {
         // Ties go away from zero: AMD's processors before gfx950 have no conversion, and evenness takes twice as long.

@@ -9,3 +9,4 @@ pub mod permute;
 pub mod reciprocal;
 pub mod schedule;
 pub mod target;
+pub mod warpgroup;

@@ -25,5 +25,7 @@ mod view;
 pub use format::{Codes, Format, Traits, Vectors};
 pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
 pub use prefetched::Prefetched;
-pub use registry::{FORMATS, chunk, dense_four, dense_vector, format, four_values, traits, values, vectors_per_chunk};
+pub use registry::{
+    FORMATS, chunk, dense_four, dense_vector, format, traits, unsigned, unsigned_four, values, vectors_per_chunk,
+};
 pub use view::{At, CHUNK, Chunk, MatrixView, MatrixViewLaunch};

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::bits::to_floats;
-use super::format::{Format, Traits};
+use super::format::{Codes, Format, Traits};
 use super::raw::Raw;
 use super::view::{At, CHUNK, Chunk, MatrixView};
 use crate::gguf::GgmlType;
@@ -160,21 +160,62 @@ pub fn values(
     } else {
         let chunk = chunk(view, codebook, at, ty);
         #[unroll]
-        for i in 0..8usize {
-            out.push(four_values(&chunk, i, traits));
+        for i in 0..4usize {
+            out.push(scaled(chunk.low.extract(i), chunk.scale_low, chunk.min_low, traits));
+        }
+        #[unroll]
+        for i in 0..4usize {
+            out.push(scaled(chunk.high.extract(i), chunk.scale_high, chunk.min_high, traits));
         }
     }
     out
 }
 
-/// Values `4 * i..4 * i + 4` of a chunk.
+/// The same chunk with unsigned codes and a min for each half: `value = scale * code + min`, for [`unsigned_four`]. Biases are
+/// powers of two, so that the mins of formats without any are exact.
 #[cube]
-pub fn four_values(chunk: &Chunk, #[comptime] i: usize, #[comptime] traits: Traits) -> Vector<f32, Const<4>> {
-    if comptime!(i < 4) {
-        scaled(chunk.low.extract(i), chunk.scale_low, chunk.min_low, traits)
-    } else {
-        scaled(chunk.high.extract(comptime!(i - 4)), chunk.scale_high, chunk.min_high, traits)
+pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits) -> Chunk {
+    let is_signed = comptime!(traits.codes == Codes::Signed);
+    let bias = comptime!(bias_of(traits.codes) as f32);
+    let flipped = comptime!(if is_signed { 0x8080_8080u32 } else { 0 });
+    let (mut min_low, mut min_high) = (chunk.min_low, chunk.min_high);
+    if comptime!(bias > 0.0) {
+        min_low = if comptime!(traits.min) { min_low - chunk.scale_low * bias } else { chunk.scale_low * -bias };
+        min_high = if comptime!(traits.min) { min_high - chunk.scale_high * bias } else { chunk.scale_high * -bias };
     }
+    Chunk {
+        low: chunk.low ^ Words::new(flipped.runtime()),
+        high: chunk.high ^ Words::new(flipped.runtime()),
+        scale_low: chunk.scale_low,
+        scale_high: chunk.scale_high,
+        min_low,
+        min_high,
+    }
+}
+
+/// What unsigned codes have more than the numbers that they stand for.
+fn bias_of(codes: Codes) -> u32 {
+    match codes {
+        Codes::Signed => 128,
+        Codes::Biased(bias) => bias,
+    }
+}
+
+/// Values `4 * i..4 * i + 4` of an [`unsigned`] chunk: a conversion and a fused multiply-add each. They are ggml's but for the
+/// rounding of a min.
+#[cube]
+pub fn unsigned_four(chunk: &Chunk, #[comptime] i: usize) -> Vector<f32, Const<4>> {
+    let in_low = comptime!(i < 4);
+    let word = if in_low { chunk.low.extract(i) } else { chunk.high.extract(comptime!(i % 4)) };
+    let scale = if in_low { chunk.scale_low } else { chunk.scale_high };
+    let min = if in_low { chunk.min_low } else { chunk.min_high };
+    let mut values = Vector::<f32, Const<4>>::empty();
+    #[unroll]
+    for byte in 0..4u32 {
+        let code = f32::cast_from((word >> comptime!(8 * byte)) & 0xff);
+        values.insert(comptime!(byte as usize), fma(code, scale, min));
+    }
+    values
 }
 
 #[cube]
@@ -182,4 +223,17 @@ fn scaled(codes: u32, scale: f32, min: f32, #[comptime] traits: Traits) -> Vecto
     let values = to_floats(codes, comptime!(traits.codes)) * Vector::new(scale);
     // Adding a zero min would turn -0 into 0.
     if comptime!(traits.min) { values + Vector::new(min) } else { values }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_times_a_scale_is_exact() {
+        for Format { ty, traits, .. } in FORMATS {
+            let bias = bias_of(traits.codes);
+            assert!(bias == 0 || bias.is_power_of_two(), "{ty}: {bias}");
+        }
+    }
 }

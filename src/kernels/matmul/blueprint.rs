@@ -1,5 +1,6 @@
 //! The compile-time parameters of a matrix-unit kernel, and the rule that picks them.
 
+use super::kernel::STAGES;
 use super::problem::Problem;
 use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::MatrixUnit;
@@ -11,6 +12,9 @@ const FEW_CORES: u32 = 32;
 
 /// Planes of a cube.
 const PLANES: usize = 8;
+
+/// Planes of a warpgroup.
+const WARPGROUP: usize = 4;
 
 /// Everything about the kernel that is fixed when it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +38,42 @@ pub struct Blueprint {
 impl Blueprint {
     /// The rule's choice. (Measured on an H100: `slices` and `row_tiles` at 14336 x 4096 and 4096 x 4096.)
     pub fn of(hardware: &Hardware, unit: MatrixUnit, problem: Problem) -> Self {
+        match unit {
+            MatrixUnit::Wgmma { .. } => Self::of_warpgroups(hardware, problem),
+            _ => Self::of_planes(hardware, unit, problem),
+        }
+    }
+
+    /// Cubes of one warpgroup, or of two where each has rows for all registers.
+    fn of_warpgroups(hardware: &Hardware, problem: Problem) -> Self {
+        let Problem { ty, tokens, n, chunks } = problem;
+        let with = |tile: usize, row_planes: usize, slices: usize| {
+            let unit = MatrixUnit::Wgmma { tokens: tile };
+            let whole = chunks.is_multiple_of(unit.lanes_per_row() * slices);
+            Self { ty, unit, row_tiles: 1, token_tiles: 1, row_planes, slices, whole }
+        };
+        let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
+        let cubes = |of: &Self| n.div_ceil(of.rows()) * tokens.div_ceil(of.tokens());
+        let largest = with(256, 2 * WARPGROUP, 1);
+        if tokens > 128 && cubes(&largest) >= cores {
+            return largest;
+        }
+        // Smaller tiles, then slices, where rows alone leave cores without a cube.
+        let most = tokens.next_power_of_two().clamp(16, 128);
+        let tiles = [128, 64, 32].into_iter().filter(|&tile| tile <= most);
+        let tile = tiles.clone().find(|&tile| 10 * cubes(&with(tile, WARPGROUP, 1)) >= 9 * cores);
+        let tile = tile.unwrap_or(most.min(32));
+        let whole = with(tile, WARPGROUP, 1);
+        if tile > 32 && cubes(&whole) >= cores {
+            return whole;
+        }
+        let fits = |of: &Self| of.step_chunks() <= chunks && of.shared_bytes() <= hardware.shared_memory;
+        let mut slices = [2, 4].map(|slices| with(tile, WARPGROUP, slices)).into_iter().filter(fits);
+        let enough = slices.clone().find(|of| cubes(of) * of.slices >= 3 * cores);
+        enough.or(slices.next_back()).unwrap_or(whole)
+    }
+
+    fn of_planes(hardware: &Hardware, unit: MatrixUnit, problem: Problem) -> Self {
         let Problem { ty, tokens, n, chunks } = problem;
         let few = tokens <= 64;
         // The words of floats take the registers of more rows: on RDNA, all that there are.
@@ -101,10 +141,11 @@ impl Blueprint {
         self.row_tiles * self.token_tiles
     }
 
-    /// Bytes of shared memory of a cube: two steps of activations, and the sums of all slices but the first.
+    /// Bytes of shared memory of a cube: steps of activations, and the sums of all slices but the first.
     pub fn shared_bytes(&self) -> usize {
+        let stages = if let MatrixUnit::Wgmma { .. } = self.unit { STAGES } else { 2 };
         let sums = (self.slices - 1) * self.rows() * self.tokens();
-        2 * 16 * self.staged_vectors() + 4 * sums
+        stages * 16 * self.staged_vectors() + 4 * sums
     }
 }
 
@@ -127,6 +168,7 @@ mod tests {
 
     const UNITS: [MatrixUnit; 4] =
         [MatrixUnit::MmaSync, MatrixUnit::WmmaRdna3, MatrixUnit::WmmaRdna4, MatrixUnit::Mfma];
+    const WGMMA: MatrixUnit = MatrixUnit::Wgmma { tokens: 256 };
 
     #[test]
     fn a_cube_fits_the_device() {
@@ -143,6 +185,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn warpgroups_fit_the_device() {
+        let hardware = hardware(132, 227 << 10);
+        for tokens in [9, 16, 33, 64, 100, 128, 129, 512, 2048] {
+            for (n, chunks) in [(16, 1), (1024, 128), (4096, 448), (14336, 128), (128_256, 128), (640, 20)] {
+                let problem = Problem { ty: GgmlType::Q4_0, tokens, n, chunks };
+                let blueprint = Blueprint::of(&hardware, WGMMA, problem);
+                assert!(blueprint.shared_bytes() <= 227 << 10, "{problem:?} {blueprint:?}");
+                assert!(blueprint.row_planes.is_multiple_of(WARPGROUP), "{problem:?} {blueprint:?}");
+                // Every lane has 255 registers, most of which are sums.
+                assert!(blueprint.sums() * blueprint.unit.sums() <= 128, "{problem:?} {blueprint:?}");
+                assert_eq!(blueprint.whole, chunks.is_multiple_of(blueprint.step_chunks()), "{blueprint:?}");
+            }
+        }
+    }
+
+    /// The fastest of those tried on an H100 for Q4_K (tile of tokens, planes with rows of their own, slices), or within 3%.
+    #[test]
+    fn warpgroups_are_the_fastest_measured() {
+        let choice = |n, tokens| {
+            let problem = Problem { ty: GgmlType::Q4K, tokens, n, chunks: 128 };
+            let Blueprint { unit, row_planes, slices, .. } = Blueprint::of(&hardware(132, 227 << 10), WGMMA, problem);
+            (unit.tokens(), row_planes, slices)
+        };
+        let wide = [16, 32, 64, 128, 512, 2048].map(|tokens| choice(14336, tokens));
+        assert_eq!(wide, [(16, 4, 2), (32, 4, 2), (64, 4, 1), (128, 4, 1), (256, 8, 1), (256, 8, 1)]);
+        let square = [16, 64, 128, 512].map(|tokens| choice(4096, tokens));
+        assert_eq!(square, [(16, 4, 4), (32, 4, 4), (64, 4, 2), (128, 4, 1)]);
     }
 
     #[test]

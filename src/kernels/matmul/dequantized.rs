@@ -9,8 +9,8 @@ use cubek_matmul::launch::launch_ref;
 use cubek_matmul::multi_level::Strategy;
 use cubek_std::InputBinding;
 
-use super::launch::unit_of;
 use crate::kernels::activations::{Activations, cast, pack};
+use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::dequantize::dequantize;
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::CHUNK;
@@ -26,7 +26,8 @@ const STRIPE_ROWS: usize = 128;
 pub fn has_matrix_units(client: &Client) -> bool {
     let (bf16, f32) = (FloatType::BF16.elem(), FloatType::F32.elem());
     let cmma = &client.features().matmul.cmma;
-    unit_of(client).is_some() || cmma.iter().any(|c| (c.a_type, c.b_type, c.cd_type) == (bf16, bf16, f32))
+    MatrixUnit::of(client.properties()).is_some()
+        || cmma.iter().any(|c| (c.a_type, c.b_type, c.cd_type) == (bf16, bf16, f32))
 }
 
 /// `x` times the transpose of the weights, in stripes of their rows.

@@ -5,33 +5,16 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::blueprint::Blueprint;
-use super::kernel::{ExtentLaunch, multiply_tiles};
+use super::kernel::{ExtentLaunch, multiply_tiles, multiply_warpgroups};
+use super::pack::PackedActivations;
 use super::problem::Problem;
-use crate::kernels::activations::{self, Activations};
 use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::floats::FloatType;
 use crate::kernels::hardware::Hardware;
 use crate::kernels::launch::{buffer, cubes};
 use crate::kernels::weights::Weights;
 
-/// Activations as matrix units take them: contiguous rows of whole chunks of bf16.
-#[derive(Clone, Debug)]
-pub struct PackedActivations {
-    pub handle: Handle,
-    pub tokens: usize,
-}
-
-/// `x` as matrix units take it.
-pub fn pack(client: &Client, x: &Activations) -> PackedActivations {
-    PackedActivations { handle: activations::pack(client, x, FloatType::BF16), tokens: x.tokens() }
-}
-
-/// The matrix unit of a device that these kernels have an instruction for.
-pub fn unit_of(client: &Client) -> Option<MatrixUnit> {
-    MatrixUnit::of(client.properties())
-}
-
-/// [`multiply`] by the rule's blueprint.
+/// [`multiply`] by the rule's blueprint for the device's `unit`.
 pub fn multiply_packed(
     client: &Client,
     unit: MatrixUnit,
@@ -62,22 +45,18 @@ pub fn multiply(
     let dim = CubeDim::new_2d(unit.plane(), (blueprint.row_planes * blueprint.slices) as u32);
     let extent = ExtentLaunch::new(grid, n, weights.chunks(), tokens, token_cubes);
     let words = unit.words_per_row();
-    let sizes = [unit.rows_per_lane() * words, words, unit.sums()];
+    let (view, elem) = (weights.view(), to.elem());
+    let (x, y) = (buffer(&x.handle, 16), buffer(&out, to.bytes()));
     // SAFETY: rows are below `n`, chunks below the row's and tokens below `tokens`: the kernel clamps what it reads, and
     // stores nothing past them. Codebooks have an entry for every index that bits can form.
     unsafe {
-        multiply_tiles::launch_unchecked(
-            client,
-            count,
-            dim,
-            weights.view(),
-            buffer(&x.handle, 16),
-            buffer(&out, to.bytes()),
-            extent,
-            blueprint,
-            to.elem(),
-            sizes,
-        );
+        if let MatrixUnit::Wgmma { .. } = unit {
+            let sums = unit.sums();
+            multiply_warpgroups::launch_unchecked(client, count, dim, view, x, y, extent, blueprint, elem, sums);
+        } else {
+            let sizes = [unit.rows_per_lane() * words, words, unit.sums()];
+            multiply_tiles::launch_unchecked(client, count, dim, view, x, y, extent, blueprint, elem, sizes);
+        }
     }
     out
 }

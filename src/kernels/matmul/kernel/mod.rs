@@ -24,13 +24,18 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+mod warpgroup;
+
+pub use self::warpgroup::{STAGES, multiply_warpgroups};
 use super::blueprint::Blueprint;
 use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::{
     MatrixUnit, bf16_pair, multiply_add, part_of_row, quiet, sum_row, sum_token, token_row, weight_row,
 };
 use crate::kernels::floats::rounded;
-use crate::kernels::formats::{At, Chunk, MatrixView, Prefetched, dense_four, four_values, traits, vectors_per_chunk};
+use crate::kernels::formats::{
+    At, Chunk, MatrixView, Prefetched, dense_four, traits, unsigned, unsigned_four, vectors_per_chunk,
+};
 use crate::kernels::launch::Grid;
 use crate::kernels::vector::Words;
 
@@ -122,11 +127,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     #[define(W, X, S)] _sizes: [usize; 3],
 ) {
     let position = Position::new(extent, blueprint);
-    let mut sums = Array::<Vector<f32, S>>::new(comptime!(blueprint.sums()));
-    #[unroll]
-    for i in 0..comptime!(blueprint.sums()) {
-        sums[i] = Vector::new(0.0f32);
-    }
+    let mut sums = zeros::<S>(blueprint);
     let stage = comptime!(blueprint.staged_vectors());
     let mut staged = Shared::<[Words]>::new_slice(comptime!(2 * stage));
     let mut loaded = Array::<Words>::new(comptime!(stage.div_ceil(blueprint.units())));
@@ -143,7 +144,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
         let next = min(step + 1, steps - 1);
         load_activations(x, position, next, &mut loaded);
         let current = step % 2 * stage;
-        let mut chunks = LaneChunks { blocks: Sequence::new(), floats: Sequence::new() };
+        let mut chunks = LaneChunks::new();
         #[unroll]
         for i in 0..comptime!(blueprint.rows_per_lane()) {
             chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint.ty);
@@ -164,10 +165,21 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     }
 }
 
+/// A lane's sums, of nothing yet.
+#[cube]
+fn zeros<S: Size>(#[comptime] blueprint: Blueprint) -> Array<Vector<f32, S>> {
+    let mut sums = Array::<Vector<f32, S>>::new(comptime!(blueprint.sums()));
+    #[unroll]
+    for i in 0..comptime!(blueprint.sums()) {
+        sums[i] = Vector::new(0.0f32);
+    }
+    sums
+}
+
 /// A chunk of each of the lane's rows.
 #[derive(CubeType)]
 struct LaneChunks {
-    /// Of block formats.
+    /// Of block formats, with unsigned codes whose bias is in the mins.
     blocks: Sequence<Chunk>,
     /// The words of floats.
     floats: Sequence<Words>,
@@ -175,6 +187,10 @@ struct LaneChunks {
 
 #[cube]
 impl LaneChunks {
+    fn new() -> LaneChunks {
+        LaneChunks { blocks: Sequence::new(), floats: Sequence::new() }
+    }
+
     /// Adds a row's, which was loaded from `at`.
     fn push(&mut self, loaded: &Prefetched, codebook: &[u32], at: At, #[comptime] ty: GgmlType) {
         if comptime!(traits(ty).dense) {
@@ -183,7 +199,7 @@ impl LaneChunks {
                 self.floats.push(loaded.wide(vector));
             }
         } else {
-            let chunk = loaded.decode(codebook, at, ty);
+            let chunk = unsigned(loaded.decode(codebook, at, ty), comptime!(traits(ty)));
             self.blocks.push(Chunk {
                 low: chunk.low,
                 high: chunk.high,
@@ -208,7 +224,7 @@ impl LaneChunks {
             }
             values
         } else {
-            four_values(self.blocks.index(row), four, comptime!(traits(ty)))
+            unsigned_four(self.blocks.index(row), four)
         }
     }
 }
@@ -235,11 +251,10 @@ fn multiply_step<W: Size, X: Size, S: Size>(
         let mut weights = Sequence::<Vector<u32, W>>::new();
         #[unroll]
         for instruction in 0..instructions {
-            let first_four = comptime!((turn * instructions + instruction) * words / 2);
+            let nth = comptime!(turn * instructions + instruction);
             #[unroll]
             for tile in 0..blueprint.row_tiles {
-                let operand = weights_of::<W>(chunks, tile, first_four, blueprint);
-                weights.push(select(inside, operand, Vector::new(0u32)));
+                weights.push(weights_of::<W>(chunks, inside, tile, nth, blueprint));
             }
         }
         #[unroll]
@@ -271,30 +286,30 @@ fn multiply_step<W: Size, X: Size, S: Size>(
     }
 }
 
-/// An instruction's operand of weights: of each of the lane's rows of a tile, the values from four `first` of its chunk on.
+/// The operand of weights of the chunks' `instruction`th instruction, of the rows of a tile; zeros where it is not `inside`.
 #[cube]
 fn weights_of<W: Size>(
     chunks: &LaneChunks,
+    inside: bool,
     #[comptime] tile: usize,
-    #[comptime] first: usize,
+    #[comptime] instruction: usize,
     #[comptime] blueprint: Blueprint,
 ) -> Vector<u32, W> {
     let unit = comptime!(blueprint.unit);
-    let rows = comptime!(unit.rows_per_lane());
+    let (rows, fours) = comptime!((unit.rows_per_lane(), unit.words_per_row() / 2));
     let mut operand = Vector::<u32, W>::empty();
     #[unroll]
     for r in 0..rows {
-        let row = comptime!(tile * rows + r);
         #[unroll]
-        for four in 0..comptime!(unit.words_per_row() / 2) {
-            let values = chunks.four(row, comptime!(first + four), blueprint.ty);
+        for four in 0..fours {
+            let values = chunks.four(comptime!(tile * rows + r), comptime!(instruction * fours + four), blueprint.ty);
             let front = bf16_pair(values.extract(0usize), values.extract(1usize), unit);
             let back = bf16_pair(values.extract(2usize), values.extract(3usize), unit);
             operand.insert(comptime!(2 * four * rows + r), front);
             operand.insert(comptime!((2 * four + 1) * rows + r), back);
         }
     }
-    operand
+    select(inside, operand, Vector::new(0u32))
 }
 
 /// Loads the unit's share of a step's activations.

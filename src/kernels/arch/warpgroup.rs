@@ -1,0 +1,131 @@
+//! Hopper's asynchronous instructions: products of warpgroups (four planes), and copies to shared memory.
+//!
+//! A product takes its rows of activations from shared memory, as *core matrices*: eight rows of 16 bytes, one after the other.
+//! PTX ISA 8.7, "Asynchronous Warpgroup Level Matrix Instructions": K-major operands without swizzle.
+
+use cubecl::prelude::*;
+
+#[cfg(feature = "llvm")]
+use super::llvm;
+use crate::kernels::vector::Words;
+
+/// Rows of a core matrix.
+pub const CORE_ROWS: usize = 8;
+
+/// Bytes of a core matrix.
+const CORE_BYTES: usize = 16 * CORE_ROWS;
+
+/// The description of the activations of an instruction for [`multiply_add_async`], which begin at address `first` of shared
+/// memory. Neighbours in the depth are neighbours in memory, neighbours in the rows `depth` core matrices apart.
+#[cube]
+pub fn descriptor(first: u32, #[comptime] depth: usize) -> u64 {
+    let offsets = comptime!(((CORE_BYTES / 16) as u64) << 16 | ((depth * CORE_BYTES / 16) as u64) << 32);
+    u64::cast_from((first & 0x3_ffff) >> 4) | offsets
+}
+
+/// `sums` plus the product of a plane's rows of weights, as [`multiply_add`](super::matrix_unit::multiply_add) takes them, and
+/// the activations that a [`descriptor`] describes. The product is done when [`wait_for_products`] has returned the sums.
+///
+/// All lanes of a warpgroup must get here together.
+#[cube]
+#[allow(unused_variables)]
+pub fn multiply_add_async<S: Size>(weights: Words, descriptor: u64, sums: Vector<f32, S>) -> Vector<f32, S> {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        {
+            let operands = [weights.read_value(scope), descriptor.read_value(scope), sums.read_value(scope)];
+            return llvm::warpgroup_product(scope, operands).into();
+        }
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only LLVM's targets have warpgroups")
+    })
+}
+
+/// `sums` with the products that were started before.
+#[cube]
+#[allow(unused_variables)]
+pub fn wait_for_products<S: Size>(sums: Vector<f32, S>) -> Vector<f32, S> {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        {
+            let sums = sums.read_value(scope);
+            return llvm::warpgroup_wait(scope, sums).into();
+        }
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only LLVM's targets have warpgroups")
+    })
+}
+
+/// The address of vectors in shared memory.
+#[cube]
+#[allow(unused_variables)]
+pub fn shared_address(vectors: &[Words]) -> u32 {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        {
+            // SAFETY: the pointer is made a number.
+            let pointer = unsafe { *vectors.__expand_as_ptr_method(scope) }.value(scope);
+            let like = NativeExpand::<u32>::from(0u32).read_value(scope);
+            return llvm::address(scope, pointer, like, true).into();
+        }
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only LLVM's targets have warpgroups")
+    })
+}
+
+/// The address of vectors in global memory.
+#[cube]
+#[allow(unused_variables)]
+pub fn global_address(vectors: &[Words]) -> u64 {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        {
+            // SAFETY: the pointer is made a number.
+            let pointer = unsafe { *vectors.__expand_as_ptr_method(scope) }.value(scope);
+            let like = NativeExpand::<u64>::from(0u64).read_value(scope);
+            return llvm::address(scope, pointer, like, false).into();
+        }
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only LLVM's targets have warpgroups")
+    })
+}
+
+/// Starts to copy a vector of 16 bytes from an address in global memory to one in shared memory.
+#[cube]
+#[allow(unused_variables)]
+pub fn copy_async(to: u32, from: u64) {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        {
+            let (to, from) = (to.read_value(scope), from.read_value(scope));
+            llvm::copy_async(scope, to, from);
+        }
+    })
+}
+
+/// Ends a group of copies.
+#[cube]
+pub fn end_copies() {
+    statement("cp.async.commit_group;");
+}
+
+/// Waits for all groups of copies but the last `pending`, and lets products see what this unit has copied.
+#[cube]
+pub fn wait_for_copies(#[comptime] pending: usize) {
+    statement(comptime!(match pending {
+        0 => "cp.async.wait_group 0;",
+        1 => "cp.async.wait_group 1;",
+        2 => "cp.async.wait_group 2;",
+        _ => panic!("there are never more groups of copies under way than stages"),
+    }));
+    statement("fence.proxy.async.shared::cta;");
+}
+
+#[cube]
+#[allow(unused_variables)]
+fn statement(#[comptime] statement: &'static str) {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        llvm::memory_statement(scope, statement);
+    })
+}

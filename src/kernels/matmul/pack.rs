@@ -1,0 +1,97 @@
+//! Activations as matrix units take them.
+
+use cubecl::client::Client;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use crate::kernels::activations::{self, Activations};
+use crate::kernels::arch::matrix_unit::MatrixUnit;
+use crate::kernels::arch::warpgroup::CORE_ROWS;
+use crate::kernels::floats::{FloatType, pack_two};
+use crate::kernels::formats::CHUNK;
+use crate::kernels::launch::{Grid, buffer, elementwise};
+use crate::kernels::vector::Words;
+
+/// Chunks of a row that a warpgroup takes in a step: one for each lane that shares a row.
+pub const STEP_CHUNKS: usize = 4;
+
+/// Core matrices side by side in a step: 8 values each.
+pub const CORES_PER_STEP: usize = STEP_CHUNKS * CHUNK / 8;
+
+/// Rows of bf16 as a matrix unit takes them: contiguous rows of whole chunks, or core matrices for warpgroups.
+#[derive(Clone, Debug)]
+pub struct PackedActivations {
+    pub handle: Handle,
+    pub tokens: usize,
+}
+
+/// `x` as `unit` takes it.
+pub fn pack(client: &Client, x: &Activations, unit: MatrixUnit) -> PackedActivations {
+    let handle = match unit {
+        MatrixUnit::Wgmma { .. } => in_core_matrices(client, x),
+        _ => activations::pack(client, x, FloatType::BF16),
+    };
+    PackedActivations { handle, tokens: x.tokens() }
+}
+
+fn in_core_matrices(client: &Client, x: &Activations) -> Handle {
+    let (tokens, k) = (x.tokens(), x.k());
+    let (handle, ty, stride) = match x.vector_stride() {
+        Some(stride) => (x.handle().clone(), x.ty(), stride),
+        None => (activations::pack(client, x, FloatType::F32), FloatType::F32, k.next_multiple_of(CHUNK)),
+    };
+    let steps = k.div_ceil(STEP_CHUNKS * CHUNK);
+    let groups = tokens.div_ceil(CORE_ROWS);
+    let out = client.empty(16 * groups * steps * CORES_PER_STEP * CORE_ROWS);
+    // A unit has the two core matrices of an instruction's depth, of one row.
+    let (count, dim, grid) = elementwise(client, groups * CORE_ROWS * steps * CORES_PER_STEP / 2);
+    let rows = RowsLaunch::new(grid, tokens, k.div_ceil(4), stride / 4, steps);
+    pack_cores::launch(client, count, dim, buffer(&handle, 4 * ty.bytes()), buffer(&out, 16), rows, ty.elem());
+    out
+}
+
+/// Rows of activations and the units that pack them.
+#[derive(CubeType, CubeLaunch)]
+struct Rows {
+    grid: Grid,
+    tokens: usize,
+    /// Vectors of four values of a row.
+    vectors: usize,
+    /// From one row to the next, in vectors.
+    stride: usize,
+    /// Steps of a row.
+    steps: usize,
+}
+
+/// Rounds rows to bf16 and puts them into core matrices, step by step, of eight rows after eight others.
+///
+/// Lane `c` of the four that share a row of weights has chunk `c` of a step, and gives an instruction 4 values of it: the
+/// first two at places `2 * c` and `2 * c + 1` of the depth, the other two 8 places later. So the values `4 * i..4 * i + 4` of
+/// all four chunks are the depth of instruction `i`, in two core matrices.
+#[cube(launch)]
+fn pack_cores<X: Float>(x: &[Vector<X, Const<4>>], out: &mut [Words], rows: &Rows, #[define(X)] _dtype: ElemType) {
+    let position = rows.grid.unit();
+    if position >= rows.grid.len {
+        terminate!();
+    }
+    let instructions = comptime!(CORES_PER_STEP / 2);
+    let (instruction, rest) = (position % instructions, position / instructions);
+    let (row, rest) = (rest % CORE_ROWS, rest / CORE_ROWS);
+    let (step, group) = (rest % rows.steps, rest / rows.steps);
+    let token = min(group * CORE_ROWS + row, rows.tokens - 1);
+    let (mut front, mut back) = (Words::empty(), Words::empty());
+    #[unroll]
+    for chunk in 0..STEP_CHUNKS {
+        let vector = (step * STEP_CHUNKS + chunk) * comptime!(CHUNK / 4) + instruction;
+        let mut values = Vector::<f32, Const<4>>::new(0.0f32);
+        if vector < rows.vectors {
+            values = Vector::cast_from(x[token * rows.stride + vector]);
+        }
+        front.insert(chunk, pack_two(values.extract(0usize), values.extract(1usize), FloatType::BF16));
+        back.insert(chunk, pack_two(values.extract(2usize), values.extract(3usize), FloatType::BF16));
+    }
+    let at = ((group * rows.steps + step) * CORES_PER_STEP + 2 * instruction) * CORE_ROWS + row;
+    out[at] = front;
+    out[at + CORE_ROWS] = back;
+}
