@@ -113,7 +113,8 @@ static bool is_product(const std::vector<uint8_t> &weights, const float *x, cons
 }
 
 int main(int argc, char **argv) {
-    const long n = argc == 3 ? atol(argv[1]) : 0, k = argc == 3 ? atol(argv[2]) : 0;
+    // The tokens that may follow are always those of `MAX_TOKENS`.
+    const long n = argc >= 3 ? atol(argv[1]) : 0, k = argc >= 3 ? atol(argv[2]) : 0;
     // For an odd row the kernels read past the end of the weights.
     if (n <= 0 || k <= 0 || n % 2 != 0 || k % 256 != 0 || n > INT32_MAX / 2 || k > INT32_MAX / 2) {
         fprintf(stderr, "usage: candle_cuda N K, N even and K a multiple of 256\n");

@@ -38,6 +38,8 @@ pub struct Entry {
     pub arithmetic: Option<&'static str>,
     /// The blueprint of a matrix-vector product.
     pub blueprint: Option<Blueprint>,
+    /// The blueprint of a product on matrix units.
+    pub tiles: Option<MatmulBlueprint>,
     /// The type of the activations of a product.
     pub activations: Option<FloatType>,
     launch: Box<Launch>,
@@ -60,7 +62,16 @@ impl Entry {
     ) -> Self {
         let launch = Box::new(launch);
         let configuration = configuration.into();
-        Self { operation, format, configuration, arithmetic: None, blueprint: None, activations: None, launch }
+        Self {
+            operation,
+            format,
+            configuration,
+            arithmetic: None,
+            blueprint: None,
+            tiles: None,
+            activations: None,
+            launch,
+        }
     }
 }
 
@@ -220,7 +231,7 @@ fn of_tiles(client: &Client, format: &'static Format) -> Vec<Entry> {
             Some(multiply(client, &weights, &x, FloatType::F32, blueprint))
         };
         let entry = Entry::new("matmul", Some(format.ty), format!("f32, {tokens} tokens"), launch);
-        Some(Entry { arithmetic: Some("bf16"), ..entry })
+        Some(Entry { arithmetic: Some("bf16"), tiles: Some(blueprint), ..entry })
     };
     TILES_OF_TOKENS.into_iter().filter_map(entry).collect()
 }

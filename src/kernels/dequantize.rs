@@ -40,7 +40,8 @@ fn decode(
     let (view, ty) = (weights.view(), weights.ty());
     if k.is_multiple_of(CHUNK) {
         let (count, dim, grid) = elementwise(client, rows * k / CHUNK);
-        decode_chunks::launch(client, count, dim, view, rows_of(grid), buffer(&out, 16), ty, to);
+        let units = client.properties().hardware.num_cpu_cores.is_none().then_some(dim.num_elems() as usize);
+        decode_chunks::launch(client, count, dim, view, rows_of(grid), buffer(&out, 16), ty, to, units);
     } else {
         let (count, dim, grid) = elementwise(client, words);
         decode_ragged::launch(client, count, dim, view, rows_of(grid), buffer(&out, 4), ty, to);
@@ -79,6 +80,8 @@ impl Rows {
 }
 
 /// 32 values a unit; rows are whole chunks, so that every store is 16 bytes.
+///
+/// On GPUs the `units` of a cube exchange their vectors by way of shared memory, so that neighbours store neighbours.
 #[cube(launch)]
 fn decode_chunks(
     view: &MatrixView,
@@ -86,18 +89,63 @@ fn decode_chunks(
     out: &mut [Words],
     #[comptime] ty: GgmlType,
     #[comptime] to: FloatType,
+    #[comptime] units: Option<usize>,
 ) {
     let position = rows.grid.unit();
-    if position >= rows.grid.len {
-        terminate!();
+    let vectors = comptime!(to.bytes() * CHUNK / 16);
+    if comptime!(units.is_some()) {
+        let units = comptime!(units.unwrap_or(1));
+        let mut exchanged = Shared::<[Words]>::new_slice(comptime!(units * vectors));
+        let unit = UNIT_POS as usize;
+        let decoded = chunk_of(view, rows, min(position, rows.grid.len - 1), ty, to);
+        #[unroll]
+        for i in 0..vectors {
+            exchanged[exchanged_at(unit, i.runtime(), vectors)] = *decoded.index(i);
+        }
+        sync_cube();
+        let first = (position - unit) * vectors;
+        #[unroll]
+        for i in 0..vectors {
+            let at = unit + comptime!(i * units);
+            if first + at < rows.grid.len * vectors {
+                out[first + at] = exchanged[exchanged_at(at / vectors, at % vectors, vectors)];
+            }
+        }
+    } else {
+        if position >= rows.grid.len {
+            terminate!();
+        }
+        let decoded = chunk_of(view, rows, position, ty, to);
+        #[unroll]
+        for i in 0..vectors {
+            out[position * vectors + i] = *decoded.index(i);
+        }
     }
+}
+
+/// Where vector `i` of a unit's `vectors` lies in shared memory: eight neighbours that store together hit different banks.
+#[cube]
+fn exchanged_at(unit: usize, i: usize, #[comptime] vectors: usize) -> usize {
+    unit * vectors + (i ^ (unit / comptime!(8 / vectors) % vectors))
+}
+
+/// The output's chunk `position`, in vectors of 16 bytes.
+#[cube]
+fn chunk_of(
+    view: &MatrixView,
+    rows: &Rows,
+    position: usize,
+    #[comptime] ty: GgmlType,
+    #[comptime] to: FloatType,
+) -> Sequence<Words> {
     let chunks = rows.k / CHUNK;
     let at = At::chunk(rows.source(position / chunks), position % chunks);
     let values = values(view, &view.codebook, at, ty);
+    let mut out = Sequence::<Words>::new();
     if comptime!(to == FloatType::F32) {
         #[unroll]
         for i in 0..8usize {
-            out[8 * position + i] = Words::reinterpret(*values.index(i));
+            out.push(Words::reinterpret(*values.index(i)));
         }
     } else {
         #[unroll]
@@ -109,9 +157,10 @@ fn decode_chunks(
             words.insert(1usize, pack_two(front.extract(2usize), front.extract(3usize), to));
             words.insert(2usize, pack_two(back.extract(0usize), back.extract(1usize), to));
             words.insert(3usize, pack_two(back.extract(2usize), back.extract(3usize), to));
-            out[4 * position + i] = words;
+            out.push(words);
         }
     }
+    out
 }
 
 /// One word of output a unit, for dense rows that end inside a chunk.

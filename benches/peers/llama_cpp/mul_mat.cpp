@@ -4,10 +4,13 @@
 // of the product. A figure is the median over graphs of such products, computed one after the other.
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "ggml-alloc.h"
@@ -16,9 +19,10 @@
 
 namespace {
 
-constexpr int64_t TOKENS[] = {1, 2, 4, 8};
+constexpr const char *TOKENS = "1,2,4,8";
 constexpr size_t CACHE_BYTES = 256u << 20;
-constexpr int RUNS = 50;
+// Products of a figure, a graph of them at least five times.
+constexpr int PRODUCTS = 400;
 // Rows that are quantized; the others repeat them.
 constexpr int64_t ROWS = 4;
 
@@ -53,11 +57,27 @@ std::vector<uint8_t> weights(ggml_type type, int64_t n, int64_t k) {
     return all;
 }
 
-void time_products(ggml_backend_t gpu, ggml_type type, int64_t n, int64_t k) {
+// The words between commas.
+std::vector<std::string> split(const std::string &list) {
+    std::vector<std::string> words;
+    std::stringstream stream(list);
+    for (std::string word; std::getline(stream, word, ',');) {
+        words.push_back(word);
+    }
+    return words;
+}
+
+std::string lower(std::string word) {
+    std::transform(word.begin(), word.end(), word.begin(), [](unsigned char c) { return std::tolower(c); });
+    return word;
+}
+
+void time_products(ggml_backend_t gpu, ggml_type type, int64_t n, int64_t k, const std::vector<int64_t> &tokens_of_products) {
     const auto bytes = weights(type, n, k);
     const int copies = std::max<int>(2, CACHE_BYTES / bytes.size() + 1);
     const int products = 4 * copies;
-    for (const int64_t tokens : TOKENS) {
+    const int runs = std::max(5, PRODUCTS / products);
+    for (const int64_t tokens : tokens_of_products) {
         const size_t room = ggml_tensor_overhead() * (copies + products + 8) + ggml_graph_overhead_custom(2 * products, false);
         ggml_context *context = ggml_init({room, nullptr, true});
         std::vector<ggml_tensor *> matrices;
@@ -80,7 +100,7 @@ void time_products(ggml_backend_t gpu, ggml_type type, int64_t n, int64_t k) {
             const auto values = normal(k * tokens);
             ggml_backend_tensor_set(x, values.data(), 0, values.size() * sizeof(float));
             std::vector<double> times;
-            for (int run = -3; run < RUNS; run++) {
+            for (int run = -3; run < runs; run++) {
                 const double begin = seconds();
                 ggml_backend_graph_compute(gpu, graph);
                 ggml_backend_synchronize(gpu);
@@ -88,8 +108,8 @@ void time_products(ggml_backend_t gpu, ggml_type type, int64_t n, int64_t k) {
                     times.push_back((seconds() - begin) / products);
                 }
             }
-            std::nth_element(times.begin(), times.begin() + RUNS / 2, times.end());
-            const double time = times[RUNS / 2];
+            std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
+            const double time = times[runs / 2];
             std::printf("llama.cpp,%s,%lld,%lld,%lld,%.2f,%.1f,%.2f\n", ggml_type_name(type), (long long)n, (long long)k,
                         (long long)tokens, time * 1e6, bytes.size() / time / 1e9, 2.0 * n * k * tokens / time / 1e12);
             std::fflush(stdout);
@@ -104,7 +124,7 @@ void time_products(ggml_backend_t gpu, ggml_type type, int64_t n, int64_t k) {
 int main(int argc, char **argv) {
     const int64_t n = argc > 2 ? std::atoll(argv[1]) : 0, k = argc > 2 ? std::atoll(argv[2]) : 0;
     if (n < 1 || k < 256 || k % 256 != 0) {
-        std::fprintf(stderr, "usage: llama_cpp N K, for N x K weights; K is a multiple of 256\n");
+        std::fprintf(stderr, "usage: llama_cpp N K [TOKENS [TYPES]], for N x K weights; K is a multiple of 256\n");
         return 2;
     }
     ggml_backend_load_all();
@@ -113,14 +133,20 @@ int main(int argc, char **argv) {
         std::fprintf(stderr, "llama.cpp finds no GPU\n");
         return 1;
     }
+    std::vector<int64_t> tokens;
+    for (const std::string &count : split(argc > 3 ? argv[3] : TOKENS)) {
+        tokens.push_back(std::max(1ll, std::atoll(count.c_str())));
+    }
+    const auto types = split(argc > 4 ? argv[4] : "");
     std::printf("engine,type,n,k,tokens,us,gbps_weights,tflops\n");
     for (int i = 0; i < GGML_TYPE_COUNT; i++) {
         const auto type = static_cast<ggml_type>(i);
         const bool is_float = type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
         // Activations are stored as Q8_1 and Q8_K, weights are not.
         const bool is_for_activations = type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K;
-        if (is_float || (ggml_is_quantized(type) && !is_for_activations)) {
-            time_products(gpu, type, n, k);
+        const bool is_wanted = types.empty() || std::count(types.begin(), types.end(), lower(ggml_type_name(type))) > 0;
+        if (is_wanted && (is_float || (ggml_is_quantized(type) && !is_for_activations))) {
+            time_products(gpu, type, n, k, tokens);
         }
     }
     ggml_backend_free(gpu);

@@ -200,9 +200,13 @@ pub fn bf16_pair(low: f32, high: f32, #[comptime] unit: MatrixUnit) -> u32 {
 
 /// `value`, or the NaN whose rounding by [`bf16_pair`] does not carry into another number, as that of others might.
 #[cube]
-pub fn quiet(value: f32) -> f32 {
-    let bits = u32::reinterpret(value);
-    f32::reinterpret(select((bits & 0x7fff_ffff) > 0x7f80_0000, 0x7fc0_0000u32.runtime(), bits))
+pub fn quiet(value: f32, #[comptime] unit: MatrixUnit) -> f32 {
+    if comptime!(unit.is_nvidia()) {
+        value
+    } else {
+        let bits = u32::reinterpret(value);
+        f32::reinterpret(select((bits & 0x7fff_ffff) > 0x7f80_0000, 0x7fc0_0000u32.runtime(), bits))
+    }
 }
 
 #[cube]

@@ -91,10 +91,12 @@ impl Blueprint {
                 whole,
             }
         };
-        // Of two tiles that leave room for a second cube, the larger: weights are decoded once for each.
-        let two_fit = |&tokens: &usize| 2 * with(tokens, 1).shared_bytes() <= hardware.shared_memory;
+        // The larger a tile, the fewer times weights are decoded. A second cube fits beside it, but on CDNA, whose vector
+        // instructions would else take longer than those of the matrix unit.
+        let cubes_per_core = if unit == MatrixUnit::Mfma { 1 } else { 2 };
+        let fit = |&tokens: &usize| cubes_per_core * with(tokens, 1).shared_bytes() <= hardware.shared_memory;
         let most = tokens.next_power_of_two().clamp(16, 128);
-        let tile = [128, 64, 32].into_iter().filter(|&tile| tile <= most).find(two_fit).unwrap_or(16);
+        let tile = [128, 64, 32].into_iter().filter(|&tile| tile <= most).find(fit).unwrap_or(16);
         // The depth is split where rows alone leave cores without a cube.
         let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
         let wanted = if few { cores * 3 / 2 } else { cores * 3 / 4 };

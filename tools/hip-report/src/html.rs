@@ -58,6 +58,7 @@ pub fn render(report: &Report) -> String {
     let cards = cards.collect::<Vec<_>>().join("; ");
     let summaries = table("summary", &Table::of_summaries(&Summary::by_arch(&report.rows)));
     let roofline = table("roofline", &Table::of_roofline(&report.roofline));
+    let matrix = table("matrix", &Table::of_matrix(&report.matrix));
     let valu_bound = table("valu", &Table::of_valu_bound(&report.roofline));
     let rows = table("rows", &Table::of_rows(&report.rows));
     format!(
@@ -66,6 +67,7 @@ pub fn render(report: &Report) -> String {
          <h2>Budgets</h2>\n{budgets}\n<h2>By architecture</h2>\n{summaries}\n\
          <h2>Least time of a matvec</h2>\n<p>The longer of the time of the weights' bytes and of the vector instructions. \
          {cards}.</p>\n{roofline}\n<h3>Where vector instructions bind</h3>\n{valu_bound}\n\
+         <h2>Most of a product on matrix units</h2>\n<p>By the cycles of the hot loop's instructions.</p>\n{matrix}\n\
          <h2>Kernels</h2>\n<p><input id=\"filter\" type=\"search\" placeholder=\"Words that a line has\"></p>\n{rows}\n\
          <script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -114,7 +116,7 @@ fn escape(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::prediction;
+    use crate::report::tests::{on_matrix_units, prediction};
     use crate::row::Row;
     use crate::row::tests::matvec;
 
@@ -128,7 +130,12 @@ mod tests {
         let failed = Row::failed(matvec("gfx942").input, evil.to_owned());
         let mut least = prediction("RX", 1.0);
         least.format = evil.to_owned();
-        let report = Report { rows: vec![row, failed], roofline: vec![least], violations: vec![evil.to_owned()] };
+        let report = Report {
+            rows: vec![row, failed],
+            roofline: vec![least],
+            matrix: Vec::new(),
+            violations: vec![evil.to_owned()],
+        };
         let page = render(&report);
         assert!(!page.contains(evil));
         assert_eq!(page.matches("<script>").count(), 1);
@@ -137,13 +144,17 @@ mod tests {
 
     #[test]
     fn the_page_needs_nothing_else() {
-        let report =
-            Report { rows: vec![matvec("gfx1100")], roofline: vec![prediction("RX", 1.0)], violations: vec![] };
+        let report = Report {
+            rows: vec![matvec("gfx1100")],
+            roofline: vec![prediction("RX", 1.0)],
+            matrix: vec![on_matrix_units("RX")],
+            violations: vec![],
+        };
         let page = render(&report);
         for outside in ["src=", "<link", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");
         }
-        assert_eq!(page.matches("<table").count(), 4);
-        assert_eq!(page.matches("</table>").count(), 4);
+        assert_eq!(page.matches("<table").count(), 5);
+        assert_eq!(page.matches("</table>").count(), 5);
     }
 }

@@ -9,6 +9,7 @@ mod disassembly;
 mod hot_loop;
 mod html;
 mod kernels;
+mod matrix;
 mod occupancy;
 mod report;
 mod roofline;
@@ -24,6 +25,7 @@ use std::{env, fs, thread};
 
 use clap::Parser;
 use kernels::{Compiled, Selection};
+use matrix::MatrixPrediction;
 use report::Report;
 use roofline::{CARDS, Prediction, VALU_BOUND};
 use row::{Input, Row};
@@ -83,15 +85,18 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .filter_map(|kernel| Some((kernel, kernel.launch.as_ref()?)))
         .flat_map(|(kernel, launch)| cards(kernel).into_iter().map(|card| Prediction::of(card, &kernel.row, launch)))
         .collect();
+    let of_card = |kernel| cards(kernel).into_iter().filter_map(|card| MatrixPrediction::of(card, &kernel.row));
+    let matrix: Vec<_> = compiled.iter().flat_map(of_card).collect();
     let rows: Vec<_> = compiled.into_iter().map(|kernel| kernel.row).collect();
     let mut violations = budget::violations(&rows, budget::EXCEPTIONS);
     // Some formats alone need not every reason, nor every kernel.
     let all = args.format.is_empty();
     violations.extend(roofline::violations(&roofline, if all { VALU_BOUND } else { &[] }));
+    violations.extend(matrix::violations(&matrix));
     if all {
         violations.extend(kernels::forgotten(&rows)?);
     }
-    let report = Report { rows, roofline, violations };
+    let report = Report { rows, roofline, matrix, violations };
 
     let shown =
         |row: &Row| !args.summary && args.filter.as_ref().is_none_or(|filter| row.place().contains(filter.as_str()));

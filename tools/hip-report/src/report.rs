@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::matrix::MatrixPrediction;
 use crate::roofline::{Card, Prediction};
 use crate::row::{Row, Summary};
 
-/// The report; as JSON, its rows and its roofline.
+/// The report; as JSON, all but the broken budgets.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub rows: Vec<Row>,
     pub roofline: Vec<Prediction>,
+    pub matrix: Vec<MatrixPrediction>,
     /// Sentences, each about a row that breaks a budget.
     #[serde(skip)]
     pub violations: Vec<String>,
@@ -118,13 +120,36 @@ impl Table {
         Self { header, lines: lines.into_iter().map(cells).collect() }
     }
 
+    /// A line a format, tile and card of products on matrix units.
+    pub fn of_matrix(predictions: &[MatrixPrediction]) -> Self {
+        let header = [
+            "card",
+            "format",
+            "tile",
+            "matrix cycles",
+            "vector cycles",
+            "LDS cycles",
+            "TFLOP/s",
+            "of the card's",
+            "bound",
+        ];
+        let line = |prediction: &MatrixPrediction| {
+            let MatrixPrediction { matrix_cycles, valu_cycles, lds_cycles, tflops, peak, .. } = prediction;
+            let numbers = [matrix_cycles, valu_cycles, lds_cycles, tflops, peak].map(|number| format!("{number:.0}"));
+            let words = [prediction.card, &prediction.format, &prediction.configuration].map(str::to_owned);
+            words.into_iter().chain(numbers).chain([prediction.bound.to_owned()]).collect()
+        };
+        Self { header: header.map(str::to_owned).to_vec(), lines: predictions.iter().map(line).collect() }
+    }
+
     /// A line a card, with what the predictions take from it.
     pub fn of_cards(cards: &[Card]) -> Self {
-        let header = ["card", "arch", "GB/s", "compute units", "MHz at boost", "source"];
+        let header = ["card", "arch", "GB/s", "compute units", "MHz at boost", "matrix TFLOP/s", "source"];
         let line = |card: &Card| {
-            let [bandwidth, clock] = [card.bandwidth, card.clock].map(|figure| figure.to_string());
+            let [bandwidth, clock, matrix] =
+                [card.bandwidth, card.clock, card.matrix_tflops].map(|figure| figure.to_string());
             let (name, arch) = (card.name.to_owned(), card.arch.to_owned());
-            vec![name, arch, bandwidth, card.compute_units.to_string(), clock, card.source.to_owned()]
+            vec![name, arch, bandwidth, card.compute_units.to_string(), clock, matrix, card.source.to_owned()]
         };
         Self { header: header.map(str::to_owned).to_vec(), lines: cards.iter().map(line).collect() }
     }
@@ -168,6 +193,21 @@ pub mod tests {
         }
     }
 
+    pub fn on_matrix_units(card: &'static str) -> MatrixPrediction {
+        MatrixPrediction {
+            card,
+            arch: "gfx1100",
+            format: "Q4_0".to_owned(),
+            configuration: "f32, 128 tokens".to_owned(),
+            matrix_cycles: 1024.0,
+            valu_cycles: 342.0,
+            lds_cycles: 272.0,
+            tflops: 92.0,
+            peak: 122.8,
+            bound: "matrix",
+        }
+    }
+
     #[test]
     fn every_line_is_as_long_as_the_header() {
         let rows = [matvec("gfx1100"), Row::failed(matvec("gfx942").input, "no <code>".to_owned())];
@@ -175,6 +215,7 @@ pub mod tests {
             Table::of_rows(&rows),
             Table::of_summaries(&Summary::by_arch(&rows)),
             Table::of_roofline(&[prediction("one", 2.0), prediction("two", 3.0)]),
+            Table::of_matrix(&[on_matrix_units("one")]),
             Table::of_cards(&CARDS),
             Table::of_valu_bound(&[Prediction { bound: "valu", ..prediction("one", 2.0) }]),
         ];
@@ -204,11 +245,15 @@ pub mod tests {
     }
 
     #[test]
-    fn json_has_rows_and_roofline() {
-        let report =
-            Report { rows: vec![matvec("gfx1100")], roofline: vec![prediction("one", 2.0)], violations: vec![] };
+    fn json_has_rows_and_predictions() {
+        let report = Report {
+            rows: vec![matvec("gfx1100")],
+            roofline: vec![prediction("one", 2.0)],
+            matrix: vec![on_matrix_units("two")],
+            violations: vec![],
+        };
         let json = serde_json::to_value(report).unwrap();
-        assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["roofline", "rows"]);
+        assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["matrix", "roofline", "rows"]);
         assert_eq!(json["rows"][0]["waves_per_simd"], 16.0);
         assert_eq!(json["roofline"][0]["bound"], "memory");
     }

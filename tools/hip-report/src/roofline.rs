@@ -33,7 +33,9 @@ pub struct Card {
     pub clock: f64,
     pub compute_units: u32,
     pub simds: Simds,
-    /// AMD's page with the bandwidth, the clock and the compute units.
+    /// TFLOP/s of dense matrices of bf16 at that clock.
+    pub matrix_tflops: f64,
+    /// AMD's page with the bandwidth, the clock, the compute units and the rate of matrices.
     pub source: &'static str,
 }
 
@@ -60,6 +62,7 @@ pub const CARDS: [Card; 6] = [
         clock: 2655.0,
         compute_units: 32,
         simds: RDNA,
+        matrix_tflops: 43.5,
         source: "https://www.amd.com/en/products/graphics/desktops/radeon/7000-series/amd-radeon-rx-7600.html",
     },
     Card {
@@ -69,6 +72,7 @@ pub const CARDS: [Card; 6] = [
         clock: 2500.0,
         compute_units: 96,
         simds: RDNA,
+        matrix_tflops: 122.8,
         source: "https://www.amd.com/en/products/graphics/desktops/radeon/7000-series/amd-radeon-rx-7900xtx.html",
     },
     // 20 Gbit/s on 256 bits.
@@ -79,6 +83,7 @@ pub const CARDS: [Card; 6] = [
         clock: 2970.0,
         compute_units: 64,
         simds: RDNA,
+        matrix_tflops: 194.6,
         source: "https://www.amd.com/en/products/graphics/desktops/radeon/9000-series/amd-radeon-rx-9070xt.html",
     },
     // The Radeon 8060S in it; LPDDR5X-8000 on 256 bits, which the processor's cores share.
@@ -89,6 +94,7 @@ pub const CARDS: [Card; 6] = [
         clock: 2900.0,
         compute_units: 40,
         simds: RDNA,
+        matrix_tflops: 59.4,
         source: "https://www.amd.com/en/products/processors/laptop/ryzen/ai-300-series/amd-ryzen-ai-max-plus-395.html",
     },
     // 3.2 Gbit/s on 4096 bits.
@@ -99,6 +105,7 @@ pub const CARDS: [Card; 6] = [
         clock: 1700.0,
         compute_units: 104,
         simds: CDNA,
+        matrix_tflops: 181.0,
         source: "https://www.amd.com/en/products/accelerators/instinct/mi200/mi210.html",
     },
     Card {
@@ -108,6 +115,7 @@ pub const CARDS: [Card; 6] = [
         clock: 2100.0,
         compute_units: 304,
         simds: CDNA,
+        matrix_tflops: 1307.4,
         source: "https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html",
     },
 ];

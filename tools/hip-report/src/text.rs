@@ -14,6 +14,11 @@ pub fn render(report: &Report, shown: impl Fn(&Row) -> bool) -> String {
     sections.push(aligned(&Table::of_summaries(&Summary::by_arch(&report.rows))));
     if !report.roofline.is_empty() {
         sections.push(format!("Least time of a matvec\n{}", aligned(&Table::of_roofline(&report.roofline))));
+    }
+    if !report.matrix.is_empty() {
+        sections.push(format!("Most of a product on matrix units\n{}", aligned(&Table::of_matrix(&report.matrix))));
+    }
+    if !report.roofline.is_empty() || !report.matrix.is_empty() {
         sections.push(format!("By these figures\n{}", aligned(&Table::of_cards(&CARDS))));
     }
     let valu_bound = Table::of_valu_bound(&report.roofline);
@@ -52,7 +57,7 @@ fn is_numeric(table: &Table, column: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::prediction;
+    use crate::report::tests::{on_matrix_units, prediction};
     use crate::row::tests::matvec;
 
     #[test]
@@ -68,10 +73,15 @@ mod tests {
         let report = Report {
             rows: vec![matvec("gfx1100"), matvec("gfx942")],
             roofline: vec![prediction("RX", 34.4)],
+            matrix: vec![on_matrix_units("RX")],
             violations: vec!["gfx942: too slow".to_owned()],
         };
         let text = render(&report, |row| row.input.arch == "gfx942");
         assert_eq!((text.matches("gfx1100").count(), text.matches("gfx942").count()), (2, 4));
-        assert!(text.contains("34.4 us memory") && text.contains("1 budgets broken:\n  gfx942: too slow"));
+        assert!(
+            text.contains("34.4 us memory")
+                && text.contains("Most of a product on matrix units")
+                && text.contains("1 budgets broken:\n  gfx942: too slow")
+        );
     }
 }

@@ -25,8 +25,8 @@ const FILE: &str = "BENCHMARKS.md";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-A peer is any program that, run as `PEER N K`, prints the columns of `cube-gguf bench --csv` for weights of N rows and K
-columns; its name is what its column `engine` says. Such are those of benches/peers and examples/candle_cpu.rs.")]
+A peer is any program that, run as `PEER N K TOKENS`, prints the columns of `cube-gguf bench --csv` for weights of N rows and
+K columns and rows of activations as `--tokens` has them; its name is what its column `engine` says. Such are those of benches/peers and examples/candle_cpu.rs.")]
 pub struct Args {
     /// A program to compare with; may be given more than once.
     #[arg(long = "peer", value_name = "PATH", required = true)]
@@ -151,7 +151,7 @@ fn compare(args: &Args, program: &Path) -> Result<Comparison> {
             time(&mut our_command(args, program, shape), shape, &mut ours, &step)?;
             for (path, printed) in args.peers.iter().zip(&mut peers) {
                 let mut command = Command::new(path);
-                command.args([shape.n.to_string(), shape.k.to_string()]);
+                command.args([shape.n.to_string(), shape.k.to_string(), tokens(args)]);
                 time(&mut command, shape, printed, &step)?;
             }
         }
@@ -166,10 +166,15 @@ fn compare(args: &Args, program: &Path) -> Result<Comparison> {
     Ok(Comparison { ours: names.remove(0), peers, tokens: args.tokens.clone(), tables })
 }
 
-fn our_command(args: &Args, program: &Path, shape: Shape) -> Command {
+/// Rows of activations, as both sides take them.
+fn tokens(args: &Args) -> String {
     let tokens: Vec<String> = args.tokens.iter().map(usize::to_string).collect();
+    tokens.join(",")
+}
+
+fn our_command(args: &Args, program: &Path, shape: Shape) -> Command {
     let mut command = Command::new(program);
-    command.args(["bench", "--n", &shape.n.to_string(), "--k", &shape.k.to_string(), "--tokens", &tokens.join(",")]);
+    command.args(["bench", "--n", &shape.n.to_string(), "--k", &shape.k.to_string(), "--tokens", &tokens(args)]);
     command.args(["--device", &args.device, "--csv"]);
     if let Some(types) = &args.types {
         command.args(["--types", types]);

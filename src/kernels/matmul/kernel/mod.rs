@@ -147,7 +147,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
         let mut chunks = LaneChunks::new();
         #[unroll]
         for i in 0..comptime!(blueprint.rows_per_lane()) {
-            chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint.ty);
+            chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint);
         }
         #[unroll]
         for i in 0..comptime!(blueprint.rows_per_lane()) {
@@ -192,7 +192,8 @@ impl LaneChunks {
     }
 
     /// Adds a row's, which was loaded from `at`.
-    fn push(&mut self, loaded: &Prefetched, codebook: &[u32], at: At, #[comptime] ty: GgmlType) {
+    fn push(&mut self, loaded: &Prefetched, codebook: &[u32], at: At, #[comptime] blueprint: Blueprint) {
+        let (ty, unit) = comptime!((blueprint.ty, blueprint.unit));
         if comptime!(traits(ty).dense) {
             #[unroll]
             for vector in 0..comptime!(vectors_per_chunk(ty)) {
@@ -203,30 +204,42 @@ impl LaneChunks {
             self.blocks.push(Chunk {
                 low: chunk.low,
                 high: chunk.high,
-                scale_low: quiet(chunk.scale_low),
-                scale_high: quiet(chunk.scale_high),
-                min_low: quiet(chunk.min_low),
-                min_high: quiet(chunk.min_high),
+                scale_low: quiet(chunk.scale_low, unit),
+                scale_high: quiet(chunk.scale_high, unit),
+                min_low: quiet(chunk.min_low, unit),
+                min_high: quiet(chunk.min_high, unit),
             });
         }
     }
 
-    /// Values `4 * four..4 * four + 4` of row `row`.
-    fn four(&self, #[comptime] row: usize, #[comptime] four: usize, #[comptime] ty: GgmlType) -> Vector<f32, Const<4>> {
-        if comptime!(traits(ty).dense) {
+    /// Values `4 * four..4 * four + 4` of row `row`, as two words of bf16.
+    fn four(&self, #[comptime] row: usize, #[comptime] four: usize, #[comptime] blueprint: Blueprint) -> (u32, u32) {
+        let (ty, unit) = comptime!((blueprint.ty, blueprint.unit));
+        if comptime!(ty == GgmlType::BF16) {
+            let words = *self.floats.index(comptime!(row * CHUNK_VECTORS + four / 2));
+            (words.extract(comptime!(four % 2 * 2)), words.extract(comptime!(four % 2 * 2 + 1)))
+        } else if comptime!(traits(ty).dense) {
             let vectors = comptime!(vectors_per_chunk(ty));
             let of_vector = comptime!(8 / vectors);
             let words = *self.floats.index(comptime!(row * vectors + four / of_vector));
             let mut values = dense_four(words, comptime!(four % of_vector), ty);
             #[unroll]
             for i in 0..4usize {
-                values.insert(i, quiet(values.extract(i)));
+                values.insert(i, quiet(values.extract(i), unit));
             }
-            values
+            rounded_four(values, unit)
         } else {
-            unsigned_four(self.blocks.index(row), four)
+            rounded_four(unsigned_four(self.blocks.index(row), four), unit)
         }
     }
+}
+
+/// Four values as two words of bf16.
+#[cube]
+fn rounded_four(values: Vector<f32, Const<4>>, #[comptime] unit: MatrixUnit) -> (u32, u32) {
+    let front = bf16_pair(values.extract(0usize), values.extract(1usize), unit);
+    let back = bf16_pair(values.extract(2usize), values.extract(3usize), unit);
+    (front, back)
 }
 
 /// Adds the products of a step.
@@ -302,9 +315,8 @@ fn weights_of<W: Size>(
     for r in 0..rows {
         #[unroll]
         for four in 0..fours {
-            let values = chunks.four(comptime!(tile * rows + r), comptime!(instruction * fours + four), blueprint.ty);
-            let front = bf16_pair(values.extract(0usize), values.extract(1usize), unit);
-            let back = bf16_pair(values.extract(2usize), values.extract(3usize), unit);
+            let row = comptime!(tile * rows + r);
+            let (front, back) = chunks.four(row, comptime!(instruction * fours + four), blueprint);
             operand.insert(comptime!(2 * four * rows + r), front);
             operand.insert(comptime!((2 * four + 1) * rows + r), back);
         }

@@ -65,7 +65,7 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
         let mut chunks = LaneChunks::new();
         #[unroll]
         for i in 0..comptime!(blueprint.rows_per_lane()) {
-            chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint.ty);
+            chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint);
         }
         #[unroll]
         for i in 0..comptime!(blueprint.rows_per_lane()) {
