@@ -194,3 +194,23 @@ fn element(view: &MatrixView, rows: &Rows, index: usize, #[comptime] ty: GgmlTyp
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn exchanged_vectors_have_places_of_their_own_in_different_banks() {
+        for vectors in [4, 8] {
+            let place = |unit, i| exchanged_at(unit, i, vectors);
+            let places: BTreeSet<_> = (0..32).flat_map(|unit| (0..vectors).map(move |i| place(unit, i))).collect();
+            assert_eq!(places, (0..32 * vectors).collect());
+            for first in (0..32).step_by(8) {
+                let banks: BTreeSet<_> = (first..first + 8).map(|unit| place(unit, 1) % 8).collect();
+                assert_eq!(banks.len(), 8, "{vectors} vectors, units from {first}");
+            }
+        }
+    }
+}

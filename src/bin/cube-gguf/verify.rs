@@ -32,10 +32,43 @@ const PRODUCTS: [(usize, Arithmetic); 5] = [
     (MAX_TOKENS + 9, Arithmetic::Auto),
 ];
 
+/// Activations that a product may get.
+#[derive(Clone, Copy)]
+enum Activations {
+    Normal,
+    /// Whose sums of 32 are past the largest half.
+    OneSigned,
+    Large,
+    Tiny,
+    /// A NaN in the last token.
+    NotANumber,
+}
+
+const ACTIVATIONS: [Activations; 5] =
+    [Activations::Normal, Activations::OneSigned, Activations::Large, Activations::Tiny, Activations::NotANumber];
+
+impl Activations {
+    fn of(self, normals: &[f32]) -> Vec<f32> {
+        let mut x: Vec<f32> = normals
+            .iter()
+            .map(|&x| match self {
+                Self::Normal | Self::NotANumber => x,
+                Self::OneSigned => 5e3 * (1.0 + x.abs()),
+                Self::Large => 1e9 * x,
+                Self::Tiny => 1e-9 * x,
+            })
+            .collect();
+        if let (Self::NotANumber, Some(last)) = (self, x.last_mut()) {
+            *last = f32::NAN;
+        }
+        x
+    }
+}
+
 #[derive(Args)]
 #[command(after_help = "\
 Each tensor is uploaded, dequantized and compared with the host's decoder bit by bit, multiplied by random activations
-and compared with the product in f64 (of 256 rows at most), and read back. The error is the largest of any output in
+(normal, one-signed, large, tiny, with a NaN) and compared with the product in f64 (of 256 rows at most), and read back. The error is the largest of any output in
 parts of its bound. GB/s are those of dequantizing to f32, bytes read and written. Exit status 1: a tensor failed.
 
 Examples:
@@ -242,7 +275,7 @@ fn compare(weights: &Weights<'_>, first: usize, found: &[u8]) -> usize {
     counts.sum()
 }
 
-/// Multiplies by random activations, and returns the worst output.
+/// Multiplies by random activations of all kinds, and returns the worst output.
 fn multiply(weights: &Weights<'_>, loaded: &Loaded) -> Outcome<Worst> {
     let (n, k) = (weights.n, weights.k);
     let rows = sampled_rows(n);
@@ -255,20 +288,27 @@ fn multiply(weights: &Weights<'_>, loaded: &Loaded) -> Outcome<Worst> {
             continue;
         }
         done.push((tokens, accuracy));
-        let x = Random::new(tokens as u64).normals(tokens * k);
-        let y = loaded.matmul(&x, &[tokens, k], arithmetic)?;
-        let of_row = |row: usize| {
-            let mut values = vec![0.0; k];
-            weights.decode_row(row, &mut values);
-            let mut worst = Worst { accuracy: accuracy.name(), ..Worst::default() };
-            for (x, y) in x.chunks_exact(k).zip(y.chunks_exact(n)) {
-                let (error, bound) = error_and_bound(accuracy, &values, x, y[row]);
-                worst.add(Worst { error, bound, accuracy: accuracy.name() });
-            }
-            worst
-        };
-        let found: Vec<Worst> = rows.par_iter().map(|&row| of_row(row)).collect();
-        found.into_iter().for_each(|row| worst.add(row));
+        let normals = Random::new(tokens as u64).normals(tokens * k);
+        for activations in ACTIVATIONS {
+            let x = activations.of(&normals);
+            let y = loaded.matmul(&x, &[tokens, k], arithmetic)?;
+            let of_row = |row: usize| {
+                let mut values = vec![0.0; k];
+                weights.decode_row(row, &mut values);
+                let mut worst = Worst { accuracy: accuracy.name(), ..Worst::default() };
+                // The code of a weight that is infinite as an f32 may be finite times the scale of a tiny activation.
+                if matches!(activations, Activations::Tiny) && values.iter().any(|weight| weight.is_infinite()) {
+                    return worst;
+                }
+                for (x, y) in x.chunks_exact(k).zip(y.chunks_exact(n)) {
+                    let (error, bound) = error_and_bound(accuracy, &values, x, y[row]);
+                    worst.add(Worst { error, bound, accuracy: accuracy.name() });
+                }
+                worst
+            };
+            let found: Vec<Worst> = rows.par_iter().map(|&row| of_row(row)).collect();
+            found.into_iter().for_each(|row| worst.add(row));
+        }
     }
     Ok(worst)
 }

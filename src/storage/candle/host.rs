@@ -2,8 +2,10 @@
 //! host decoder.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QuantizedType};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor, QuantizedType};
+use candle_core::{Module, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::gguf::{Endian, GgmlType};
@@ -73,6 +75,60 @@ pub(super) fn candle_blocks(dtype: GgmlDType, data: &[u8]) -> Box<dyn QuantizedT
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
     bytes[..data.len()].copy_from_slice(data);
     dtype.from_data(Cow::Borrowed(&bytes[..data.len()]))
+}
+
+/// The largest magnitudes of a token that Candle's kernels take as they are. Some of them round activations to halves, others
+/// their scales and their sums of 32: those of a token within these bounds are neither infinite nor subnormal.
+const ORDINARY: std::ops::RangeInclusive<f32> = 1.0 / 128.0..=1024.0;
+
+/// The power of two that brings a token's largest magnitude into [`ORDINARY`]; `None` where it has a NaN or an infinity.
+fn scale_of(token: &[f32]) -> Option<f32> {
+    // Compared as integers, NaN and infinity are above every finite magnitude.
+    let largest = token.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+    let magnitude = f32::from_bits(largest);
+    match magnitude {
+        _ if !magnitude.is_finite() => None,
+        0.0 => Some(1.0),
+        magnitude if ORDINARY.contains(&magnitude) => Some(1.0),
+        _ => Some(2f32.powi(-((largest >> 23) as i32 - 127).clamp(-126, 126))),
+    }
+}
+
+/// `x` `[tokens, k]`, contiguous f32, times the transpose of `tensor`, by Candle's kernels: of tokens whose magnitudes these
+/// would lose, scaled by a power of two; of tokens with a NaN or an infinity, which some of these drop, in f32.
+pub(super) fn candle_matmul(tensor: &Arc<QTensor>, ty: GgmlType, x: &Tensor) -> candle_core::Result<Tensor> {
+    let product = QMatMul::QTensor(tensor.clone());
+    let (tokens, k) = x.dims2()?;
+    let scales: Vec<Option<f32>> = match &*x.storage_and_layout().0 {
+        Storage::Cpu(storage) if ty != GgmlType::F32 && k > 0 => {
+            let first = x.layout().start_offset();
+            storage.as_slice::<f32>()?[first..first + tokens * k].chunks_exact(k).map(scale_of).collect()
+        }
+        _ => Vec::new(),
+    };
+    if scales.iter().all(|&scale| scale == Some(1.0)) {
+        return product.forward(x);
+    }
+    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    let scaled = values.chunks_exact(k).zip(&scales);
+    let scaled = scaled.flat_map(|(token, &scale)| token.iter().map(move |&x| scale.map_or(0.0, |scale| x * scale)));
+    let y = product.forward(&Tensor::from_vec(scaled.collect(), (tokens, k), x.device())?)?;
+    let n = y.dim(1)?;
+    let mut y = y.flatten_all()?.to_vec1::<f32>()?;
+    let mut blocks = None;
+    for ((token, scale), y) in values.chunks_exact(k).zip(&scales).zip(y.chunks_exact_mut(n.max(1))) {
+        match scale {
+            Some(scale) => y.iter_mut().for_each(|y| *y /= scale),
+            None => {
+                if blocks.is_none() {
+                    blocks = Some(HostBlocks::new(ty, tensor.data()?.into_owned())?);
+                }
+                let product = blocks.as_ref().map(|blocks| blocks.matmul(token, n, k)).unwrap_or_default();
+                y.copy_from_slice(&product);
+            }
+        }
+    }
+    Tensor::from_vec(y, (tokens, n), x.device())
 }
 
 /// GGUF blocks of a format that Candle lacks or cannot multiply, multiplied in f32.
@@ -149,3 +205,105 @@ pub(super) fn check_blocks(ty: GgmlType, data: &[u8]) -> Result<()> {
 
 /// The byte order of Candle's blocks.
 pub(super) const NATIVE: Endian = Endian::Little;
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    const FORMATS: [GgmlType; 14] = [
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::F32,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q8_0,
+        GgmlType::Q2K,
+        GgmlType::Q3K,
+        GgmlType::Q4K,
+        GgmlType::Q5K,
+        GgmlType::Q6K,
+        GgmlType::Q8K,
+    ];
+    const K: usize = 256;
+    const N: usize = 2;
+
+    /// Values from -1 to 1.
+    fn noise(seed: u32, count: usize) -> Vec<f32> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    fn quantized(ty: GgmlType) -> (Arc<QTensor>, Vec<f32>) {
+        let weights = Tensor::from_vec(noise(1, N * K), (N, K), &Device::Cpu).unwrap();
+        let dtype = candle_dtype(ty).unwrap();
+        let tensor = Arc::new(QTensor::quantize(&weights, dtype).unwrap());
+        let values = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        (tensor, values)
+    }
+
+    fn multiplied(tensor: &Arc<QTensor>, ty: GgmlType, x: &[f32]) -> Vec<f32> {
+        let x = Tensor::from_slice(x, (x.len() / K, K), &Device::Cpu).unwrap();
+        candle_matmul(tensor, ty, &x).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Against the same product of ordinary magnitudes, whose error is a format's own: a power of two changes no rounding.
+    #[test]
+    fn magnitudes_change_nothing_but_the_exponent() {
+        for ty in FORMATS {
+            let (tensor, _) = quantized(ty);
+            for one_signed in [false, true] {
+                let x: Vec<f32> =
+                    noise(2, K).iter().map(|&x| if one_signed { 1.0 + x.abs() / 2.0 } else { x * 1.9 }).collect();
+                let ordinary = multiplied(&tensor, ty, &x);
+                for exponent in [-60, -20, 12, 17, 30, 100] {
+                    let factor = 2f32.powi(exponent);
+                    let scaled: Vec<f32> = x.iter().map(|x| x * factor).collect();
+                    for (found, ordinary) in multiplied(&tensor, ty, &scaled).iter().zip(&ordinary) {
+                        let expected = ordinary * factor;
+                        assert!(
+                            (found - expected).abs() <= 1e-6 * expected.abs(),
+                            "{ty} 2^{exponent}: {found} for {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_stay_in_their_token() {
+        for ty in FORMATS {
+            let (tensor, weights) = quantized(ty);
+            for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let clean = noise(3, 3 * K);
+                let mut x = clean.clone();
+                x[K + 7] = wrong;
+                let (y, untouched) = (multiplied(&tensor, ty, &x), multiplied(&tensor, ty, &clean));
+                assert_eq!((&y[..N], &y[2 * N..]), (&untouched[..N], &untouched[2 * N..]), "{ty}");
+                for (row, y) in y[N..2 * N].iter().enumerate() {
+                    let weight = weights[row * K + 7];
+                    let expected = wrong * weight;
+                    let same = y.is_nan() == expected.is_nan() && (y.is_nan() || *y == expected);
+                    assert!(same, "{ty}: {y} for {wrong} times {weight}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_token_leaves_others_as_they_are() {
+        let (tensor, _) = quantized(GgmlType::Q4_1);
+        let mut x = noise(4, 2 * K);
+        let alone = multiplied(&tensor, GgmlType::Q4_1, &x[K..]);
+        x[..K].iter_mut().for_each(|x| *x *= 1e9);
+        assert_eq!(multiplied(&tensor, GgmlType::Q4_1, &x)[N..], alone);
+    }
+}

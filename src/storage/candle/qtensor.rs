@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor};
-use candle_core::{CpuStorage, D, DType, Module, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, D, DType, Result, Shape, Storage, Tensor};
 
-use super::host::{HostBlocks, NATIVE, candle_dtype, candle_product};
+use super::host::{HostBlocks, NATIVE, candle_dtype, candle_matmul, candle_product};
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
 use super::weight_device::WeightDevice;
 use crate::Error;
@@ -331,10 +331,9 @@ impl QTensor {
         let values = |xs: &Tensor| xs.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
         let out = match &self.inner {
             Inner::Candle(tensor) => {
-                let product = candle_core::quantized::QMatMul::QTensor(tensor.clone());
                 // Candle multiplies matrices; a vector is one of one row.
                 let rows = xs.to_dtype(DType::F32)?.reshape(((), last))?.contiguous()?;
-                product.forward(&rows)?.reshape(shape)?
+                candle_matmul(tensor, self.dtype(), &rows)?.reshape(shape)?
             }
             Inner::Host(blocks) => Tensor::from_vec(blocks.matmul(&values(xs)?, n, k), shape, xs.device())?,
             Inner::Cube(tensor) => return Ok(on_device(&[tensor], xs, arithmetic)?.remove(0)),

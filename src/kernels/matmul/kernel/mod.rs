@@ -446,3 +446,44 @@ fn store<O: Float, S: Size>(sums: &Array<Vector<f32, S>>, out: &mut [O], positio
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const UNITS: [MatrixUnit; 4] =
+        [MatrixUnit::MmaSync, MatrixUnit::WmmaRdna3, MatrixUnit::WmmaRdna4, MatrixUnit::Mfma];
+
+    #[test]
+    fn staged_vectors_have_places_of_their_own() {
+        for unit in UNITS {
+            let lanes = unit.lanes_per_row();
+            let mut places = BTreeSet::new();
+            for token in 0..32 {
+                for part in 0..lanes {
+                    places.extend((0..CHUNK_VECTORS).map(|vector| staged_at(token, part, vector, unit)));
+                }
+            }
+            assert_eq!(places, (0..32 * lanes * CHUNK_VECTORS).collect(), "{unit:?}");
+        }
+    }
+
+    /// Shared memory serves 16 bytes to each of eight lanes at once where all are in different banks of 4 bytes.
+    #[test]
+    fn eight_lanes_hit_different_banks() {
+        for unit in UNITS {
+            for first in (0..unit.plane()).step_by(8) {
+                for vector in 0..CHUNK_VECTORS {
+                    let bank = |lane| {
+                        let (token, part) = (token_row(lane, unit) as usize, part_of_row(lane, unit) as usize);
+                        staged_at(token, part, vector, unit) % 8
+                    };
+                    let banks: BTreeSet<_> = (first..first + 8).map(bank).collect();
+                    assert_eq!(banks.len(), 8, "{unit:?}, lanes from {first}");
+                }
+            }
+        }
+    }
+}
