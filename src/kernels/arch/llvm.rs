@@ -374,7 +374,7 @@ fn in_place(
     from_registers(ctx, rewriter, asm, vector)
 }
 
-/// The address of a pointer's target, of the type of `like`: 32 bits for one in shared memory, else 64.
+/// The address of a pointer's target in its memory, of the type of `like`.
 #[cube_op(name = "cube_gguf.address")]
 #[result_ty(same_as = like)]
 #[op_traits(CanMaterialize, HasSideEffects, NoMemoryEffect)]

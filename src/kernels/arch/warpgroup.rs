@@ -56,34 +56,17 @@ pub fn wait_for_products<S: Size>(sums: Vector<f32, S>) -> Vector<f32, S> {
     })
 }
 
-/// The address of vectors in shared memory.
+/// The address of vectors in shared memory, which has 32 bits, or in global memory.
 #[cube]
 #[allow(unused_variables)]
-pub fn shared_address(vectors: &[Words]) -> u32 {
-    intrinsic!(|scope| {
-        #[cfg(feature = "llvm")]
-        {
-            // SAFETY: the pointer is made a number.
-            let pointer = unsafe { *vectors.__expand_as_ptr_method(scope) }.value(scope);
-            let like = NativeExpand::<u32>::from(0u32).read_value(scope);
-            return llvm::address(scope, pointer, like, true).into();
-        }
-        #[cfg(not(feature = "llvm"))]
-        unreachable!("only LLVM's targets have warpgroups")
-    })
-}
-
-/// The address of vectors in global memory.
-#[cube]
-#[allow(unused_variables)]
-pub fn global_address(vectors: &[Words]) -> u64 {
+pub fn address(vectors: &[Words], #[comptime] shared: bool) -> u64 {
     intrinsic!(|scope| {
         #[cfg(feature = "llvm")]
         {
             // SAFETY: the pointer is made a number.
             let pointer = unsafe { *vectors.__expand_as_ptr_method(scope) }.value(scope);
             let like = NativeExpand::<u64>::from(0u64).read_value(scope);
-            return llvm::address(scope, pointer, like, false).into();
+            return llvm::address(scope, pointer, like, shared).into();
         }
         #[cfg(not(feature = "llvm"))]
         unreachable!("only LLVM's targets have warpgroups")

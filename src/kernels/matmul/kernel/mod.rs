@@ -131,11 +131,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     let stage = comptime!(blueprint.staged_vectors());
     let mut staged = Shared::<[Words]>::new_slice(comptime!(2 * stage));
     let mut loaded = Array::<Words>::new(comptime!(stage.div_ceil(blueprint.units())));
-    let mut weights = Sequence::<Prefetched>::new();
-    #[unroll]
-    for i in 0..comptime!(blueprint.rows_per_lane()) {
-        weights.push(Prefetched::of(view, position.weight_at(i, 0usize.runtime()), blueprint.ty));
-    }
+    let mut weights = first_weights(view, position);
     load_activations(x, position, 0usize.runtime(), &mut loaded);
     stage_activations(&loaded, &mut staged, 0usize.runtime(), blueprint);
     sync_cube();
@@ -144,15 +140,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
         let next = min(step + 1, steps - 1);
         load_activations(x, position, next, &mut loaded);
         let current = step % 2 * stage;
-        let mut chunks = LaneChunks::new();
-        #[unroll]
-        for i in 0..comptime!(blueprint.rows_per_lane()) {
-            chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint);
-        }
-        #[unroll]
-        for i in 0..comptime!(blueprint.rows_per_lane()) {
-            weights.index_mut(i).replace(view, position.weight_at(i, next), blueprint.ty);
-        }
+        let chunks = decode_and_load(view, &mut weights, position, step, next);
         multiply_step::<W, X, S>(&chunks, &staged, current, position, step, &mut sums);
         stage_activations(&loaded, &mut staged, (step + 1) % 2 * stage, blueprint);
         sync_cube();
@@ -163,6 +151,40 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     if position.slice == 0 {
         store(&sums, out, position);
     }
+}
+
+/// The words of the lane's chunks of the first step, on their way.
+#[cube]
+fn first_weights(view: &MatrixView, position: Position) -> Sequence<Prefetched> {
+    let blueprint = comptime!(position.blueprint);
+    let mut weights = Sequence::<Prefetched>::new();
+    #[unroll]
+    for i in 0..comptime!(blueprint.rows_per_lane()) {
+        weights.push(Prefetched::of(view, position.weight_at(i, 0usize.runtime()), blueprint.ty));
+    }
+    weights
+}
+
+/// The lane's chunks of a step from its loaded words, in whose place those of step `next` are on their way.
+#[cube]
+fn decode_and_load(
+    view: &MatrixView,
+    weights: &mut Sequence<Prefetched>,
+    position: Position,
+    step: usize,
+    next: usize,
+) -> LaneChunks {
+    let blueprint = comptime!(position.blueprint);
+    let mut chunks = LaneChunks { blocks: Sequence::new(), floats: Sequence::new() };
+    #[unroll]
+    for i in 0..comptime!(blueprint.rows_per_lane()) {
+        chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint);
+    }
+    #[unroll]
+    for i in 0..comptime!(blueprint.rows_per_lane()) {
+        weights.index_mut(i).replace(view, position.weight_at(i, next), blueprint.ty);
+    }
+    chunks
 }
 
 /// A lane's sums, of nothing yet.
@@ -187,10 +209,6 @@ struct LaneChunks {
 
 #[cube]
 impl LaneChunks {
-    fn new() -> LaneChunks {
-        LaneChunks { blocks: Sequence::new(), floats: Sequence::new() }
-    }
-
     /// Adds a row's, which was loaded from `at`.
     fn push(&mut self, loaded: &Prefetched, codebook: &[u32], at: At, #[comptime] blueprint: Blueprint) {
         let (ty, unit) = comptime!((blueprint.ty, blueprint.unit));

@@ -18,12 +18,13 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::{Blueprint, Extent, LaneChunks, Position, add_slices, store, weights_of, zeros};
-use crate::kernels::arch::warpgroup::{
-    CORE_ROWS, copy_async, descriptor, end_copies, global_address, multiply_add_async, shared_address, wait_for_copies,
-    wait_for_products,
+use super::{
+    Blueprint, Extent, LaneChunks, Position, add_slices, decode_and_load, first_weights, store, weights_of, zeros,
 };
-use crate::kernels::formats::{MatrixView, Prefetched};
+use crate::kernels::arch::warpgroup::{
+    CORE_ROWS, address, copy_async, descriptor, end_copies, multiply_add_async, wait_for_copies, wait_for_products,
+};
+use crate::kernels::formats::MatrixView;
 use crate::kernels::matmul::pack::{CORES_PER_STEP, STEP_CHUNKS};
 use crate::kernels::vector::Words;
 
@@ -48,29 +49,17 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
     let mut sums = zeros::<S>(blueprint);
     let stage = comptime!(blueprint.staged_vectors());
     let staged = Shared::<[Words]>::new_slice(comptime!(STAGES * stage));
-    let (to, from) = (shared_address(&staged), global_address(x));
+    let (to, from) = (u32::cast_from(address(&staged, true)), address(x, false));
     let steps = (extent.chunks + comptime!(blueprint.step_chunks() - 1)) / comptime!(blueprint.step_chunks());
     #[unroll]
     for step in 0..comptime!(STAGES - 1) {
         copy_activations(from, to, position, min(step.runtime(), steps - 1), step.runtime());
         end_copies();
     }
-    let mut weights = Sequence::<Prefetched>::new();
-    #[unroll]
-    for i in 0..comptime!(blueprint.rows_per_lane()) {
-        weights.push(Prefetched::of(view, position.weight_at(i, 0usize.runtime()), blueprint.ty));
-    }
+    let mut weights = first_weights(view, position);
     for step in 0..steps {
         let next = min(step + 1, steps - 1);
-        let mut chunks = LaneChunks::new();
-        #[unroll]
-        for i in 0..comptime!(blueprint.rows_per_lane()) {
-            chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint);
-        }
-        #[unroll]
-        for i in 0..comptime!(blueprint.rows_per_lane()) {
-            weights.index_mut(i).replace(view, position.weight_at(i, next), blueprint.ty);
-        }
+        let chunks = decode_and_load(view, &mut weights, position, step, next);
         wait(&mut sums, blueprint);
         wait_for_copies(comptime!(STAGES - 2));
         sync_cube();
