@@ -4,6 +4,7 @@ use super::kernel::STAGES;
 use super::problem::Problem;
 use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::MatrixUnit;
+use crate::kernels::arch::target::Target;
 use crate::kernels::formats::traits;
 use crate::kernels::hardware::Hardware;
 
@@ -91,9 +92,10 @@ impl Blueprint {
                 whole,
             }
         };
-        // The larger a tile, the fewer times weights are decoded. A second cube fits beside it, but on CDNA, whose vector
-        // instructions would else take longer than those of the matrix unit.
-        let cubes_per_core = if unit == MatrixUnit::Mfma { 1 } else { 2 };
+        // The larger a tile, the fewer times weights are decoded. A second cube fits beside it, but on CDNA3, whose vector
+        // instructions would else take longer than those of its matrix unit.
+        let is_cdna3 = matches!(&hardware.target, Target::Amd(processor) if processor.starts_with("gfx94"));
+        let cubes_per_core = if is_cdna3 { 1 } else { 2 };
         let fit = |&tokens: &usize| cubes_per_core * with(tokens, 1).shared_bytes() <= hardware.shared_memory;
         let most = tokens.next_power_of_two().clamp(16, 128);
         let tile = [128, 64, 32].into_iter().filter(|&tile| tile <= most).find(fit).unwrap_or(16);
@@ -154,7 +156,6 @@ impl Blueprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::arch::target::Target;
 
     fn hardware(cores: u32, shared_memory: usize) -> Hardware {
         Hardware {
