@@ -104,24 +104,21 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
 /// [`matmul`] for several matrices, bit for bit. They share the prepared activations, and for few tokens matrices of one
 /// format share launches.
 pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithmetic: Arithmetic) -> Vec<Handle> {
-    let products = matrices.iter().map(|matrix| resolve(client, matrix.weights.ty(), x.tokens(), arithmetic));
-    let (mut int8, mut few) = (false, true);
-    for product in products {
-        int8 |= matches!(product, Accuracy::Int8 { .. });
-        few &= product != Accuracy::MatrixUnits;
-    }
-    if !few {
+    let accuracy = |matrix: &Matrix| resolve(client, matrix.weights.ty(), x.tokens(), arithmetic);
+    let accuracies: Vec<Accuracy> = matrices.iter().map(accuracy).collect();
+    if accuracies.contains(&Accuracy::MatrixUnits) {
         let Some(unit) = MatrixUnit::of(client.properties()) else {
             return matrices.iter().map(|&matrix| matmul(client, matrix, x, arithmetic)).collect();
         };
         let packed = pack(client, x, unit);
-        let product = |matrix: &Matrix| match resolve(client, matrix.weights.ty(), x.tokens(), arithmetic) {
+        let product = |(matrix, accuracy): (&Matrix, &Accuracy)| match accuracy {
             Accuracy::MatrixUnits => multiply_packed(client, unit, matrix.weights, &packed, x.ty()),
             _ => matmul(client, *matrix, x, arithmetic),
         };
-        return matrices.iter().map(product).collect();
+        return matrices.iter().zip(&accuracies).map(product).collect();
     }
     let weights: Vec<&Weights> = matrices.iter().map(|matrix| matrix.weights).collect();
+    let int8 = accuracies.iter().any(|accuracy| matches!(accuracy, Accuracy::Int8 { .. }));
     let operand = if int8 { ActivationType::Int8 } else { ActivationType::Float };
     matvec_many_with(client, &weights, x, operand, |i, operand, tokens| {
         matrices[i].selection.blueprint(client, weights[i], operand, tokens)

@@ -68,8 +68,9 @@ impl Activations {
 #[derive(Args)]
 #[command(after_help = "\
 Each tensor is uploaded, dequantized and compared with the host's decoder bit by bit, multiplied by random activations
-(normal, one-signed, large, tiny, with a NaN) and compared with the product in f64 (of 256 rows at most), and read back. The error is the largest of any output in
-parts of its bound. GB/s are those of dequantizing to f32, bytes read and written. Exit status 1: a tensor failed.
+(normal, one-signed, large, tiny, with a NaN) and compared with the product in f64 (of 256 rows at most), and read back.
+The error is the largest of any output in parts of its bound. GB/s are those of dequantizing to f32, bytes read and
+written. Exit status 1: a tensor failed.
 
 Examples:
   cube-gguf verify model.gguf
@@ -278,7 +279,12 @@ fn compare(weights: &Weights<'_>, first: usize, found: &[u8]) -> usize {
 /// Multiplies by random activations of all kinds, and returns the worst output.
 fn multiply(weights: &Weights<'_>, loaded: &Loaded) -> Outcome<Worst> {
     let (n, k) = (weights.n, weights.k);
-    let rows = sampled_rows(n);
+    let decoded = |row| {
+        let mut values = vec![0.0; k];
+        weights.decode_row(row, &mut values);
+        (row, values)
+    };
+    let rows: Vec<(usize, Vec<f32>)> = sampled_rows(n).into_par_iter().map(decoded).collect();
     let mut worst = Worst::default();
     let mut done: Vec<(usize, Accuracy)> = Vec::new();
     for (tokens, arithmetic) in PRODUCTS {
@@ -292,21 +298,19 @@ fn multiply(weights: &Weights<'_>, loaded: &Loaded) -> Outcome<Worst> {
         for activations in ACTIVATIONS {
             let x = activations.of(&normals);
             let y = loaded.matmul(&x, &[tokens, k], arithmetic)?;
-            let of_row = |row: usize| {
-                let mut values = vec![0.0; k];
-                weights.decode_row(row, &mut values);
+            let of_row = |(row, values): &(usize, Vec<f32>)| {
                 let mut worst = Worst { accuracy: accuracy.name(), ..Worst::default() };
                 // The code of a weight that is infinite as an f32 may be finite times the scale of a tiny activation.
                 if matches!(activations, Activations::Tiny) && values.iter().any(|weight| weight.is_infinite()) {
                     return worst;
                 }
                 for (x, y) in x.chunks_exact(k).zip(y.chunks_exact(n)) {
-                    let (error, bound) = error_and_bound(accuracy, &values, x, y[row]);
+                    let (error, bound) = error_and_bound(accuracy, values, x, y[*row]);
                     worst.add(Worst { error, bound, accuracy: accuracy.name() });
                 }
                 worst
             };
-            let found: Vec<Worst> = rows.par_iter().map(|&row| of_row(row)).collect();
+            let found: Vec<Worst> = rows.par_iter().map(of_row).collect();
             found.into_iter().for_each(|row| worst.add(row));
         }
     }

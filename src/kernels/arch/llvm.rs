@@ -9,7 +9,7 @@ use cubecl_llvm::shared::intrinsic::{call_op, i32_const_op};
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_bool_const;
 use pliron::builtin::attributes::StringAttr;
-use pliron::builtin::types::{IntegerType, Signedness};
+use pliron::builtin::types::{BF16Type, IntegerType, Signedness};
 use pliron_llvm::llvm_attrs::{LlvmAttrValue, LlvmAttributesAttr};
 use pliron_llvm::op_interfaces::CastOpInterface;
 use pliron_llvm::ops::{
@@ -386,9 +386,10 @@ pub struct AddressOp {
 }
 
 /// Appends an [`AddressOp`].
-pub fn address(scope: &Scope, pointer: Value, like: Value, shared: bool) -> Value {
+pub fn address(scope: &Scope, pointer: Value, shared: bool) -> NativeExpand<u64> {
+    let like = NativeExpand::<u64>::from(0u64).read_value(scope);
     let op = AddressOp::new(scope.ctx_mut(), pointer, like, BoolAttr::new(shared));
-    scope.register_with_result(&op)
+    scope.register_with_result(&op).into()
 }
 
 #[op_interface_impl]
@@ -532,7 +533,7 @@ impl ToLLVMDialect for Bf16PairOp {
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
         let (low, high, word) = (self.low(ctx), self.high(ctx), self.word(ctx).get_type(ctx));
-        let bf16 = pliron::builtin::types::BF16Type::get(ctx).into();
+        let bf16 = BF16Type::get(ctx).into();
         let pair = VectorType::get(ctx, bf16, 2, VectorTypeKind::Fixed).into();
         let call = call_op(ctx, "llvm.nvvm.ff2bf16x2.rn", pair, vec![high, low]);
         let call = appended(ctx, rewriter, &call);

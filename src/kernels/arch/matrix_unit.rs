@@ -39,6 +39,10 @@ pub enum MatrixUnit {
 }
 
 impl MatrixUnit {
+    /// Those whose instructions are a plane's alone.
+    #[cfg(test)]
+    pub const OF_PLANES: [Self; 4] = [Self::MmaSync, Self::WmmaRdna3, Self::WmmaRdna4, Self::Mfma];
+
     /// Rows of weights of an instruction.
     pub const ROWS: usize = 16;
 
@@ -224,11 +228,9 @@ fn pair_by_llvm(low: f32, high: f32) -> u32 {
 mod tests {
     use super::*;
 
-    const ALL: [MatrixUnit; 4] = [MatrixUnit::MmaSync, MatrixUnit::WmmaRdna3, MatrixUnit::WmmaRdna4, MatrixUnit::Mfma];
-
     #[test]
     fn lanes_hold_all_of_both_operands() {
-        for unit in ALL {
+        for unit in MatrixUnit::OF_PLANES {
             let lanes = unit.plane() as usize;
             // RDNA3's two half planes hold the same.
             let copies = if unit == MatrixUnit::WmmaRdna3 { 2 } else { 1 };

@@ -65,8 +65,7 @@ pub fn address(vectors: &[Words], #[comptime] shared: bool) -> u64 {
         {
             // SAFETY: the pointer is made a number.
             let pointer = unsafe { *vectors.__expand_as_ptr_method(scope) }.value(scope);
-            let like = NativeExpand::<u64>::from(0u64).read_value(scope);
-            return llvm::address(scope, pointer, like, shared).into();
+            return llvm::address(scope, pointer, shared);
         }
         #[cfg(not(feature = "llvm"))]
         unreachable!("only LLVM's targets have warpgroups")

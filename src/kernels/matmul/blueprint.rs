@@ -50,8 +50,7 @@ impl Blueprint {
         let Problem { ty, tokens, n, chunks } = problem;
         let with = |tile: usize, row_planes: usize, slices: usize| {
             let unit = MatrixUnit::Wgmma { tokens: tile };
-            let whole = chunks.is_multiple_of(unit.lanes_per_row() * slices);
-            Self { ty, unit, row_tiles: 1, token_tiles: 1, row_planes, slices, whole }
+            Self { ty, unit, row_tiles: 1, token_tiles: 1, row_planes, slices, whole: false }.for_row_of(chunks)
         };
         let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
         let cubes = |of: &Self| n.div_ceil(of.rows()) * tokens.div_ceil(of.tokens());
@@ -81,16 +80,8 @@ impl Blueprint {
         let is_wide = ty == GgmlType::F32 || traits(ty).dense && unit.is_wmma();
         let row_tiles = if few || is_wide { 1 } else { 2 };
         let with = |tokens: usize, slices: usize| {
-            let whole = chunks.is_multiple_of(unit.lanes_per_row() * slices);
-            Self {
-                ty,
-                unit,
-                row_tiles,
-                token_tiles: tokens / unit.tokens(),
-                row_planes: PLANES / slices,
-                slices,
-                whole,
-            }
+            let (token_tiles, row_planes) = (tokens / unit.tokens(), PLANES / slices);
+            Self { ty, unit, row_tiles, token_tiles, row_planes, slices, whole: false }.for_row_of(chunks)
         };
         // The larger a tile, the fewer times weights are decoded. A second cube fits beside it, but on CDNA3, whose vector
         // instructions would else take longer than those of its matrix unit.
@@ -108,6 +99,11 @@ impl Blueprint {
         let mut slices = [1, 2, 4, PLANES].into_iter().filter(|&slices| slices == 1 || fits(slices));
         let enough = slices.clone().find(|&slices| cubes(slices) >= wanted);
         with(tile, enough.or(slices.next_back()).unwrap_or(1))
+    }
+
+    /// The same for rows of so many chunks.
+    fn for_row_of(self, chunks: usize) -> Self {
+        Self { whole: chunks.is_multiple_of(self.step_chunks()), ..self }
     }
 
     /// Rows of weights of a cube.
@@ -169,14 +165,12 @@ mod tests {
         }
     }
 
-    const UNITS: [MatrixUnit; 4] =
-        [MatrixUnit::MmaSync, MatrixUnit::WmmaRdna3, MatrixUnit::WmmaRdna4, MatrixUnit::Mfma];
     const WGMMA: MatrixUnit = MatrixUnit::Wgmma { tokens: 256 };
 
     #[test]
     fn a_cube_fits_the_device() {
         let hardware = hardware(96, 64 << 10);
-        for unit in UNITS {
+        for unit in MatrixUnit::OF_PLANES {
             for tokens in [9, 16, 17, 33, 64, 65, 128, 512, 2048] {
                 for (n, chunks) in [(16, 1), (1024, 128), (4096, 448), (14336, 128), (128_256, 128), (640, 20)] {
                     let problem = Problem { ty: GgmlType::Q4_0, tokens, n, chunks };

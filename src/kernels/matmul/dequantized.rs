@@ -10,7 +10,6 @@ use cubek_matmul::multi_level::Strategy;
 use cubek_std::InputBinding;
 
 use crate::kernels::activations::{Activations, cast, pack};
-use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::dequantize::dequantize;
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::CHUNK;
@@ -22,12 +21,11 @@ const STRIPE_BYTES: usize = 64 << 20;
 /// Rows of a stripe are a multiple of this, so that the stripes of the output start at aligned addresses.
 const STRIPE_ROWS: usize = 128;
 
-/// Whether the device's matrix units add up products of bf16, whose range is that of f32, in f32.
-pub fn has_matrix_units(client: &Client) -> bool {
+/// Whether CubeCL's own operations reach matrix units of the device that add up products of bf16, whose range is that of
+/// f32, in f32.
+pub(super) fn has_cmma(client: &Client) -> bool {
     let (bf16, f32) = (FloatType::BF16.elem(), FloatType::F32.elem());
-    let cmma = &client.features().matmul.cmma;
-    MatrixUnit::of(client.properties()).is_some()
-        || cmma.iter().any(|c| (c.a_type, c.b_type, c.cd_type) == (bf16, bf16, f32))
+    client.features().matmul.cmma.iter().any(|c| (c.a_type, c.b_type, c.cd_type) == (bf16, bf16, f32))
 }
 
 /// `x` times the transpose of the weights, in stripes of their rows.

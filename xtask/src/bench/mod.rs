@@ -25,8 +25,9 @@ const FILE: &str = "BENCHMARKS.md";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-A peer is any program that, run as `PEER N K TOKENS`, prints the columns of `cube-gguf bench --csv` for weights of N rows and
-K columns and rows of activations as `--tokens` has them; its name is what its column `engine` says. Such are those of benches/peers and examples/candle_cpu.rs.")]
+A peer is any program that, run as `PEER N K TOKENS`, prints the columns of `cube-gguf bench --csv` for weights of N rows
+and K columns and rows of activations as `--tokens` has them; its name is what its column `engine` says. Such are those
+of benches/peers and examples/candle_cpu.rs.")]
 pub struct Args {
     /// A program to compare with; may be given more than once.
     #[arg(long = "peer", value_name = "PATH", required = true)]

@@ -21,10 +21,10 @@
 //!     store
 //! ```
 
+mod warpgroup;
+
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-
-mod warpgroup;
 
 pub use self::warpgroup::{STAGES, multiply_warpgroups};
 use super::blueprint::Blueprint;
@@ -94,6 +94,12 @@ impl Position {
         }
     }
 
+    /// Steps of a row.
+    fn steps(&self) -> usize {
+        let chunks = comptime!(self.blueprint.step_chunks());
+        (self.extent.chunks + comptime!(chunks - 1)) / chunks
+    }
+
     /// The row of weights `i` that the lane holds values of.
     fn weight_row(&self, #[comptime] i: usize) -> usize {
         let unit = comptime!(self.blueprint.unit);
@@ -135,7 +141,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     load_activations(x, position, 0usize.runtime(), &mut loaded);
     stage_activations(&loaded, &mut staged, 0usize.runtime(), blueprint);
     sync_cube();
-    let steps = (extent.chunks + comptime!(blueprint.step_chunks() - 1)) / comptime!(blueprint.step_chunks());
+    let steps = position.steps();
     for step in 0..steps {
         let next = min(step + 1, steps - 1);
         load_activations(x, position, next, &mut loaded);
@@ -233,19 +239,21 @@ impl LaneChunks {
     /// Values `4 * four..4 * four + 4` of row `row`, as two words of bf16.
     fn four(&self, #[comptime] row: usize, #[comptime] four: usize, #[comptime] blueprint: Blueprint) -> (u32, u32) {
         let (ty, unit) = comptime!((blueprint.ty, blueprint.unit));
-        if comptime!(ty == GgmlType::BF16) {
-            let words = *self.floats.index(comptime!(row * CHUNK_VECTORS + four / 2));
-            (words.extract(comptime!(four % 2 * 2)), words.extract(comptime!(four % 2 * 2 + 1)))
-        } else if comptime!(traits(ty).dense) {
+        if comptime!(traits(ty).dense) {
             let vectors = comptime!(vectors_per_chunk(ty));
             let of_vector = comptime!(8 / vectors);
             let words = *self.floats.index(comptime!(row * vectors + four / of_vector));
-            let mut values = dense_four(words, comptime!(four % of_vector), ty);
-            #[unroll]
-            for i in 0..4usize {
-                values.insert(i, quiet(values.extract(i), unit));
+            let four = comptime!(four % of_vector);
+            if comptime!(ty == GgmlType::BF16) {
+                (words.extract(comptime!(2 * four)), words.extract(comptime!(2 * four + 1)))
+            } else {
+                let mut values = dense_four(words, four, ty);
+                #[unroll]
+                for i in 0..4usize {
+                    values.insert(i, quiet(values.extract(i), unit));
+                }
+                rounded_four(values, unit)
             }
-            rounded_four(values, unit)
         } else {
             rounded_four(unsigned_four(self.blocks.index(row), four), unit)
         }
@@ -471,12 +479,9 @@ mod tests {
 
     use super::*;
 
-    const UNITS: [MatrixUnit; 4] =
-        [MatrixUnit::MmaSync, MatrixUnit::WmmaRdna3, MatrixUnit::WmmaRdna4, MatrixUnit::Mfma];
-
     #[test]
     fn staged_vectors_have_places_of_their_own() {
-        for unit in UNITS {
+        for unit in MatrixUnit::OF_PLANES {
             let lanes = unit.lanes_per_row();
             let mut places = BTreeSet::new();
             for token in 0..32 {
@@ -491,7 +496,7 @@ mod tests {
     /// Shared memory serves 16 bytes to each of eight lanes at once where all are in different banks of 4 bytes.
     #[test]
     fn eight_lanes_hit_different_banks() {
-        for unit in UNITS {
+        for unit in MatrixUnit::OF_PLANES {
             for first in (0..unit.plane()).step_by(8) {
                 for vector in 0..CHUNK_VECTORS {
                     let bank = |lane| {

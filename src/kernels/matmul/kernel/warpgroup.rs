@@ -50,7 +50,7 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
     let stage = comptime!(blueprint.staged_vectors());
     let staged = Shared::<[Words]>::new_slice(comptime!(STAGES * stage));
     let (to, from) = (u32::cast_from(address(&staged, true)), address(x, false));
-    let steps = (extent.chunks + comptime!(blueprint.step_chunks() - 1)) / comptime!(blueprint.step_chunks());
+    let steps = position.steps();
     #[unroll]
     for step in 0..comptime!(STAGES - 1) {
         copy_activations(from, to, position, min(step.runtime(), steps - 1), step.runtime());
