@@ -17,6 +17,9 @@ pub const VARIED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q6K, 
 /// Of these those that settings bear on in another way: a span, a min, a codebook, floats.
 const TUNED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::IQ3S, GgmlType::F16];
 
+/// Codes and floats: all that the length of a row bears on.
+const LONG: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::F16];
+
 pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("gives_its_bytes_back", Formats::All, gives_its_bytes_back),
     ("dequantizes_as_the_reference", Formats::All, dequantizes_as_the_reference),
@@ -27,6 +30,7 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("multiplies_few_tokens", Formats::All, multiplies_few_tokens),
     ("multiplies_as_many_tokens_as_a_launch", Formats::Some(VARIED), multiplies_as_many_tokens_as_a_launch),
     ("multiplies_many_tokens", Formats::All, multiplies_many_tokens),
+    ("multiplies_many_tokens_of_long_rows", Formats::Some(LONG), multiplies_many_tokens_of_long_rows),
     ("multiplies_strided_and_half_activations", Formats::Some(VARIED), multiplies_strided_and_half_activations),
     ("multiplies_odd_shapes", Formats::All, multiplies_odd_shapes),
     ("multiplies_through_shared_memory", Formats::Some(VARIED), multiplies_through_shared_memory),
@@ -197,17 +201,8 @@ fn multiplies_strided_and_half_activations(device: &CubeDevice, fixture: &Fixtur
         if !has_buffers(client.features(), ty) {
             continue;
         }
-        let (bytes, rounding): (Vec<u8>, f64) = match ty {
-            FloatType::F32 => (values.iter().flat_map(|x| x.to_le_bytes()).collect(), 0.0),
-            FloatType::F16 => (values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(), 2f64.powi(-11)),
-            FloatType::BF16 => (values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(), 2f64.powi(-8)),
-        };
-        let round = |x: f32| match ty {
-            FloatType::F32 => x,
-            FloatType::F16 => f16::from_f32(x).to_f32(),
-            FloatType::BF16 => bf16::from_f32(x).to_f32(),
-        };
-        let x: Vec<f32> = dense.iter().map(|&x| round(x)).collect();
+        let (bytes, _, rounding) = stored(&values, ty);
+        let (_, x, _) = stored(&dense, ty);
         let handle = client.create_from_slice(&bytes);
         let activations = Activations::new(handle, ty, shape.clone(), strides.clone()).unwrap();
         for arithmetic in [Arithmetic::Int8, Arithmetic::Float] {
@@ -216,6 +211,39 @@ fn multiplies_strided_and_half_activations(device: &CubeDevice, fixture: &Fixtur
             // The output is rounded to its type once more, from a sum that may be off by the bound.
             assert_product(&tensor, case, &x, &y, arithmetic, 2.0 * rounding);
         }
+    }
+}
+
+/// Values as bytes of a type, what these are worth, and the largest relative error of one.
+fn stored(values: &[f32], ty: FloatType) -> (Vec<u8>, Vec<f32>, f64) {
+    let bytes: Vec<u8> = match ty {
+        FloatType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        FloatType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        FloatType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+    };
+    let rounding = match ty {
+        FloatType::F32 => 0.0,
+        FloatType::F16 => 2f64.powi(-11),
+        FloatType::BF16 => 2f64.powi(-8),
+    };
+    let rounded = ty.to_f32(&bytes, values.len());
+    (bytes, rounded, rounding)
+}
+
+/// Few rows of weights that are long: cubes share the depth, in parts of different lengths.
+fn multiplies_many_tokens_of_long_rows(device: &CubeDevice, fixture: &Fixture) {
+    let case = fixture.case("quantized").repeated(5, 4864);
+    let tensor = upload(device, fixture, &case);
+    let client = device.client();
+    for (tokens, ty) in [(17, FloatType::F16), (70, FloatType::BF16), (130, FloatType::F32)] {
+        if !has_buffers(client.features(), ty) {
+            continue;
+        }
+        let (bytes, x, rounding) = stored(&noise(tokens as u64, tokens * case.k), ty);
+        let x_on_device = Activations::contiguous(client.create_from_slice(&bytes), ty, vec![tokens, case.k]).unwrap();
+        let y = tensor.matmul_on_device(&x_on_device, Arithmetic::Float).unwrap();
+        let y = ty.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
+        assert_product(&tensor, &case, &x, &y, Arithmetic::Float, 2.0 * rounding);
     }
 }
 

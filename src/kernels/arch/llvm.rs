@@ -272,8 +272,8 @@ fn from_registers(
     Ok(vector)
 }
 
-/// `wgmma.mma_async` of weights in registers and activations that `descriptor` describes, added to `sums`, in a group of its
-/// own. No one may read or write the operands before a [`WarpgroupWaitOp`].
+/// `wgmma.mma_async` of weights in registers and activations that `descriptor` describes, added to `sums`. No one may read or
+/// write the operands before a [`WarpgroupWaitOp`].
 #[cube_op(name = "cube_gguf.warpgroup_product")]
 #[result_ty(same_as = sums)]
 #[op_traits(CanMaterialize, HasSideEffects)]
@@ -307,9 +307,7 @@ impl ToLLVMDialect for WarpgroupProductOp {
         // A plane's registers hold two sums of 16 rows for each lane and row of activations.
         let tokens = 2 * count;
         let template = format!(
-            "wgmma.fence.sync.aligned;\n\
-             wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.bf16.bf16 {{{}}}, {{{}}}, ${}, 1, 1, 1, 0;\n\
-             wgmma.commit_group.sync.aligned;",
+            "wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.bf16.bf16 {{{}}}, {{{}}}, ${}, 1, 1, 1, 0;",
             at(0, count),
             at(2 * count, weights.len()),
             2 * count + weights.len(),
@@ -321,17 +319,18 @@ impl ToLLVMDialect for WarpgroupProductOp {
     }
 }
 
-/// The sums of all [`WarpgroupProductOp`]s so far, which are done.
+/// The sums of the [`WarpgroupProductOp`]s so far, which are done but for those of the last `pending` groups.
 #[cube_op(name = "cube_gguf.warpgroup_wait")]
 #[result_ty(same_as = sums)]
 #[op_traits(CanMaterialize, HasSideEffects)]
 pub struct WarpgroupWaitOp {
     pub sums: Value,
+    pub pending: StringAttr,
 }
 
 /// Appends a [`WarpgroupWaitOp`].
-pub fn warpgroup_wait(scope: &Scope, sums: Value) -> Value {
-    let op = WarpgroupWaitOp::new(scope.ctx_mut(), sums);
+pub fn warpgroup_wait(scope: &Scope, sums: Value, pending: usize) -> Value {
+    let op = WarpgroupWaitOp::new(scope.ctx_mut(), sums, pending.to_string());
     scope.register_with_result(&op)
 }
 
@@ -344,7 +343,8 @@ impl ToLLVMDialect for WarpgroupWaitOp {
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
         let sums = self.sums(ctx);
-        let done = in_place(ctx, rewriter, sums, Vec::new(), "wgmma.wait_group.sync.aligned 0;", ",~{memory}")?;
+        let template = format!("wgmma.wait_group.sync.aligned {};", String::from(self.pending(ctx).clone()));
+        let done = in_place(ctx, rewriter, sums, Vec::new(), &template, ",~{memory}")?;
         rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![done]);
         Ok(())
     }

@@ -41,15 +41,27 @@ pub fn multiply_add_async<S: Size>(weights: Words, descriptor: u64, sums: Vector
     })
 }
 
-/// `sums` with the products that were started before.
+/// Lets the products that follow see the operands that were written to registers before.
+#[cube]
+pub fn begin_products() {
+    statement("wgmma.fence.sync.aligned;");
+}
+
+/// Ends a group of products.
+#[cube]
+pub fn end_products() {
+    statement("wgmma.commit_group.sync.aligned;");
+}
+
+/// `sums` with the products that were started before, but for those of the last `pending` groups.
 #[cube]
 #[allow(unused_variables)]
-pub fn wait_for_products<S: Size>(sums: Vector<f32, S>) -> Vector<f32, S> {
+pub fn wait_for_products<S: Size>(sums: Vector<f32, S>, #[comptime] pending: usize) -> Vector<f32, S> {
     intrinsic!(|scope| {
         #[cfg(feature = "llvm")]
         {
             let sums = sums.read_value(scope);
-            return llvm::warpgroup_wait(scope, sums).into();
+            return llvm::warpgroup_wait(scope, sums, pending).into();
         }
         #[cfg(not(feature = "llvm"))]
         unreachable!("only LLVM's targets have warpgroups")

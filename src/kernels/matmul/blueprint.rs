@@ -1,6 +1,5 @@
 //! The compile-time parameters of a matrix-unit kernel, and the rule that picks them.
 
-use super::kernel::STAGES;
 use super::problem::Problem;
 use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::MatrixUnit;
@@ -13,6 +12,12 @@ const FEW_CORES: u32 = 32;
 
 /// Planes of a cube.
 const PLANES: usize = 8;
+
+/// Tokens of a tile for which decoding takes longer than multiplying.
+const MAX_FEW: usize = 64;
+
+/// Bytes of the sums of all splits at the most.
+const MAX_SPLIT_BYTES: usize = 32 << 20;
 
 /// Planes of a warpgroup.
 const WARPGROUP: usize = 4;
@@ -32,6 +37,9 @@ pub struct Blueprint {
     pub row_planes: usize,
     /// Planes that share rows: each takes its slices of the depth, and their sums are added up at the end.
     pub slices: usize,
+    /// Cubes that share a tile of the result: each takes its steps of the depth, and their sums are added up by a kernel of
+    /// its own.
+    pub splits: usize,
     /// Whether a row is whole steps of all slices.
     pub whole: bool,
 }
@@ -45,32 +53,34 @@ impl Blueprint {
         }
     }
 
-    /// Cubes of one warpgroup, or of two where each has rows for all registers.
+    /// Cubes of one warpgroup, of two that share rows where tokens are few, or of two with rows for all registers.
     fn of_warpgroups(hardware: &Hardware, problem: Problem) -> Self {
         let Problem { ty, tokens, n, chunks } = problem;
         let with = |tile: usize, row_planes: usize, slices: usize| {
             let unit = MatrixUnit::Wgmma { tokens: tile };
-            Self { ty, unit, row_tiles: 1, token_tiles: 1, row_planes, slices, whole: false }.for_row_of(chunks)
+            let of = Self { ty, unit, row_tiles: 1, token_tiles: 1, row_planes, slices, splits: 1, whole: false };
+            of.for_row_of(chunks)
         };
         let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
         let cubes = |of: &Self| n.div_ceil(of.rows()) * tokens.div_ceil(of.tokens());
-        let largest = with(256, 2 * WARPGROUP, 1);
-        if tokens > 128 && cubes(&largest) >= cores {
-            return largest;
+        // As many splits as fill the cores with so many cubes each, of at least so many steps.
+        let split = |of: Self, per_core: usize, least: usize| {
+            let steps = chunks.div_ceil(of.step_chunks());
+            let most = (steps / least).min(MAX_SPLIT_BYTES / (4 * n * tokens)).max(1);
+            let splits = (per_core * cores / cubes(&of)).clamp(1, most);
+            // None without a step.
+            Self { splits: steps.div_ceil(steps.div_ceil(splits)), ..of }
+        };
+        if tokens > 128 {
+            let largest = split(with(256, 2 * WARPGROUP, 1), 1, 48);
+            if 10 * cubes(&largest) * largest.splits >= 9 * cores {
+                return largest;
+            }
         }
-        // Smaller tiles, then slices, where rows alone leave cores without a cube.
-        let most = tokens.next_power_of_two().clamp(16, 128);
-        let tiles = [128, 64, 32].into_iter().filter(|&tile| tile <= most);
-        let tile = tiles.clone().find(|&tile| 10 * cubes(&with(tile, WARPGROUP, 1)) >= 9 * cores);
-        let tile = tile.unwrap_or(most.min(32));
-        let whole = with(tile, WARPGROUP, 1);
-        if tile > 32 && cubes(&whole) >= cores {
-            return whole;
-        }
-        let fits = |of: &Self| of.step_chunks() <= chunks && of.shared_bytes() <= hardware.shared_memory;
-        let mut slices = [2, 4].map(|slices| with(tile, WARPGROUP, slices)).into_iter().filter(fits);
-        let enough = slices.clone().find(|of| cubes(of) * of.slices >= 3 * cores);
-        enough.or(slices.next_back()).unwrap_or(whole)
+        let tile = tokens.next_power_of_two().clamp(16, 128);
+        let two = with(tile, WARPGROUP, 2);
+        let is_few = tile <= 32 && two.step_chunks() <= chunks;
+        split(if is_few { two } else { with(tile, WARPGROUP, 1) }, 2, 4)
     }
 
     fn of_planes(hardware: &Hardware, unit: MatrixUnit, problem: Problem) -> Self {
@@ -81,7 +91,8 @@ impl Blueprint {
         let row_tiles = if few || is_wide { 1 } else { 2 };
         let with = |tokens: usize, slices: usize| {
             let (token_tiles, row_planes) = (tokens / unit.tokens(), PLANES / slices);
-            Self { ty, unit, row_tiles, token_tiles, row_planes, slices, whole: false }.for_row_of(chunks)
+            let of = Self { ty, unit, row_tiles, token_tiles, row_planes, slices, splits: 1, whole: false };
+            of.for_row_of(chunks)
         };
         // The larger a tile, the fewer times weights are decoded. A second cube fits beside it, but on CDNA3, whose vector
         // instructions would else take longer than those of its matrix unit.
@@ -141,11 +152,24 @@ impl Blueprint {
         self.row_tiles * self.token_tiles
     }
 
+    /// Steps of activations in shared memory.
+    pub fn stages(&self) -> usize {
+        match self.unit {
+            MatrixUnit::Wgmma { tokens } if tokens <= MAX_FEW => 4,
+            MatrixUnit::Wgmma { .. } => 3,
+            _ => 2,
+        }
+    }
+
+    /// Groups of a step's products on warpgroups: the operands of one are written while those of others are multiplied.
+    pub fn groups(&self) -> usize {
+        if self.tokens() <= MAX_FEW { 1 } else { 2 }
+    }
+
     /// Bytes of shared memory of a cube: steps of activations, and the sums of all slices but the first.
     pub fn shared_bytes(&self) -> usize {
-        let stages = if let MatrixUnit::Wgmma { .. } = self.unit { STAGES } else { 2 };
         let sums = (self.slices - 1) * self.rows() * self.tokens();
-        stages * 16 * self.staged_vectors() + 4 * sums
+        self.stages() * 16 * self.staged_vectors() + 4 * sums
     }
 }
 
@@ -200,18 +224,19 @@ mod tests {
         }
     }
 
-    /// The fastest of those tried on an H100 for Q4_K (tile of tokens, planes with rows of their own, slices), or within 3%.
+    /// The fastest of those tried on an H100 for Q4_K (tile of tokens, planes with rows of their own, slices, splits), or within 3%.
     #[test]
     fn warpgroups_are_the_fastest_measured() {
         let choice = |n, tokens| {
             let problem = Problem { ty: GgmlType::Q4K, tokens, n, chunks: 128 };
-            let Blueprint { unit, row_planes, slices, .. } = Blueprint::of(&hardware(132, 227 << 10), WGMMA, problem);
-            (unit.tokens(), row_planes, slices)
+            let Blueprint { unit, row_planes, slices, splits, .. } =
+                Blueprint::of(&hardware(132, 227 << 10), WGMMA, problem);
+            (unit.tokens(), row_planes, slices, splits)
         };
         let wide = [16, 32, 64, 128, 512, 2048].map(|tokens| choice(14336, tokens));
-        assert_eq!(wide, [(16, 4, 2), (32, 4, 2), (64, 4, 1), (128, 4, 1), (256, 8, 1), (256, 8, 1)]);
-        let square = [16, 64, 128, 512].map(|tokens| choice(4096, tokens));
-        assert_eq!(square, [(16, 4, 4), (32, 4, 4), (64, 4, 2), (128, 4, 1)]);
+        assert_eq!(wide, [(16, 4, 2, 1), (32, 4, 2, 1), (64, 4, 1, 1), (128, 4, 1, 1), (256, 8, 1, 1), (256, 8, 1, 1)]);
+        let square = [16, 64, 128, 512, 2048].map(|tokens| choice(4096, tokens));
+        assert_eq!(square, [(16, 4, 2, 4), (64, 4, 1, 4), (128, 4, 1, 4), (128, 4, 1, 1), (256, 8, 1, 1)]);
     }
 
     #[test]

@@ -5,13 +5,13 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::blueprint::Blueprint;
-use super::kernel::{ExtentLaunch, multiply_tiles, multiply_warpgroups};
+use super::kernel::{ExtentLaunch, add_splits, multiply_tiles, multiply_warpgroups};
 use super::pack::PackedActivations;
 use super::problem::Problem;
 use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::floats::FloatType;
 use crate::kernels::hardware::Hardware;
-use crate::kernels::launch::{buffer, cubes};
+use crate::kernels::launch::{buffer, cubes, elementwise};
 use crate::kernels::weights::Weights;
 
 /// [`multiply`] by the rule's blueprint for the device's `unit`.
@@ -37,26 +37,36 @@ pub fn multiply(
     blueprint: Blueprint,
 ) -> Handle {
     let (n, tokens) = (weights.n(), x.tokens);
+    let Blueprint { splits, .. } = blueprint;
     let out = client.empty((tokens * n * to.bytes()).next_multiple_of(16).max(16));
-    let token_cubes = tokens.div_ceil(blueprint.tokens());
-    let count = n.div_ceil(blueprint.rows()) * token_cubes;
+    // Sums of splits are added up in vectors of four.
+    let split_stride = (tokens * n).next_multiple_of(4);
+    let (sums, sums_ty) =
+        if splits > 1 { (client.empty(4 * splits * split_stride), FloatType::F32) } else { (out.clone(), to) };
+    let token_tiles = tokens.div_ceil(blueprint.tokens());
+    let count = n.div_ceil(blueprint.rows()) * token_tiles * splits;
     let (count, grid) = cubes(client, count, count);
     let unit = blueprint.unit;
     let dim = CubeDim::new_2d(unit.plane(), (blueprint.row_planes * blueprint.slices) as u32);
-    let extent = ExtentLaunch::new(grid, n, weights.chunks(), tokens, token_cubes);
+    let extent = ExtentLaunch::new(grid, n, weights.chunks(), tokens, token_tiles, split_stride);
     let words = unit.words_per_row();
-    let (view, elem) = (weights.view(), to.elem());
-    let (x, y) = (buffer(&x.handle, 16), buffer(&out, to.bytes()));
+    let (view, elem) = (weights.view(), sums_ty.elem());
+    let (x, y) = (buffer(&x.handle, 16), buffer(&sums, sums_ty.bytes()));
     // SAFETY: rows are below `n`, chunks below the row's and tokens below `tokens`: the kernel clamps what it reads, and
     // stores nothing past them. Codebooks have an entry for every index that bits can form.
     unsafe {
         if let MatrixUnit::Wgmma { .. } = unit {
-            let sums = unit.sums();
-            multiply_warpgroups::launch_unchecked(client, count, dim, view, x, y, extent, blueprint, elem, sums);
+            let size = unit.sums();
+            multiply_warpgroups::launch_unchecked(client, count, dim, view, x, y, extent, blueprint, elem, size);
         } else {
             let sizes = [unit.rows_per_lane() * words, words, unit.sums()];
             multiply_tiles::launch_unchecked(client, count, dim, view, x, y, extent, blueprint, elem, sizes);
         }
+    }
+    if splits > 1 {
+        let (count, dim, grid) = elementwise(client, split_stride / 4);
+        let (sums, y) = (buffer(&sums, 16), buffer(&out, 4 * to.bytes()));
+        add_splits::launch(client, count, dim, sums, y, grid, splits, split_stride / 4, to.elem());
     }
     out
 }

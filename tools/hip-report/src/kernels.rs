@@ -188,7 +188,7 @@ fn trips(format: &Format, chunks: usize, span: usize) -> usize {
 }
 
 /// Kernels for NVIDIA's warpgroups, which no AMD GPU is given.
-const NOT_FOR_AMD: [&str; 2] = ["pack_cores", "multiply_warpgroups"];
+const NOT_FOR_AMD: [&str; 3] = ["pack_cores", "multiply_warpgroups", "add_splits"];
 
 /// A sentence for each kernel of the library's sources that no row has: the catalogue lacks it.
 pub fn forgotten(rows: &[Row]) -> io::Result<Vec<String>> {

@@ -18,15 +18,17 @@
 //!                 sums += weights * staged activations
 //!         stage the next step's activations, in the other buffer
 //!     add up the slices' sums
-//!     store
+//!     store, or store sums that another kernel adds to those of the cubes with other `splits` of the depth
 //! ```
 
+mod splits;
 mod warpgroup;
 
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-pub use self::warpgroup::{STAGES, multiply_warpgroups};
+pub use self::splits::add_splits;
+pub use self::warpgroup::multiply_warpgroups;
 use super::blueprint::Blueprint;
 use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::{
@@ -53,8 +55,10 @@ pub struct Extent {
     chunks: usize,
     /// Rows of activations.
     tokens: usize,
-    /// Cubes that share rows of weights.
-    token_cubes: usize,
+    /// Tiles side by side that share rows of weights.
+    token_tiles: usize,
+    /// Values from the sums of one split to those of the next.
+    split_stride: usize,
 }
 
 /// Where a unit is in a launch.
@@ -71,6 +75,8 @@ struct Position {
     token: usize,
     /// Its plane's slice of the depth.
     slice: usize,
+    /// Its cube's split of the depth.
+    split: usize,
     #[cube(comptime)]
     blueprint: Blueprint,
 }
@@ -79,25 +85,35 @@ struct Position {
 impl Position {
     fn new(extent: Extent, #[comptime] blueprint: Blueprint) -> Position {
         let cube = extent.grid.cube();
+        let (split, tile) = (cube % comptime!(blueprint.splits), cube / comptime!(blueprint.splits));
         let (lane, plane) = (UNIT_POS_X, UNIT_POS_Y as usize);
         let row_planes = comptime!(blueprint.row_planes);
-        let row = (cube / extent.token_cubes) * comptime!(blueprint.rows())
+        let row = (tile / extent.token_tiles) * comptime!(blueprint.rows())
             + plane % row_planes * comptime!(blueprint.row_tiles * MatrixUnit::ROWS);
         Position {
             extent,
             lane,
             part: usize::cast_from(part_of_row(lane, blueprint.unit)),
             row,
-            token: cube % extent.token_cubes * comptime!(blueprint.tokens()),
+            token: tile % extent.token_tiles * comptime!(blueprint.tokens()),
             slice: plane / row_planes,
+            split,
             blueprint,
         }
     }
 
-    /// Steps of a row.
-    fn steps(&self) -> usize {
+    /// The first step of its cube's split, and the one past its last.
+    fn steps(&self) -> (usize, usize) {
         let chunks = comptime!(self.blueprint.step_chunks());
-        (self.extent.chunks + comptime!(chunks - 1)) / chunks
+        let steps = (self.extent.chunks + comptime!(chunks - 1)) / chunks;
+        let splits = comptime!(self.blueprint.splits);
+        if comptime!(splits == 1) {
+            (0usize.runtime(), steps)
+        } else {
+            let of_split = (steps + comptime!(splits - 1)) / splits;
+            let begin = self.split * of_split;
+            (begin, min(begin + of_split, steps))
+        }
     }
 
     /// The row of weights `i` that the lane holds values of.
@@ -137,13 +153,13 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     let stage = comptime!(blueprint.staged_vectors());
     let mut staged = Shared::<[Words]>::new_slice(comptime!(2 * stage));
     let mut loaded = Array::<Words>::new(comptime!(stage.div_ceil(blueprint.units())));
-    let mut weights = first_weights(view, position);
-    load_activations(x, position, 0usize.runtime(), &mut loaded);
-    stage_activations(&loaded, &mut staged, 0usize.runtime(), blueprint);
+    let (begin, end) = position.steps();
+    let mut weights = first_weights(view, position, begin);
+    load_activations(x, position, begin, &mut loaded);
+    stage_activations(&loaded, &mut staged, begin % 2 * stage, blueprint);
     sync_cube();
-    let steps = position.steps();
-    for step in 0..steps {
-        let next = min(step + 1, steps - 1);
+    for step in begin..end {
+        let next = min(step + 1, end - 1);
         load_activations(x, position, next, &mut loaded);
         let current = step % 2 * stage;
         let chunks = decode_and_load(view, &mut weights, position, step, next);
@@ -159,14 +175,14 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     }
 }
 
-/// The words of the lane's chunks of the first step, on their way.
+/// The words of the lane's chunks of step `begin`, on their way.
 #[cube]
-fn first_weights(view: &MatrixView, position: Position) -> Sequence<Prefetched> {
+fn first_weights(view: &MatrixView, position: Position, begin: usize) -> Sequence<Prefetched> {
     let blueprint = comptime!(position.blueprint);
     let mut weights = Sequence::<Prefetched>::new();
     #[unroll]
     for i in 0..comptime!(blueprint.rows_per_lane()) {
-        weights.push(Prefetched::of(view, position.weight_at(i, 0usize.runtime()), blueprint.ty));
+        weights.push(Prefetched::of(view, position.weight_at(i, begin), blueprint.ty));
     }
     weights
 }
@@ -465,7 +481,7 @@ fn store<O: Float, S: Size>(sums: &Array<Vector<f32, S>>, out: &mut [O], positio
                         + usize::cast_from(sum_row(position.lane, i, unit));
                     if row < extent.n {
                         let sum = sums[comptime!(row_tile * blueprint.token_tiles + tile)].extract(i);
-                        out[token * extent.n + row] = rounded::<O>(sum);
+                        out[position.split * extent.split_stride + token * extent.n + row] = rounded::<O>(sum);
                     }
                 }
             }
