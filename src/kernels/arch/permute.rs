@@ -84,7 +84,7 @@ fn eighths(table: [u8; 16]) -> [u32; 4] {
 /// low half on NVIDIA.
 #[cube]
 #[allow(unused_variables)]
-pub(super) fn byte_permute(high: u32, low: u32, selectors: u32, #[comptime] amd: bool) -> u32 {
+pub fn byte_permute(high: u32, low: u32, selectors: u32, #[comptime] amd: bool) -> u32 {
     intrinsic!(|_scope| {
         #[cfg(feature = "llvm")]
         return llvm::perm(_scope, high, low, selectors, amd);

@@ -638,3 +638,15 @@ pub(super) static IQ1S_GRID: [u16; 2048] = [
     0xaa20, 0xaa22, 0xaa28, 0xaa2a, 0xaa51, 0xaa54, 0xaa56, 0xaa80,
     0xaa82, 0xaa88, 0xaa8a, 0xaa95, 0xaaa0, 0xaaa2, 0xaaa8, 0xaaaa,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What [`Traits::small`](super::super::format::Traits) says of the formats with these tables.
+    #[test]
+    fn small_codes_have_seven_bits() {
+        assert!([&IQ2_VALUES[..], &IQ3XXS_VALUES, &IQ3S_VALUES].concat().iter().all(|&magnitude| magnitude < 64));
+        assert!(E2M1_VALUES.iter().all(|value| (-64..64).contains(value)));
+    }
+}

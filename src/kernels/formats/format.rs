@@ -35,6 +35,8 @@ pub struct Traits {
     pub dense: bool,
     /// Whether codes are indices into a table of 16 values.
     pub lookup16: bool,
+    /// Whether signed codes are between -64 and 63.
+    pub small: bool,
     pub codes: Codes,
 }
 
@@ -49,7 +51,7 @@ pub enum Codes {
 
 impl Traits {
     pub(super) const ONE_SCALE: Self =
-        Self { scales: 1, min: false, dense: false, lookup16: false, codes: Codes::Signed };
+        Self { scales: 1, min: false, dense: false, lookup16: false, small: false, codes: Codes::Signed };
     pub(super) const TWO_SCALES: Self = Self { scales: 2, ..Self::ONE_SCALE };
     pub(super) const SCALE_AND_MIN: Self = Self { min: true, ..Self::ONE_SCALE };
     pub(super) const TWO_SCALES_AND_MINS: Self = Self { scales: 2, min: true, ..Self::ONE_SCALE };
@@ -58,6 +60,11 @@ impl Traits {
     /// The same with unsigned codes, biased by `bias`.
     pub(super) const fn biased(self, bias: u32) -> Self {
         Self { codes: Codes::Biased(bias), ..self }
+    }
+
+    /// The same with signed codes between -64 and 63.
+    pub(super) const fn small(self) -> Self {
+        Self { small: true, ..self }
     }
 
     /// The same with codes that are indices into a table of 16 values.

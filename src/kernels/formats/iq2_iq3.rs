@@ -121,7 +121,7 @@ pub mod iq2_xxs {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ2XXS,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.small(),
         layout: || Layout {
             block_bytes: 66,
             components: vec![Component::raw(16, 2, 32).wide(), Component::raw(16, 0, 1)],
@@ -162,7 +162,7 @@ pub mod iq2_xs {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ2XS,
-        traits: Traits::TWO_SCALES,
+        traits: Traits::TWO_SCALES.small(),
         layout: || Layout {
             block_bytes: 74,
             components: vec![Component::raw(16, 2, 32).wide(), Component::raw(8, 66, 8), Component::raw(16, 0, 1)],
@@ -210,7 +210,7 @@ pub mod iq2_s {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ2S,
-        traits: Traits::TWO_SCALES,
+        traits: Traits::TWO_SCALES.small(),
         layout: || Layout {
             block_bytes: 82,
             components: vec![
@@ -261,7 +261,7 @@ pub mod iq3_xxs {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ3XXS,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.small(),
         layout: || Layout {
             block_bytes: 98,
             components: vec![
@@ -341,7 +341,7 @@ pub mod iq3_s {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ3S,
-        traits: Traits::ONE_SCALE,
+        traits: Traits::ONE_SCALE.small(),
         layout: || Layout {
             block_bytes: 110,
             components: vec![

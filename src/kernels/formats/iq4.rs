@@ -149,7 +149,7 @@ pub mod mxfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::MXFP4,
-        traits: Traits::ONE_SCALE.lookup16(),
+        traits: Traits::ONE_SCALE.lookup16().small(),
         layout: || Layout {
             block_bytes: 17,
             components: vec![Component::codes(4, 32, nibble_bit(1)), Component::raw(8, 0, 1)],
@@ -190,7 +190,7 @@ pub mod nvfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::NVFP4,
-        traits: Traits::TWO_SCALES.lookup16(),
+        traits: Traits::TWO_SCALES.lookup16().small(),
         layout: || Layout {
             block_bytes: 36,
             components: vec![

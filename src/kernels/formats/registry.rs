@@ -7,6 +7,7 @@ use super::format::{Codes, Format, Traits};
 use super::raw::Raw;
 use super::view::{At, CHUNK, Chunk, MatrixView};
 use crate::gguf::GgmlType;
+use crate::kernels::arch::permute::byte_permute;
 use crate::kernels::vector::Words;
 
 /// The tables of formats: [`FORMATS`], and the functions of each for kernels.
@@ -174,18 +175,20 @@ pub fn values(
 /// The same chunk with unsigned codes and a min for each half: `value = scale * code + min`, for [`unsigned_four`]. Biases are
 /// powers of two, so that the mins of formats without any are exact.
 #[cube]
-pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits) -> Chunk {
+pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits, #[comptime] permutes: bool) -> Chunk {
     let is_signed = comptime!(traits.codes == Codes::Signed);
-    let bias = comptime!(bias_of(traits.codes) as f32);
-    let flipped = comptime!(if is_signed { 0x8080_8080u32 } else { 0 });
+    let bias = comptime!(bias_of(traits, permutes) as f32);
+    // Codes of seven bits lose the eighth.
+    let kept = comptime!(if is_signed && bias < 128.0 { 0x7f7f_7f7fu32 } else { !0 });
+    let flipped = comptime!(if is_signed { 0x0101_0101 * bias as u32 } else { 0 });
     let (mut min_low, mut min_high) = (chunk.min_low, chunk.min_high);
     if comptime!(bias > 0.0) {
         min_low = if comptime!(traits.min) { min_low - chunk.scale_low * bias } else { chunk.scale_low * -bias };
         min_high = if comptime!(traits.min) { min_high - chunk.scale_high * bias } else { chunk.scale_high * -bias };
     }
     Chunk {
-        low: chunk.low ^ Words::new(flipped.runtime()),
-        high: chunk.high ^ Words::new(flipped.runtime()),
+        low: (chunk.low & Words::new(kept.runtime())) ^ Words::new(flipped.runtime()),
+        high: (chunk.high & Words::new(kept.runtime())) ^ Words::new(flipped.runtime()),
         scale_low: chunk.scale_low,
         scale_high: chunk.scale_high,
         min_low,
@@ -193,9 +196,10 @@ pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits) -> Chunk {
     }
 }
 
-/// What unsigned codes have more than the numbers that they stand for.
-fn bias_of(codes: Codes) -> u32 {
-    match codes {
+/// What [`unsigned`] codes have more than the numbers that they stand for.
+fn bias_of(traits: Traits, permutes: bool) -> u32 {
+    match traits.codes {
+        Codes::Signed if traits.small && permutes => 64,
         Codes::Signed => 128,
         Codes::Biased(bias) => bias,
     }
@@ -203,16 +207,36 @@ fn bias_of(codes: Codes) -> u32 {
 
 /// Values `4 * i..4 * i + 4` of an [`unsigned`] chunk: a conversion and a fused multiply-add each. They are ggml's but for the
 /// rounding of a min.
+///
+/// With `permutes` codes become floats without a conversion, for devices that convert integers at a fraction of their rate.
 #[cube]
-pub fn unsigned_four(chunk: &Chunk, #[comptime] i: usize) -> Vector<f32, Const<4>> {
+pub fn unsigned_four(
+    chunk: &Chunk,
+    #[comptime] i: usize,
+    #[comptime] traits: Traits,
+    #[comptime] permutes: bool,
+) -> Vector<f32, Const<4>> {
     let in_low = comptime!(i < 4);
     let word = if in_low { chunk.low.extract(i) } else { chunk.high.extract(comptime!(i % 4)) };
     let scale = if in_low { chunk.scale_low } else { chunk.scale_high };
-    let min = if in_low { chunk.min_low } else { chunk.min_high };
+    let mut min = if in_low { chunk.min_low } else { chunk.min_high };
+    // 128 times a scale more is exact where the min is a bias's: a scale has 18 bits at the most, 128 and a bias together 6.
+    let folds = comptime!(permutes && !traits.min && bias_of(traits, permutes) <= 64);
+    if folds {
+        min -= scale * 128.0;
+    }
     let mut values = Vector::<f32, Const<4>>::empty();
     #[unroll]
     for byte in 0..4u32 {
-        let code = f32::cast_from((word >> comptime!(8 * byte)) & 0xff);
+        let code = if folds {
+            // The bits of 128 are 0x4300_0000: a code, which a small bias keeps below 128, is the upper part of the fraction.
+            f32::reinterpret(byte_permute(word, 0x4300_0000u32, comptime!(0x3010 + ((4 + byte) << 8)), false))
+        } else if comptime!(permutes) {
+            // The bits of 2^23 are 0x4b00_0000: a code is the lower part of the fraction.
+            f32::reinterpret(byte_permute(word, 0x4b00_0000u32, comptime!(0x3210 + 4 + byte), false)) - 8_388_608.0
+        } else {
+            f32::cast_from((word >> comptime!(8 * byte)) & 0xff)
+        };
         values.insert(comptime!(byte as usize), fma(code, scale, min));
     }
     values
@@ -232,8 +256,9 @@ mod tests {
     #[test]
     fn a_bias_times_a_scale_is_exact() {
         for Format { ty, traits, .. } in FORMATS {
-            let bias = bias_of(traits.codes);
-            assert!(bias == 0 || bias.is_power_of_two(), "{ty}: {bias}");
+            for bias in [false, true].map(|permutes| bias_of(*traits, permutes)) {
+                assert!(bias == 0 || bias.is_power_of_two(), "{ty}: {bias}");
+            }
         }
     }
 }

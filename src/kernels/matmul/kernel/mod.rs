@@ -240,7 +240,7 @@ impl LaneChunks {
                 self.floats.push(loaded.wide(vector));
             }
         } else {
-            let chunk = unsigned(loaded.decode(codebook, at, ty), comptime!(traits(ty)));
+            let chunk = unsigned(loaded.decode(codebook, at, ty), comptime!(traits(ty)), unit.is_nvidia());
             self.blocks.push(Chunk {
                 low: chunk.low,
                 high: chunk.high,
@@ -271,7 +271,7 @@ impl LaneChunks {
                 rounded_four(values, unit)
             }
         } else {
-            rounded_four(unsigned_four(self.blocks.index(row), four), unit)
+            rounded_four(unsigned_four(self.blocks.index(row), four, comptime!(traits(ty)), unit.is_nvidia()), unit)
         }
     }
 }
