@@ -220,7 +220,8 @@ pub fn unsigned_four(
     let word = if in_low { chunk.low.extract(i) } else { chunk.high.extract(comptime!(i % 4)) };
     let scale = if in_low { chunk.scale_low } else { chunk.scale_high };
     let mut min = if in_low { chunk.min_low } else { chunk.min_high };
-    // 128 times a scale more is exact where the min is a bias's: a scale has 18 bits at the most, 128 and a bias together 6.
+    // 128 times a scale more is exact where the min is a bias's: of a float's 24 bits a scale has 18 at the most and 128 and a
+    // bias together 6, or, for a bias of 1, 11 and 8.
     let folds = comptime!(permutes && !traits.min && bias_of(traits, permutes) <= 64);
     if folds {
         min -= scale * 128.0;
