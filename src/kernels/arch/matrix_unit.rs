@@ -118,7 +118,7 @@ impl MatrixUnit {
     }
 
     /// Whether it is NVIDIA's, on which the lanes that share a row are neighbours.
-    pub const fn is_nvidia(self) -> bool {
+    const fn is_nvidia(self) -> bool {
         matches!(self, Self::MmaSync | Self::Wgmma { .. })
     }
 }

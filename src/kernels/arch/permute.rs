@@ -40,6 +40,24 @@ pub fn low_bytes(words: Words) -> u32 {
     }
 }
 
+/// Whether the device makes floats of bytes faster by [`plus_128`] and [`plus_2_23`] than by a conversion: NVIDIA, which
+/// converts integers at a fraction of its rate.
+pub fn places_bytes(properties: &DeviceProperties) -> bool {
+    matches!(Target::of(properties), Target::Nvidia(_))
+}
+
+/// 128 more than a byte of a word, which must be below 128: the upper part of the fraction of a float that is 128.
+#[cube]
+pub fn plus_128(word: u32, #[comptime] byte: u32) -> f32 {
+    f32::reinterpret(byte_permute(word, 0x4300_0000u32, comptime!(0x3010 + ((4 + byte) << 8)), false))
+}
+
+/// 2^23 more than a byte of a word: the lower part of the fraction of a float that is 2^23.
+#[cube]
+pub fn plus_2_23(word: u32, #[comptime] byte: u32) -> f32 {
+    f32::reinterpret(byte_permute(word, 0x4b00_0000u32, comptime!(0x3210 + 4 + byte), false))
+}
+
 /// Whether the device has the instruction that [`lookup16()`] takes.
 pub fn permutes_bytes(properties: &DeviceProperties) -> bool {
     Target::of(properties).permutes_bytes()
@@ -84,7 +102,7 @@ fn eighths(table: [u8; 16]) -> [u32; 4] {
 /// low half on NVIDIA.
 #[cube]
 #[allow(unused_variables)]
-pub fn byte_permute(high: u32, low: u32, selectors: u32, #[comptime] amd: bool) -> u32 {
+pub(super) fn byte_permute(high: u32, low: u32, selectors: u32, #[comptime] amd: bool) -> u32 {
     intrinsic!(|_scope| {
         #[cfg(feature = "llvm")]
         return llvm::perm(_scope, high, low, selectors, amd);

@@ -1,5 +1,7 @@
 //! Every format, and its functions as kernels call them.
 
+use cubecl::frontend::comptime;
+use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
 use super::bits::to_floats;
@@ -7,7 +9,7 @@ use super::format::{Codes, Format, Traits};
 use super::raw::Raw;
 use super::view::{At, CHUNK, Chunk, MatrixView};
 use crate::gguf::GgmlType;
-use crate::kernels::arch::permute::byte_permute;
+use crate::kernels::arch::permute::{places_bytes, plus_2_23, plus_128};
 use crate::kernels::vector::Words;
 
 /// The tables of formats: [`FORMATS`], and the functions of each for kernels.
@@ -172,19 +174,23 @@ pub fn values(
     out
 }
 
-/// The same chunk with unsigned codes and a min for each half: `value = scale * code + min`, for [`unsigned_four`]. Biases are
-/// powers of two, so that the mins of formats without any are exact.
+/// The same chunk with unsigned codes and a min for each half, for [`unsigned_four`]: `value = scale * float + min` of the float
+/// that it makes of a code.
 #[cube]
-pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits, #[comptime] permutes: bool) -> Chunk {
+pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits) -> Chunk {
+    let properties = comptime::device_properties();
+    let float = comptime!(CodeFloat::of(traits, &properties));
     let is_signed = comptime!(traits.codes == Codes::Signed);
-    let bias = comptime!(bias_of(traits, permutes) as f32);
+    let bias = comptime!(float.bias(traits));
     // Codes of seven bits lose the eighth.
-    let kept = comptime!(if is_signed && bias < 128.0 { 0x7f7f_7f7fu32 } else { !0 });
-    let flipped = comptime!(if is_signed { 0x0101_0101 * bias as u32 } else { 0 });
+    let kept = comptime!(if is_signed && bias < 128 { 0x7f7f_7f7fu32 } else { !0 });
+    let flipped = comptime!(if is_signed { 0x0101_0101 * bias } else { 0 });
+    let offset = comptime!((bias + float.offset()) as f32);
     let (mut min_low, mut min_high) = (chunk.min_low, chunk.min_high);
-    if comptime!(bias > 0.0) {
-        min_low = if comptime!(traits.min) { min_low - chunk.scale_low * bias } else { chunk.scale_low * -bias };
-        min_high = if comptime!(traits.min) { min_high - chunk.scale_high * bias } else { chunk.scale_high * -bias };
+    if comptime!(offset > 0.0) {
+        min_low = if comptime!(traits.min) { min_low - chunk.scale_low * offset } else { chunk.scale_low * -offset };
+        min_high =
+            if comptime!(traits.min) { min_high - chunk.scale_high * offset } else { chunk.scale_high * -offset };
     }
     Chunk {
         low: (chunk.low & Words::new(kept.runtime())) ^ Words::new(flipped.runtime()),
@@ -196,49 +202,61 @@ pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits, #[comptime] permutes: 
     }
 }
 
-/// What [`unsigned`] codes have more than the numbers that they stand for.
-fn bias_of(traits: Traits, permutes: bool) -> u32 {
-    match traits.codes {
-        Codes::Signed if traits.small && permutes => 64,
-        Codes::Signed => 128,
-        Codes::Biased(bias) => bias,
+/// How [`unsigned_four`] makes a float of an [`unsigned`] code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CodeFloat {
+    /// By a conversion.
+    Converted,
+    /// In the fraction of 2^23, which is subtracted.
+    Placed,
+    /// In the fraction of 128, for codes below it, whose product with the scale the min takes back. That is exact where the min is
+    /// else a bias's alone: of a float's 24 bits a scale has 18 at the most and 128 and a bias together 6, or, for a bias of
+    /// 1, 11 and 8.
+    Offset,
+}
+
+impl CodeFloat {
+    fn of(traits: Traits, properties: &DeviceProperties) -> Self {
+        match () {
+            () if !places_bytes(properties) => Self::Converted,
+            () if !traits.min && Self::Offset.bias(traits) <= 64 => Self::Offset,
+            () => Self::Placed,
+        }
+    }
+
+    /// What codes have more than the numbers that they stand for: powers of two, whose product with a scale is exact.
+    fn bias(self, traits: Traits) -> u32 {
+        match traits.codes {
+            Codes::Signed if traits.small && self == Self::Offset => 64,
+            Codes::Signed => 128,
+            Codes::Biased(bias) => bias,
+        }
+    }
+
+    /// What floats have more than the codes.
+    fn offset(self) -> u32 {
+        if self == Self::Offset { 128 } else { 0 }
     }
 }
 
-/// Values `4 * i..4 * i + 4` of an [`unsigned`] chunk: a conversion and a fused multiply-add each. They are ggml's but for the
-/// rounding of a min.
-///
-/// With `permutes` codes become floats without a conversion, for devices that convert integers at a fraction of their rate.
+/// Values `4 * i..4 * i + 4` of an [`unsigned`] chunk: a float of each code, and a fused multiply-add. They are ggml's but for
+/// the rounding of a min.
 #[cube]
-pub fn unsigned_four(
-    chunk: &Chunk,
-    #[comptime] i: usize,
-    #[comptime] traits: Traits,
-    #[comptime] permutes: bool,
-) -> Vector<f32, Const<4>> {
+pub fn unsigned_four(chunk: &Chunk, #[comptime] i: usize, #[comptime] traits: Traits) -> Vector<f32, Const<4>> {
+    let properties = comptime::device_properties();
     let in_low = comptime!(i < 4);
     let word = if in_low { chunk.low.extract(i) } else { chunk.high.extract(comptime!(i % 4)) };
     let scale = if in_low { chunk.scale_low } else { chunk.scale_high };
-    let mut min = if in_low { chunk.min_low } else { chunk.min_high };
-    // 128 times a scale more is exact where the min is a bias's: of a float's 24 bits a scale has 18 at the most and 128 and a
-    // bias together 6, or, for a bias of 1, 11 and 8.
-    let folds = comptime!(permutes && !traits.min && bias_of(traits, permutes) <= 64);
-    if folds {
-        min -= scale * 128.0;
-    }
+    let min = if in_low { chunk.min_low } else { chunk.min_high };
     let mut values = Vector::<f32, Const<4>>::empty();
     #[unroll]
     for byte in 0..4u32 {
-        let code = if folds {
-            // The bits of 128 are 0x4300_0000: a code, which a small bias keeps below 128, is the upper part of the fraction.
-            f32::reinterpret(byte_permute(word, 0x4300_0000u32, comptime!(0x3010 + ((4 + byte) << 8)), false))
-        } else if comptime!(permutes) {
-            // The bits of 2^23 are 0x4b00_0000: a code is the lower part of the fraction.
-            f32::reinterpret(byte_permute(word, 0x4b00_0000u32, comptime!(0x3210 + 4 + byte), false)) - 8_388_608.0
-        } else {
-            f32::cast_from((word >> comptime!(8 * byte)) & 0xff)
+        let float = match comptime!(CodeFloat::of(traits, &properties)) {
+            CodeFloat::Converted => f32::cast_from((word >> comptime!(8 * byte)) & 0xff),
+            CodeFloat::Placed => plus_2_23(word, byte) - 8_388_608.0,
+            CodeFloat::Offset => plus_128(word, byte),
         };
-        values.insert(comptime!(byte as usize), fma(code, scale, min));
+        values.insert(comptime!(byte as usize), fma(float, scale, min));
     }
     values
 }
@@ -257,7 +275,7 @@ mod tests {
     #[test]
     fn a_bias_times_a_scale_is_exact() {
         for Format { ty, traits, .. } in FORMATS {
-            for bias in [false, true].map(|permutes| bias_of(*traits, permutes)) {
+            for bias in [CodeFloat::Converted, CodeFloat::Placed, CodeFloat::Offset].map(|float| float.bias(*traits)) {
                 assert!(bias == 0 || bias.is_power_of_two(), "{ty}: {bias}");
             }
         }

@@ -107,13 +107,9 @@ impl Position {
         let chunks = comptime!(self.blueprint.step_chunks());
         let steps = (self.extent.chunks + comptime!(chunks - 1)) / chunks;
         let splits = comptime!(self.blueprint.splits);
-        if comptime!(splits == 1) {
-            (0usize.runtime(), steps)
-        } else {
-            let of_split = (steps + comptime!(splits - 1)) / splits;
-            let begin = self.split * of_split;
-            (begin, min(begin + of_split, steps))
-        }
+        let of_split = (steps + comptime!(splits - 1)) / splits;
+        let begin = self.split * of_split;
+        (begin, min(begin + of_split, steps))
     }
 
     /// The row of weights `i` that the lane holds values of.
@@ -240,7 +236,7 @@ impl LaneChunks {
                 self.floats.push(loaded.wide(vector));
             }
         } else {
-            let chunk = unsigned(loaded.decode(codebook, at, ty), comptime!(traits(ty)), unit.is_nvidia());
+            let chunk = unsigned(loaded.decode(codebook, at, ty), comptime!(traits(ty)));
             self.blocks.push(Chunk {
                 low: chunk.low,
                 high: chunk.high,
@@ -271,7 +267,7 @@ impl LaneChunks {
                 rounded_four(values, unit)
             }
         } else {
-            rounded_four(unsigned_four(self.blocks.index(row), four, comptime!(traits(ty)), unit.is_nvidia()), unit)
+            rounded_four(unsigned_four(self.blocks.index(row), four, comptime!(traits(ty))), unit)
         }
     }
 }
