@@ -227,7 +227,7 @@ fn of_tiles(client: &Client, format: &'static Format) -> Vec<Entry> {
         let launch = move |client: &Client| {
             let k = format.ty.block_size().max(CHUNK * blueprint.step_chunks());
             let weights = upload(client, format, MatrixUnit::ROWS, k)?;
-            let x = pack(client, &zeros(client, FloatType::F32, tokens, k)?, unit);
+            let x = pack(client, &zeros(client, FloatType::F32, tokens, k)?, unit, blueprint.run);
             Some(multiply(client, &weights, &x, FloatType::F32, blueprint))
         };
         let entry = Entry::new("matmul", Some(format.ty), format!("f32, {tokens} tokens"), launch);

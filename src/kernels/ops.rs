@@ -2,6 +2,7 @@
 //!
 //! Few tokens go to [`matvec`](super::matvec), many to [`matmul`](super::matmul) where the device has matrix units.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use cubecl::client::Client;
@@ -11,7 +12,7 @@ use super::accuracy::Accuracy;
 use super::activations::Activations;
 use super::arch::matrix_unit::MatrixUnit;
 use super::formats::traits;
-use super::matmul::{has_matrix_units, multiply_packed, pack, striped};
+use super::matmul::{has_matrix_units, multiply_packed, pack, run, striped};
 use super::matvec::{ActivationType, MAX_TOKENS, matvec_many_with, matvec_with};
 use super::tune::Selection;
 use super::weights::Weights;
@@ -94,7 +95,10 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
         // `Halves` is for host tensors alone; `resolve` never returns it.
         Accuracy::Float | Accuracy::Halves { .. } => matvec(ActivationType::Float),
         Accuracy::MatrixUnits => match MatrixUnit::of(client.properties()) {
-            Some(unit) => multiply_packed(client, unit, weights, &pack(client, x, unit), x.ty()),
+            Some(unit) => {
+                let run = run(unit, weights.ty(), weights.chunks());
+                multiply_packed(client, unit, weights, &pack(client, x, unit, run), x.ty())
+            }
             // cubek-matmul may have no blueprint for the device.
             None => striped(client, weights, x).unwrap_or_else(|_| matvec(ActivationType::Float)),
         },
@@ -110,9 +114,13 @@ pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithm
         let Some(unit) = MatrixUnit::of(client.properties()) else {
             return matrices.iter().map(|&matrix| matmul(client, matrix, x, arithmetic)).collect();
         };
-        let packed = pack(client, x, unit);
+        let mut packed = BTreeMap::new();
         let product = |(matrix, accuracy): (&Matrix, &Accuracy)| match accuracy {
-            Accuracy::MatrixUnits => multiply_packed(client, unit, matrix.weights, &packed, x.ty()),
+            Accuracy::MatrixUnits => {
+                let run = run(unit, matrix.weights.ty(), matrix.weights.chunks());
+                let packed = packed.entry(run).or_insert_with(|| pack(client, x, unit, run));
+                multiply_packed(client, unit, matrix.weights, packed, x.ty())
+            }
             _ => matmul(client, *matrix, x, arithmetic),
         };
         return matrices.iter().zip(&accuracies).map(product).collect();

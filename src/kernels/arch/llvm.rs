@@ -416,6 +416,45 @@ impl ToLLVMDialect for AddressOp {
     }
 }
 
+/// `ld.global` of PTX, of one word or four, which no other access of memory passes.
+#[cube_op(name = "cube_gguf.load_early")]
+#[result_ty(same_as = like)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct LoadEarlyOp {
+    pub from: Value,
+    /// Of the result's type.
+    pub like: Value,
+}
+
+/// Appends a [`LoadEarlyOp`].
+pub fn load_early(scope: &Scope, from: Value, like: Value) -> Value {
+    let op = LoadEarlyOp::new(scope.ctx_mut(), from, like);
+    scope.register_with_result(&op)
+}
+
+#[op_interface_impl]
+impl ToLLVMDialect for LoadEarlyOp {
+    fn rewrite(
+        &self,
+        ctx: &mut Context,
+        rewriter: &mut DialectConversionRewriter,
+        _operands_info: &OperandsInfo,
+    ) -> Result<()> {
+        let (from, like) = (self.from(ctx), self.like(ctx));
+        let (ty, template, constraints) = match lanes(ctx, like) {
+            1 => (like.get_type(ctx), "ld.global.b32 $0, [$1];", "=r,l,~{memory}"),
+            _ => (registers_of(ctx, like), "ld.global.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l,~{memory}"),
+        };
+        let load = InlineAsmOp::new(ctx, ty, vec![from], template, constraints, true);
+        let mut value = appended(ctx, rewriter, &load);
+        if lanes(ctx, like) > 1 {
+            value = from_registers(ctx, rewriter, value, like)?;
+        }
+        rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![value]);
+        Ok(())
+    }
+}
+
 /// `cp.async` of PTX: starts to copy 16 bytes from an address in global memory to one in shared memory.
 #[cube_op(name = "cube_gguf.copy_async")]
 #[result_ty(none)]

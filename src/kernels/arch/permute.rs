@@ -40,7 +40,7 @@ pub fn low_bytes(words: Words) -> u32 {
     }
 }
 
-/// Whether the device makes floats of bytes faster by [`plus_128`] and [`plus_2_23`] than by a conversion: NVIDIA, which
+/// Whether the device makes floats of bytes faster by [`plus_128`] and [`plus_2_15`] than by a conversion: NVIDIA, which
 /// converts integers at a fraction of its rate.
 pub fn places_bytes(properties: &DeviceProperties) -> bool {
     matches!(Target::of(properties), Target::Nvidia(_))
@@ -52,10 +52,10 @@ pub fn plus_128(word: u32, #[comptime] byte: u32) -> f32 {
     f32::reinterpret(byte_permute(word, 0x4300_0000u32, comptime!(0x3010 + ((4 + byte) << 8)), false))
 }
 
-/// 2^23 more than a byte of a word: the lower part of the fraction of a float that is 2^23.
+/// 2^15 more than a byte of a word: the middle of the fraction of a float that is 2^15.
 #[cube]
-pub fn plus_2_23(word: u32, #[comptime] byte: u32) -> f32 {
-    f32::reinterpret(byte_permute(word, 0x4b00_0000u32, comptime!(0x3210 + 4 + byte), false))
+pub fn plus_2_15(word: u32, #[comptime] byte: u32) -> f32 {
+    f32::reinterpret(byte_permute(word, 0x4700_0000u32, comptime!(0x3200 + ((4 + byte) << 4)), false))
 }
 
 /// Whether the device has the instruction that [`lookup16()`] takes.

@@ -97,6 +97,39 @@ pub fn copy_async(to: u32, from: u64) {
     })
 }
 
+/// The four words at an address in global memory.
+///
+/// The load stays where it is, ahead of the next barrier. Another one `ptxas` moves down to where registers are free for its
+/// result, and so to where that is waited for.
+#[cube]
+#[allow(unused_variables)]
+pub fn load_early(from: u64) -> Words {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        {
+            let (from, like) = (from.read_value(scope), Words::__expand_empty(scope).read_value(scope));
+            return llvm::load_early(scope, from, like).into();
+        }
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only LLVM's targets have warpgroups")
+    })
+}
+
+/// The word at an address in global memory, as [`load_early`].
+#[cube]
+#[allow(unused_variables)]
+pub fn load_word_early(from: u64) -> u32 {
+    intrinsic!(|scope| {
+        #[cfg(feature = "llvm")]
+        {
+            let (from, like) = (from.read_value(scope), NativeExpand::<u32>::from(0u32).read_value(scope));
+            return llvm::load_early(scope, from, like).into();
+        }
+        #[cfg(not(feature = "llvm"))]
+        unreachable!("only LLVM's targets have warpgroups")
+    })
+}
+
 /// Ends a group of copies.
 #[cube]
 pub fn end_copies() {

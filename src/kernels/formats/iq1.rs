@@ -21,7 +21,7 @@ use super::codebooks::IQ1S_GRID;
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at};
 use super::layout::{Component, Layout};
-use super::raw::Raw;
+use super::raw::{Places, Raw};
 use super::view::{At, Chunk, MatrixView, half_of};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -95,10 +95,10 @@ pub mod iq1_s {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_half_word(1usize, at));
-        raw.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_half_word(1usize, at));
+        places.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
     }
 
     #[cube]
@@ -146,12 +146,12 @@ pub mod iq1_m {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_half_word(1usize, at));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_half_word(1usize, at));
         let block = at.block(CHUNKS);
-        raw.push(view.word(2usize, at.row, 2 * block));
-        raw.push(view.word(2usize, at.row, 2 * block + 1));
+        places.push(view.word(2usize, at.row, 2 * block));
+        places.push(view.word(2usize, at.row, 2 * block + 1));
     }
 
     #[cube]

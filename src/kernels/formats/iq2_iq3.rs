@@ -21,7 +21,7 @@ use super::codebooks::{
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, u16_at, u32_at};
 use super::layout::{Component, Layout};
-use super::raw::Raw;
+use super::raw::{Places, Raw};
 use super::view::{At, Chunk, MatrixView, byte_of, half_of};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -141,10 +141,10 @@ pub mod iq2_xxs {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
-        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        places.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        places.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
     }
 
     #[cube]
@@ -182,11 +182,11 @@ pub mod iq2_xs {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
-        raw.push(view.word(1usize, at.row, at.index() / 4));
-        raw.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        places.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        places.push(view.word(1usize, at.row, at.index() / 4));
+        places.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
     }
 
     #[cube]
@@ -236,11 +236,11 @@ pub mod iq2_s {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
-        raw.push(view.chunk_half_word(2usize, at));
-        raw.push(view.word(3usize, at.row, at.block(CHUNKS) / 2));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        places.push(view.chunk_half_word(2usize, at));
+        places.push(view.word(3usize, at.row, at.block(CHUNKS) / 2));
     }
 
     #[cube]
@@ -311,11 +311,11 @@ pub mod iq3_xxs {
     }
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
-        raw.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        places.push(view.word(2usize, at.row, at.block(CHUNKS) / 2));
+        places.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        places.push(view.chunk_word(0usize, at, 2usize, 1usize));
     }
 
     #[cube]
@@ -368,14 +368,14 @@ pub mod iq3_s {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(1usize, at, 1usize, 0usize));
         let block = at.block(CHUNKS);
-        raw.push(view.chunk_bits_word(2usize, at, CHUNKS, 8usize, 3 * block));
-        raw.push(view.chunk_bits_word(2usize, at, CHUNKS, 4usize, 3 * block + 2));
-        raw.push(view.word(3usize, at.row, block / 2));
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        places.push(view.chunk_bits_word(2usize, at, CHUNKS, 8usize, 3 * block));
+        places.push(view.chunk_bits_word(2usize, at, CHUNKS, 4usize, 3 * block + 2));
+        places.push(view.word(3usize, at.row, block / 2));
+        places.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        places.push(view.chunk_word(0usize, at, 2usize, 1usize));
     }
 
     #[cube]

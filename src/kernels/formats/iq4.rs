@@ -21,7 +21,7 @@ use super::codebooks::{E2M1_VALUES, IQ4NL_VALUES};
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, nibble_at, nibble_bit, u16_at};
 use super::layout::{Component, Layout};
-use super::raw::Raw;
+use super::raw::{Places, Raw};
 use super::view::{At, Chunk, MatrixView, byte_of};
 use crate::gguf::GgmlType;
 use crate::kernels::arch::permute::{lookup16, permutes_bytes};
@@ -82,9 +82,9 @@ pub mod iq4_nl {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_half_word(1usize, at));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_half_word(1usize, at));
     }
 
     #[cube]
@@ -126,11 +126,11 @@ pub mod iq4_xs {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
         let block = at.block(CHUNKS);
-        raw.push(view.word(1usize, at.row, 2 * block));
-        raw.push(view.word(1usize, at.row, 2 * block + 1));
+        places.push(view.word(1usize, at.row, 2 * block));
+        places.push(view.word(1usize, at.row, 2 * block + 1));
     }
 
     #[cube]
@@ -171,9 +171,9 @@ pub mod mxfp4 {
     }
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.word(1usize, at.row, at.index() / 4));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.word(1usize, at.row, at.index() / 4));
     }
 
     #[cube]
@@ -228,9 +228,9 @@ pub mod nvfp4 {
     }
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_half_word(1usize, at));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_half_word(1usize, at));
     }
 
     #[cube]

@@ -20,7 +20,7 @@ use super::bits::{crumbs, f16, nibbles, ones, signed_byte, splat, two_f16};
 use super::format::{Field, Format, Traits};
 use super::host::{crumb_at, crumb_bit, f16_at, u32_at};
 use super::layout::{Component, Layout};
-use super::raw::Raw;
+use super::raw::{Places, Raw};
 use super::view::{At, Chunk, MatrixView, half_of};
 use crate::gguf::GgmlType;
 
@@ -62,16 +62,16 @@ mod six_bits {
         }
     }
 
-    /// Loads the three words of the chunk's block: the top bits, the scales' low four bits, the mins'.
+    /// The places of the three words of the chunk's block: the top bits, the scales' low four bits, the mins'.
     #[cube]
-    pub fn load(view: &MatrixView, #[comptime] component: usize, at: At, raw: &mut Raw) {
+    pub fn locate(view: &MatrixView, #[comptime] component: usize, at: At, places: &mut Places) {
         let first = 3 * at.block(CHUNKS);
-        raw.push(view.word(component, at.row, first + 2));
-        raw.push(view.word(component, at.row, first));
-        raw.push(view.word(component, at.row, first + 1));
+        places.push(view.word(component, at.row, first + 2));
+        places.push(view.word(component, at.row, first));
+        places.push(view.word(component, at.row, first + 1));
     }
 
-    /// Scale and min of the chunk as floats, from the words that [`load()`] loads, in its order.
+    /// Scale and min of the chunk as floats, from the words at the places that [`locate()`] gives, in its order.
     #[cube]
     pub fn decode(tops: u32, scales: u32, mins: u32, at: At) -> (f32, f32) {
         let shift = u32::cast_from(at.in_block(CHUNKS)) * 4;
@@ -106,11 +106,11 @@ pub mod q2_k {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
-        raw.push(view.word(2usize, at.row, at.block(CHUNKS)));
-        raw.push(view.chunk_half_word(1usize, at));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        places.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        places.push(view.word(2usize, at.row, at.block(CHUNKS)));
+        places.push(view.chunk_half_word(1usize, at));
     }
 
     #[cube]
@@ -173,15 +173,15 @@ pub mod q3_k {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
-        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 2usize, 0usize));
+        places.push(view.chunk_word(0usize, at, 2usize, 1usize));
+        places.push(view.chunk_word(1usize, at, 1usize, 0usize));
         let block = at.block(CHUNKS);
-        raw.push(view.word(3usize, at.row, block / 2));
+        places.push(view.word(3usize, at.row, block / 2));
         // Word 0 holds the low four bits of scales 0 to 7, word 1 those of 8 to 15, word 2 the top bits of all.
-        raw.push(view.word(2usize, at.row, 3 * block + at.in_block(CHUNKS) / 4));
-        raw.push(view.word(2usize, at.row, 3 * block + 2));
+        places.push(view.word(2usize, at.row, 3 * block + at.in_block(CHUNKS) / 4));
+        places.push(view.word(2usize, at.row, 3 * block + 2));
     }
 
     #[cube]
@@ -231,10 +231,10 @@ pub mod q4_k {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        six_bits::load(view, 1usize, at, raw);
-        raw.push(view.word(2usize, at.row, at.block(CHUNKS)));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        six_bits::locate(view, 1usize, at, places);
+        places.push(view.word(2usize, at.row, at.block(CHUNKS)));
     }
 
     #[cube]
@@ -276,11 +276,11 @@ pub mod q5_k {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
-        six_bits::load(view, 2usize, at, raw);
-        raw.push(view.word(3usize, at.row, at.block(CHUNKS)));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        six_bits::locate(view, 2usize, at, places);
+        places.push(view.word(3usize, at.row, at.block(CHUNKS)));
     }
 
     #[cube]
@@ -328,12 +328,12 @@ pub mod q6_k {
     }
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_word(1usize, at, 2usize, 0usize));
-        raw.push(view.chunk_word(1usize, at, 2usize, 1usize));
-        raw.push(view.chunk_half_word(2usize, at));
-        raw.push(view.word(3usize, at.row, at.block(CHUNKS) / 2));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_word(1usize, at, 2usize, 0usize));
+        places.push(view.chunk_word(1usize, at, 2usize, 1usize));
+        places.push(view.chunk_half_word(2usize, at));
+        places.push(view.word(3usize, at.row, at.block(CHUNKS) / 2));
     }
 
     #[cube]
@@ -371,10 +371,10 @@ pub mod q8_k {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
-        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
-        raw.push(view.word(1usize, at.row, at.block(CHUNKS)));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
+        places.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
+        places.push(view.word(1usize, at.row, at.block(CHUNKS)));
     }
 
     #[cube]

@@ -20,7 +20,7 @@ use super::bits::{f16, nibbles, ones, splat, two_f16};
 use super::format::{Field, Format, Traits};
 use super::host::{f16_at, nibble_at, nibble_bit, u32_at};
 use super::layout::{Component, Layout};
-use super::raw::Raw;
+use super::raw::{Places, Raw};
 use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -51,9 +51,9 @@ pub mod q4_0 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_half_word(1usize, at));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_half_word(1usize, at));
     }
 
     #[cube]
@@ -81,9 +81,9 @@ pub mod q4_1 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.word(1usize, at.row, at.index()));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.word(1usize, at.row, at.index()));
     }
 
     #[cube]
@@ -118,10 +118,10 @@ pub mod q5_0 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
-        raw.push(view.chunk_half_word(2usize, at));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        places.push(view.chunk_half_word(2usize, at));
     }
 
     #[cube]
@@ -155,10 +155,10 @@ pub mod q5_1 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        raw.push(view.chunk_word(1usize, at, 1usize, 0usize));
-        raw.push(view.word(2usize, at.row, at.index()));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
+        places.push(view.chunk_word(1usize, at, 1usize, 0usize));
+        places.push(view.word(2usize, at.row, at.index()));
     }
 
     #[cube]
@@ -187,10 +187,10 @@ pub mod q8_0 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
-        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
-        raw.push(view.chunk_half_word(1usize, at));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
+        places.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
+        places.push(view.chunk_half_word(1usize, at));
     }
 
     #[cube]
@@ -217,10 +217,10 @@ pub mod q8_1 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
-        raw.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
-        raw.push(view.word(1usize, at.row, at.index()));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push_wide(view.chunk_wide(0usize, at, 2usize, 0usize));
+        places.push_wide(view.chunk_wide(0usize, at, 2usize, 1usize));
+        places.push(view.word(1usize, at.row, at.index()));
     }
 
     #[cube]

@@ -19,7 +19,7 @@ use super::bits::{crumbs, f16, ones, splat, words};
 use super::format::{Field, Format, Traits};
 use super::host::{crumb_at, crumb_bit, f16_at};
 use super::layout::{Component, Layout};
-use super::raw::Raw;
+use super::raw::{Places, Raw};
 use super::view::{At, Chunk, MatrixView, half_of};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -102,13 +102,13 @@ pub mod tq1_0 {
     }
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
         let block = at.block(CHUNKS);
         let group = first_group(at);
-        raw.push(view.word(2usize, at.row, block / 2));
-        raw.push_wide(view.wide(0usize, at.row, 3 * block + vector_of(group)));
-        raw.push(view.word(1usize, at.row, block));
-        raw.push_wide(view.wide(0usize, at.row, 3 * block + vector_of(group + 1)));
+        places.push(view.word(2usize, at.row, block / 2));
+        places.push_wide(view.wide(0usize, at.row, 3 * block + vector_of(group)));
+        places.push(view.word(1usize, at.row, block));
+        places.push_wide(view.wide(0usize, at.row, 3 * block + vector_of(group + 1)));
     }
 
     #[cube]
@@ -121,15 +121,15 @@ pub mod tq1_0 {
     }
 }
 
-/// Loads a chunk of two-bit codes in component 0, and the word with the f16 scale of its block, of `chunks` chunks, in component 1.
+/// The places of a chunk of two-bit codes in component 0, and of the word with the f16 scale of its block, of `chunks` chunks, in component 1.
 #[cube]
-fn load_crumbs(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] chunks: usize) {
-    raw.push(view.chunk_word(0usize, at, 2usize, 0usize));
-    raw.push(view.chunk_word(0usize, at, 2usize, 1usize));
-    raw.push(view.word(1usize, at.row, at.block(chunks) / 2));
+fn locate_crumbs(view: &MatrixView, at: At, places: &mut Places, #[comptime] chunks: usize) {
+    places.push(view.chunk_word(0usize, at, 2usize, 0usize));
+    places.push(view.chunk_word(0usize, at, 2usize, 1usize));
+    places.push(view.word(1usize, at.row, at.block(chunks) / 2));
 }
 
-/// The chunk that [`load_crumbs`] loaded.
+/// The chunk of the words at the places that [`locate_crumbs`] gives.
 #[cube]
 fn decode_crumbs(raw: &Raw, at: At, #[comptime] chunks: usize) -> Chunk {
     let (low, high) = crumbs(raw.word(0usize), raw.word(1usize));
@@ -160,8 +160,8 @@ pub mod tq2_0 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        load_crumbs(view, at, raw, CHUNKS);
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        locate_crumbs(view, at, places, CHUNKS);
     }
 
     #[cube]
@@ -194,9 +194,9 @@ pub mod q1_0 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        raw.push(view.chunk_word(0usize, at, 1usize, 0usize));
-        raw.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        places.push(view.chunk_word(0usize, at, 1usize, 0usize));
+        places.push(view.word(1usize, at.row, at.block(CHUNKS) / 2));
     }
 
     #[cube]
@@ -231,8 +231,8 @@ pub mod q2_0 {
     };
 
     #[cube]
-    pub fn load(view: &MatrixView, at: At, raw: &mut Raw) {
-        load_crumbs(view, at, raw, CHUNKS);
+    pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
+        locate_crumbs(view, at, places, CHUNKS);
     }
 
     #[cube]

@@ -1,9 +1,9 @@
 //! The formats: their GGUF blocks, their layouts on the device, and their decoding to numbers.
 //!
 //! A family of formats is one file. A format is a `FORMAT` constant (the block, the device [`Layout`], the host's decoder)
-//! and two `#[cube]` functions for a chunk of 32 values: `load` does the chunk's memory loads and nothing else, `decode`
-//! makes values of the loaded words. They are apart so that a kernel can load a chunk long before it decodes it. Plain
-//! floats have one function, `vector`. The registry's table names every format; no operation names one.
+//! and two `#[cube]` functions for a chunk of 32 values: `locate` tells where its words are, `decode` makes values of them.
+//! They are apart so that a kernel can load a chunk long before it decodes it, to registers or to shared memory. Plain
+//! floats have one function, `four`. The registry's table names every format; no operation names one.
 
 mod bits;
 mod codebooks;
@@ -25,7 +25,9 @@ mod view;
 pub use format::{Codes, Format, Traits, Vectors};
 pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
 pub use prefetched::Prefetched;
+pub use raw::Raw;
 pub use registry::{
-    FORMATS, chunk, dense_four, dense_vector, format, traits, unsigned, unsigned_four, values, vectors_per_chunk,
+    FORMATS, chunk, decode, dense_four, dense_vector, format, traits, unsigned, unsigned_four, values,
+    vectors_per_chunk,
 };
 pub use view::{At, CHUNK, Chunk, MatrixView, MatrixViewLaunch};

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::raw::Raw;
-use super::registry::{decode, load};
+use super::registry::{decode, locate};
 use super::view::{At, Chunk, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -23,8 +23,7 @@ pub struct Prefetched {
 impl Prefetched {
     /// The raw words of the chunk at `at`.
     pub fn of(view: &MatrixView, at: At, #[comptime] ty: GgmlType) -> Prefetched {
-        let mut raw = Raw::new();
-        load(view, at, &mut raw, ty);
+        let raw = Raw::load(view, &locate(view, at, ty));
         let (wide_count, narrow_count) = comptime!((raw.wide.len(), raw.narrow.len()));
         let mut prefetched = Prefetched {
             wide: Array::new(comptime!(wide_count.max(1))),
@@ -38,9 +37,12 @@ impl Prefetched {
 
     /// Replaces the words by those of another chunk, in the same place of its span.
     pub fn replace(&mut self, view: &MatrixView, at: At, #[comptime] ty: GgmlType) {
-        let mut raw = Raw::new();
-        load(view, at, &mut raw, ty);
-        self.set(&raw);
+        self.set(&Raw::load(view, &locate(view, at, ty)));
+    }
+
+    /// The same by [`Raw::load_early`].
+    pub fn replace_early(&mut self, view: &MatrixView, at: At, #[comptime] ty: GgmlType) {
+        self.set(&Raw::load_early(view, &locate(view, at, ty)));
     }
 
     fn set(&mut self, raw: &Raw) {
@@ -54,22 +56,22 @@ impl Prefetched {
         }
     }
 
-    /// Vector `i` of the words.
-    pub fn wide(&self, #[comptime] i: usize) -> Words {
-        self.wide[i]
-    }
-
     /// Decodes the words, which are those of the chunk at `at`, as [`decode()`] does.
     pub fn decode(&self, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
+        decode(&self.raw(), codebook, at, ty)
+    }
+
+    /// The words.
+    pub fn raw(&self) -> Raw {
         let mut raw = Raw::new();
         #[unroll]
         for i in 0..self.wide_count {
-            raw.push_wide(self.wide[i]);
+            raw.wide.push(self.wide[i]);
         }
         #[unroll]
         for i in 0..self.narrow_count {
-            raw.push(self.narrow[i]);
+            raw.narrow.push(self.narrow[i]);
         }
-        decode(&raw, codebook, at, ty)
+        raw
     }
 }

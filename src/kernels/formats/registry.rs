@@ -6,10 +6,10 @@ use cubecl::prelude::*;
 
 use super::bits::to_floats;
 use super::format::{Codes, Format, Traits};
-use super::raw::Raw;
+use super::raw::{Places, Raw};
 use super::view::{At, CHUNK, Chunk, MatrixView};
 use crate::gguf::GgmlType;
-use crate::kernels::arch::permute::{places_bytes, plus_2_23, plus_128};
+use crate::kernels::arch::permute::{places_bytes, plus_2_15, plus_128};
 use crate::kernels::vector::Words;
 
 /// The tables of formats: [`FORMATS`], and the functions of each for kernels.
@@ -27,17 +27,19 @@ macro_rules! formats {
             $(crate::kernels::formats::$float_file::$float_mod::FORMAT,)*
         ];
 
-        /// Loads the words of the chunk at `at`, and appends them to `raw`.
+        /// Where the words of the chunk at `at` are.
         #[cube]
-        pub fn load(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] ty: GgmlType) {
+        pub fn locate(view: &MatrixView, at: At, #[comptime] ty: GgmlType) -> Places {
+            let mut places = Places::new();
             match ty {
-                $(GgmlType::$block => crate::kernels::formats::$family::$module::load(view, at, raw),)*
-                $(GgmlType::$float => crate::kernels::formats::registry::load_dense(view, at, raw, ty),)*
+                $(GgmlType::$block => crate::kernels::formats::$family::$module::locate(view, at, &mut places),)*
+                $(GgmlType::$float => crate::kernels::formats::registry::locate_dense(view, at, &mut places, ty),)*
                 _ => comptime!(panic!("{ty} holds no weights")),
             }
+            places
         }
 
-        /// Decodes the chunk at `at` of a block format from the words that [`load()`] loaded. The codebook is the view's, or
+        /// Decodes the chunk at `at` of a block format from the words at the places that [`locate()`] gives. The codebook is the view's, or
         /// its copy in shared memory.
         #[cube]
         pub fn decode(raw: &Raw, $any_codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
@@ -98,18 +100,16 @@ formats! {
 /// Loads and decodes the chunk at `at` of a block format. The codebook is the view's, or its copy in shared memory.
 #[cube]
 pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
-    let mut raw = Raw::new();
-    load(view, at, &mut raw, ty);
-    decode(&raw, codebook, at, ty)
+    decode(&Raw::load(view, &locate(view, at, ty)), codebook, at, ty)
 }
 
-/// The words of a chunk of a dense format.
+/// Where the words of a chunk of a dense format are.
 #[cube]
-fn load_dense(view: &MatrixView, at: At, raw: &mut Raw, #[comptime] ty: GgmlType) {
-    let first = at.index() * comptime!(vectors_per_chunk(ty));
+fn locate_dense(view: &MatrixView, at: At, places: &mut Places, #[comptime] ty: GgmlType) {
+    let vectors = comptime!(vectors_per_chunk(ty));
     #[unroll]
-    for vector in 0..comptime!(vectors_per_chunk(ty)) {
-        raw.push_wide(view.wide(0usize, at.row, first + vector));
+    for i in 0..vectors {
+        places.push_wide(view.wide(0usize, at.row, at.vector(vectors, i)));
     }
 }
 
@@ -122,7 +122,7 @@ pub fn dense_vector(
     out: &mut Sequence<Vector<f32, Const<4>>>,
     #[comptime] ty: GgmlType,
 ) {
-    let words = view.wide(0usize, row, index);
+    let words = view.vector_at(view.wide(0usize, row, index));
     #[unroll]
     for i in 0..comptime!(8 / vectors_per_chunk(ty)) {
         out.push(dense_four(words, i, ty));
@@ -207,27 +207,30 @@ pub fn unsigned(chunk: Chunk, #[comptime] traits: Traits) -> Chunk {
 enum CodeFloat {
     /// By a conversion.
     Converted,
-    /// In the fraction of 2^23, which is subtracted.
-    Placed,
-    /// In the fraction of 128, for codes below it, whose product with the scale the min takes back. That is exact where the min is
-    /// else a bias's alone: of a float's 24 bits a scale has 18 at the most and 128 and a bias together 6, or, for a bias of
-    /// 1, 11 and 8.
-    Offset,
+    /// In the fraction of 128, for codes below it.
+    ///
+    /// The min takes back the offset's product with the scale. Where it is else a bias's alone that is exact: of a float's 24 bits
+    /// a scale has 18 at the most and 128 and a bias together 6, or, for a bias of 1, 11 and 8. A format's own min is rounded
+    /// by 2^-17 of the scale at the most.
+    From128,
+    /// In the fraction of 2^15. 2^15 and a bias of 128 together have 9 bits: the min is exact where the scale is a half, and
+    /// rounded by 2^-10 of the scale at the most where it has more than 15 bits.
+    From2To15,
 }
 
 impl CodeFloat {
     fn of(traits: Traits, properties: &DeviceProperties) -> Self {
         match () {
             () if !places_bytes(properties) => Self::Converted,
-            () if !traits.min && Self::Offset.bias(traits) <= 64 => Self::Offset,
-            () => Self::Placed,
+            () if Self::From128.bias(traits) <= 64 => Self::From128,
+            () => Self::From2To15,
         }
     }
 
     /// What codes have more than the numbers that they stand for: powers of two, whose product with a scale is exact.
     fn bias(self, traits: Traits) -> u32 {
         match traits.codes {
-            Codes::Signed if traits.small && self == Self::Offset => 64,
+            Codes::Signed if traits.small && self == Self::From128 => 64,
             Codes::Signed => 128,
             Codes::Biased(bias) => bias,
         }
@@ -235,7 +238,11 @@ impl CodeFloat {
 
     /// What floats have more than the codes.
     fn offset(self) -> u32 {
-        if self == Self::Offset { 128 } else { 0 }
+        match self {
+            Self::Converted => 0,
+            Self::From128 => 128,
+            Self::From2To15 => 1 << 15,
+        }
     }
 }
 
@@ -253,8 +260,8 @@ pub fn unsigned_four(chunk: &Chunk, #[comptime] i: usize, #[comptime] traits: Tr
     for byte in 0..4u32 {
         let float = match comptime!(CodeFloat::of(traits, &properties)) {
             CodeFloat::Converted => f32::cast_from((word >> comptime!(8 * byte)) & 0xff),
-            CodeFloat::Placed => plus_2_23(word, byte) - 8_388_608.0,
-            CodeFloat::Offset => plus_128(word, byte),
+            CodeFloat::From128 => plus_128(word, byte),
+            CodeFloat::From2To15 => plus_2_15(word, byte),
         };
         values.insert(comptime!(byte as usize), fma(float, scale, min));
     }
@@ -275,7 +282,9 @@ mod tests {
     #[test]
     fn a_bias_times_a_scale_is_exact() {
         for Format { ty, traits, .. } in FORMATS {
-            for bias in [CodeFloat::Converted, CodeFloat::Placed, CodeFloat::Offset].map(|float| float.bias(*traits)) {
+            for bias in
+                [CodeFloat::Converted, CodeFloat::From128, CodeFloat::From2To15].map(|float| float.bias(*traits))
+            {
                 assert!(bias == 0 || bias.is_power_of_two(), "{ty}: {bias}");
             }
         }

@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use crate::kernels::arch::warpgroup::address;
 use crate::kernels::vector::Words;
 
 /// Values in a chunk; rows are processed in whole chunks.
@@ -26,6 +27,28 @@ pub struct MatrixView {
     stride_3: usize,
 }
 
+/// Where a word of a matrix is.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct WordPlace {
+    /// The word, or the vector of 16 bytes that it is loaded with.
+    index: usize,
+    /// Its place in the vector.
+    #[cube(comptime)]
+    in_vector: Option<usize>,
+}
+
+#[cube]
+impl WordPlace {
+    /// Words before it.
+    pub fn word(&self) -> usize {
+        match comptime!(self.in_vector) {
+            Some(word) => 4 * self.index + word,
+            None => self.index,
+        }
+    }
+}
+
 /// A chunk of 32 values in a matrix, alone or as one of the neighbours that a lane decodes together: a span.
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
@@ -39,24 +62,44 @@ pub struct At {
     /// The chunk's place in its span.
     #[cube(comptime)]
     place: usize,
+    /// Lanes side by side whose vectors of plain floats alternate: each has one of every so many.
+    #[cube(comptime)]
+    lanes: usize,
 }
 
 #[cube]
 impl At {
     /// Chunk `chunk` of a row.
     pub fn chunk(row: usize, chunk: usize) -> At {
-        At { row, span: chunk, chunks: comptime!(1usize), place: comptime!(0usize) }
+        At::alternating(row, chunk, comptime!(1usize))
+    }
+
+    /// Chunk `chunk` of a row, or, in a format of plain floats, as many vectors, which alternate with those of the `lanes` chunks
+    /// around it.
+    pub fn alternating(row: usize, chunk: usize, #[comptime] lanes: usize) -> At {
+        At { row, span: chunk, chunks: comptime!(1usize), place: comptime!(0usize), lanes }
     }
 
     /// Chunk `place` of a span of `chunks` chunks. `chunks` divides the row, and divides or is a multiple of the chunks of a
     /// block.
     pub fn in_span(row: usize, span: usize, #[comptime] chunks: usize, #[comptime] place: usize) -> At {
-        At { row, span, chunks, place }
+        At { row, span, chunks, place, lanes: comptime!(1usize) }
     }
 
     /// The chunk in its row.
     pub fn index(&self) -> usize {
         self.span * self.chunks + self.place
+    }
+
+    /// Vector `i` of the chunk's `vectors` of plain floats, in its row.
+    pub fn vector(&self, #[comptime] vectors: usize, #[comptime] i: usize) -> usize {
+        let index = self.index();
+        if comptime!(self.lanes == 1) {
+            index * vectors + i
+        } else {
+            let lane = index % self.lanes;
+            (index - lane) * vectors + comptime!(i * self.lanes) + lane
+        }
     }
 
     /// The block that holds the chunk, in a format with `chunks` chunks a block.
@@ -108,28 +151,46 @@ impl MatrixView {
         }
     }
 
-    /// The 16-byte vector `index` of a row of a component. The component's rows must be 16-byte aligned.
-    pub fn wide(&self, #[comptime] component: usize, row: usize, index: usize) -> Words {
-        self.wide[self.row(component, row) / 4 + index]
+    /// The address of its first word.
+    pub fn address(&self) -> u64 {
+        address(&self.wide, false)
     }
 
-    /// The word `index` of a row of a component.
-    pub fn word(&self, #[comptime] component: usize, row: usize, index: usize) -> u32 {
-        self.words[self.row(component, row) + index]
+    /// The vector at a place.
+    pub fn vector_at(&self, index: usize) -> Words {
+        self.wide[index]
     }
 
-    /// Vector `i` of the chunk's `vectors` in a component of codes.
+    /// The word at a place.
+    pub fn word_at(&self, place: &WordPlace) -> u32 {
+        match comptime!(place.in_vector) {
+            Some(word) => self.wide[place.index].extract(word),
+            None => self.words[place.index],
+        }
+    }
+
+    /// Where the 16-byte vector `index` of a row of a component is. The component's rows must be 16-byte aligned.
+    pub fn wide(&self, #[comptime] component: usize, row: usize, index: usize) -> usize {
+        self.row(component, row) / 4 + index
+    }
+
+    /// Where the word `index` of a row of a component is.
+    pub fn word(&self, #[comptime] component: usize, row: usize, index: usize) -> WordPlace {
+        WordPlace { index: self.row(component, row) + index, in_vector: comptime!(None) }
+    }
+
+    /// Where vector `i` of the chunk's `vectors` in a component of codes is.
     pub fn chunk_wide(
         &self,
         #[comptime] component: usize,
         at: At,
         #[comptime] vectors: usize,
         #[comptime] i: usize,
-    ) -> Words {
+    ) -> usize {
         self.wide(component, at.row, at.index() * vectors + i)
     }
 
-    /// Word `i` of the chunk's `words` in a component of codes. Where a span is whole 16-byte vectors, the chunks of the
+    /// Where word `i` of the chunk's `words` in a component of codes is. Where a span is whole 16-byte vectors, the chunks of the
     /// span share loads of those.
     pub fn chunk_word(
         &self,
@@ -137,18 +198,18 @@ impl MatrixView {
         at: At,
         #[comptime] words: usize,
         #[comptime] i: usize,
-    ) -> u32 {
+    ) -> WordPlace {
         let span_words = comptime!(at.chunks * words);
         if comptime!(span_words.is_multiple_of(4)) {
             let word = comptime!(at.place * words + i);
             let vector = at.span * comptime!(span_words / 4) + comptime!(word / 4);
-            self.wide(component, at.row, vector).extract(comptime!(word % 4))
+            WordPlace { index: self.wide(component, at.row, vector), in_vector: comptime!(Some(word % 4)) }
         } else {
             self.word(component, at.row, at.index() * words + i)
         }
     }
 
-    /// The word with the chunk's field of `bits` bits. The fields of the `chunks` chunks of its block begin at word `first`
+    /// Where the word with the chunk's field of `bits` bits is. The fields of the `chunks` chunks of its block begin at word `first`
     /// of the component's row. [`At::bits_of`] takes the field out.
     pub fn chunk_bits_word(
         &self,
@@ -157,7 +218,7 @@ impl MatrixView {
         #[comptime] chunks: usize,
         #[comptime] bits: usize,
         first: usize,
-    ) -> u32 {
+    ) -> WordPlace {
         let span_bits = comptime!(at.chunks * bits);
         let span = at.span % comptime!(chunks / at.chunks);
         if comptime!(span_bits >= 32) {
@@ -170,8 +231,8 @@ impl MatrixView {
         }
     }
 
-    /// The word with the chunk's field, in a component with 16 bits a chunk. [`At::half_of`] takes the field out.
-    pub fn chunk_half_word(&self, #[comptime] component: usize, at: At) -> u32 {
+    /// Where the word with the chunk's field is, in a component with 16 bits a chunk. [`At::half_of`] takes the field out.
+    pub fn chunk_half_word(&self, #[comptime] component: usize, at: At) -> WordPlace {
         if comptime!(at.chunks.is_multiple_of(2)) {
             self.word(component, at.row, at.span * comptime!(at.chunks / 2) + comptime!(at.place / 2))
         } else {

@@ -1,10 +1,11 @@
 //! The compile-time parameters of a matrix-unit kernel, and the rule that picks them.
 
+use super::pack::run;
 use super::problem::Problem;
 use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::arch::target::Target;
-use crate::kernels::formats::traits;
+use crate::kernels::formats::{CHUNK, traits};
 use crate::kernels::hardware::Hardware;
 
 /// Cores of a device whose driver tells none.
@@ -40,6 +41,8 @@ pub struct Blueprint {
     /// Cubes that share a tile of the result: each takes its steps of the depth, and their sums are added up by a kernel of
     /// its own.
     pub splits: usize,
+    /// Values side by side of a row that are one lane's.
+    pub run: usize,
     /// Whether a row is whole steps of all slices.
     pub whole: bool,
 }
@@ -48,17 +51,27 @@ impl Blueprint {
     /// The rule's choice. (Measured on an H100: `slices` and `row_tiles` at 14336 x 4096 and 4096 x 4096.)
     pub fn of(hardware: &Hardware, unit: MatrixUnit, problem: Problem) -> Self {
         match unit {
-            MatrixUnit::Wgmma { .. } => Self::of_warpgroups(hardware, problem),
-            _ => Self::of_planes(hardware, unit, problem),
+            MatrixUnit::Wgmma { .. } => Self::for_warpgroups(hardware, problem),
+            _ => Self::for_planes(hardware, unit, problem),
         }
     }
 
-    /// Cubes of one warpgroup, of two that share rows where tokens are few, or of two with rows for all registers.
-    fn of_warpgroups(hardware: &Hardware, problem: Problem) -> Self {
+    /// Cubes of two warpgroups with rows of their own; where tokens are few, of two that share rows, or of one.
+    fn for_warpgroups(hardware: &Hardware, problem: Problem) -> Self {
         let Problem { ty, tokens, n, chunks } = problem;
         let with = |tile: usize, row_planes: usize, slices: usize| {
             let unit = MatrixUnit::Wgmma { tokens: tile };
-            let of = Self { ty, unit, row_tiles: 1, token_tiles: 1, row_planes, slices, splits: 1, whole: false };
+            let of = Self {
+                ty,
+                unit,
+                row_tiles: 1,
+                token_tiles: 1,
+                row_planes,
+                slices,
+                splits: 1,
+                run: CHUNK,
+                whole: false,
+            };
             of.for_row_of(chunks)
         };
         let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
@@ -71,19 +84,24 @@ impl Blueprint {
             // None without a step.
             Self { splits: steps.div_ceil(steps.div_ceil(splits)), ..of }
         };
-        if tokens > 128 {
-            let largest = split(with(256, 2 * WARPGROUP, 1), 1, 48);
-            if 10 * cubes(&largest) * largest.splits >= 9 * cores {
-                return largest;
+        let large = split(with(128, 2 * WARPGROUP, 1), 1, 4);
+        let largest = split(with(256, 2 * WARPGROUP, 1), 1, 48);
+        // What the cores do, one cube at a time: the largest tile multiplies faster by a quarter.
+        let work = |of: &Self| (cubes(of) * of.splits).div_ceil(cores) * of.rows() * of.tokens() / of.splits;
+        match tokens {
+            // The words of F32 take all registers.
+            129.. if ty != GgmlType::F32 && 4 * work(&largest) <= 5 * work(&large) => largest,
+            65.. => large,
+            _ => {
+                let tile = tokens.next_power_of_two().max(16);
+                let two = with(tile, WARPGROUP, 2);
+                let is_few = tile <= 32 && two.step_chunks() <= chunks;
+                split(if is_few { two } else { with(tile, WARPGROUP, 1) }, 2, 4)
             }
         }
-        let tile = tokens.next_power_of_two().clamp(16, 128);
-        let two = with(tile, WARPGROUP, 2);
-        let is_few = tile <= 32 && two.step_chunks() <= chunks;
-        split(if is_few { two } else { with(tile, WARPGROUP, 1) }, 2, 4)
     }
 
-    fn of_planes(hardware: &Hardware, unit: MatrixUnit, problem: Problem) -> Self {
+    fn for_planes(hardware: &Hardware, unit: MatrixUnit, problem: Problem) -> Self {
         let Problem { ty, tokens, n, chunks } = problem;
         let few = tokens <= 64;
         // The words of floats take the registers of more rows: on RDNA, all that there are.
@@ -91,7 +109,7 @@ impl Blueprint {
         let row_tiles = if few || is_wide { 1 } else { 2 };
         let with = |tokens: usize, slices: usize| {
             let (token_tiles, row_planes) = (tokens / unit.tokens(), PLANES / slices);
-            let of = Self { ty, unit, row_tiles, token_tiles, row_planes, slices, splits: 1, whole: false };
+            let of = Self { ty, unit, row_tiles, token_tiles, row_planes, slices, splits: 1, run: CHUNK, whole: false };
             of.for_row_of(chunks)
         };
         // The larger a tile, the fewer times weights are decoded. A second cube fits beside it, but on CDNA3, whose vector
@@ -114,7 +132,12 @@ impl Blueprint {
 
     /// The same for rows of so many chunks.
     fn for_row_of(self, chunks: usize) -> Self {
-        Self { whole: chunks.is_multiple_of(self.step_chunks()), ..self }
+        Self { run: run(self.unit, self.ty, chunks), whole: chunks.is_multiple_of(self.step_chunks()), ..self }
+    }
+
+    /// Whether it is warpgroups that multiply.
+    pub fn of_warpgroups(&self) -> bool {
+        matches!(self.unit, MatrixUnit::Wgmma { .. })
     }
 
     /// Rows of weights of a cube.
@@ -234,9 +257,9 @@ mod tests {
             (unit.tokens(), row_planes, slices, splits)
         };
         let wide = [16, 32, 64, 128, 512, 2048].map(|tokens| choice(14336, tokens));
-        assert_eq!(wide, [(16, 4, 2, 1), (32, 4, 2, 1), (64, 4, 1, 1), (128, 4, 1, 1), (256, 8, 1, 1), (256, 8, 1, 1)]);
+        assert_eq!(wide, [(16, 4, 2, 1), (32, 4, 2, 1), (64, 4, 1, 1), (128, 8, 1, 1), (256, 8, 1, 1), (256, 8, 1, 1)]);
         let square = [16, 64, 128, 512, 2048].map(|tokens| choice(4096, tokens));
-        assert_eq!(square, [(16, 4, 2, 4), (64, 4, 1, 4), (128, 4, 1, 4), (128, 4, 1, 1), (256, 8, 1, 1)]);
+        assert_eq!(square, [(16, 4, 2, 4), (64, 4, 1, 4), (128, 8, 1, 4), (128, 8, 1, 1), (256, 8, 1, 1)]);
     }
 
     #[test]

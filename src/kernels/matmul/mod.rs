@@ -13,7 +13,7 @@ use crate::kernels::arch::matrix_unit::MatrixUnit;
 pub use blueprint::Blueprint;
 pub use dequantized::striped;
 pub use launch::{multiply, multiply_packed};
-pub use pack::pack;
+pub use pack::{pack, run};
 pub use problem::Problem;
 
 /// Whether the device has matrix units for products of bf16, by an instruction of ours or by CubeCL's operations.

@@ -5,11 +5,12 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use crate::gguf::GgmlType;
 use crate::kernels::activations::{self, Activations};
 use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::arch::warpgroup::CORE_ROWS;
 use crate::kernels::floats::{FloatType, pack_two};
-use crate::kernels::formats::CHUNK;
+use crate::kernels::formats::{CHUNK, traits};
 use crate::kernels::launch::{Grid, buffer, elementwise};
 use crate::kernels::vector::Words;
 
@@ -26,16 +27,25 @@ pub struct PackedActivations {
     pub tokens: usize,
 }
 
-/// `x` as `unit` takes it.
-pub fn pack(client: &Client, x: &Activations, unit: MatrixUnit) -> PackedActivations {
+/// Values side by side in a row that are one lane's in a step: a chunk, or, where rows of plain floats are whole steps on
+/// warpgroups, those of 16 bytes, so that lanes side by side load vectors side by side.
+pub fn run(unit: MatrixUnit, ty: GgmlType, chunks: usize) -> usize {
+    match unit {
+        MatrixUnit::Wgmma { .. } if traits(ty).dense && chunks.is_multiple_of(STEP_CHUNKS) => 16 / ty.block_bytes(),
+        _ => CHUNK,
+    }
+}
+
+/// `x` as `unit` takes it, whose lanes have runs of so many values (see [`run`]).
+pub fn pack(client: &Client, x: &Activations, unit: MatrixUnit, run: usize) -> PackedActivations {
     let handle = match unit {
-        MatrixUnit::Wgmma { .. } => in_core_matrices(client, x),
+        MatrixUnit::Wgmma { .. } => in_core_matrices(client, x, run),
         _ => activations::pack(client, x, FloatType::BF16),
     };
     PackedActivations { handle, tokens: x.tokens() }
 }
 
-fn in_core_matrices(client: &Client, x: &Activations) -> Handle {
+fn in_core_matrices(client: &Client, x: &Activations, run: usize) -> Handle {
     let (tokens, k) = (x.tokens(), x.k());
     let (handle, ty, stride) = match x.vector_stride() {
         Some(stride) => (x.handle().clone(), x.ty(), stride),
@@ -47,7 +57,7 @@ fn in_core_matrices(client: &Client, x: &Activations) -> Handle {
     // A unit has the two core matrices of an instruction's depth, of one row.
     let (count, dim, grid) = elementwise(client, groups * CORE_ROWS * steps * CORES_PER_STEP / 2);
     let rows = RowsLaunch::new(grid, tokens, k.div_ceil(4), stride / 4, steps);
-    pack_cores::launch(client, count, dim, buffer(&handle, 4 * ty.bytes()), buffer(&out, 16), rows, ty.elem());
+    pack_cores::launch(client, count, dim, buffer(&handle, 4 * ty.bytes()), buffer(&out, 16), rows, run, ty.elem());
     out
 }
 
@@ -66,11 +76,17 @@ struct Rows {
 
 /// Rounds rows to bf16 and puts them into core matrices, step by step, of eight rows after eight others.
 ///
-/// Lane `c` of the four that share a row of weights has chunk `c` of a step, and gives an instruction 4 values of it: the
-/// first two at places `2 * c` and `2 * c + 1` of the depth, the other two 8 places later. So the values `4 * i..4 * i + 4` of
-/// all four chunks are the depth of instruction `i`, in two core matrices.
+/// Lane `c` of the four that share a row of weights has every fourth run of a step from run `c` on, and gives an instruction
+/// the next 4 of its values: the first two at places `2 * c` and `2 * c + 1` of the depth, the other two 8 places later. So the
+/// values `4 * i..4 * i + 4` of all four lanes are the depth of instruction `i`, in two core matrices.
 #[cube(launch)]
-fn pack_cores<X: Float>(x: &[Vector<X, Const<4>>], out: &mut [Words], rows: &Rows, #[define(X)] _dtype: ElemType) {
+fn pack_cores<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    out: &mut [Words],
+    rows: &Rows,
+    #[comptime] run: usize,
+    #[define(X)] _dtype: ElemType,
+) {
     let position = rows.grid.unit();
     if position >= rows.grid.len {
         terminate!();
@@ -81,15 +97,17 @@ fn pack_cores<X: Float>(x: &[Vector<X, Const<4>>], out: &mut [Words], rows: &Row
     let (step, group) = (rest % rows.steps, rest / rows.steps);
     let token = min(group * CORE_ROWS + row, rows.tokens - 1);
     let (mut front, mut back) = (Words::empty(), Words::empty());
+    let of_run = comptime!(run / 4);
+    let (nth, in_run) = (instruction / of_run, instruction % of_run);
     #[unroll]
-    for chunk in 0..STEP_CHUNKS {
-        let vector = (step * STEP_CHUNKS + chunk) * comptime!(CHUNK / 4) + instruction;
+    for lane in 0..STEP_CHUNKS {
+        let vector = step * comptime!(STEP_CHUNKS * CHUNK / 4) + (nth * STEP_CHUNKS + lane) * of_run + in_run;
         let mut values = Vector::<f32, Const<4>>::new(0.0f32);
         if vector < rows.vectors {
             values = Vector::cast_from(x[token * rows.stride + vector]);
         }
-        front.insert(chunk, pack_two(values.extract(0usize), values.extract(1usize), FloatType::BF16));
-        back.insert(chunk, pack_two(values.extract(2usize), values.extract(3usize), FloatType::BF16));
+        front.insert(lane, pack_two(values.extract(0usize), values.extract(1usize), FloatType::BF16));
+        back.insert(lane, pack_two(values.extract(2usize), values.extract(3usize), FloatType::BF16));
     }
     let at = ((group * rows.steps + step) * CORES_PER_STEP + 2 * instruction) * CORE_ROWS + row;
     out[at] = front;

@@ -36,7 +36,8 @@ use crate::kernels::arch::matrix_unit::{
 };
 use crate::kernels::floats::rounded;
 use crate::kernels::formats::{
-    At, Chunk, MatrixView, Prefetched, dense_four, traits, unsigned, unsigned_four, vectors_per_chunk,
+    At, CHUNK, Chunk, MatrixView, Prefetched, Raw, decode, dense_four, traits, unsigned, unsigned_four,
+    vectors_per_chunk,
 };
 use crate::kernels::launch::Grid;
 use crate::kernels::vector::Words;
@@ -129,7 +130,12 @@ impl Position {
     fn weight_at(&self, #[comptime] i: usize, step: usize) -> At {
         let chunk = self.chunk(step);
         let chunk = if comptime!(self.blueprint.whole) { chunk } else { min(chunk, self.extent.chunks - 1) };
-        At::chunk(min(self.weight_row(i), self.extent.n - 1), chunk)
+        let row = min(self.weight_row(i), self.extent.n - 1);
+        At::alternating(
+            row,
+            chunk,
+            comptime!(if self.blueprint.run < CHUNK { self.blueprint.unit.lanes_per_row() } else { 1 }),
+        )
     }
 }
 
@@ -193,14 +199,20 @@ fn decode_and_load(
     next: usize,
 ) -> LaneChunks {
     let blueprint = comptime!(position.blueprint);
-    let mut chunks = LaneChunks { blocks: Sequence::new(), floats: Sequence::new() };
+    let mut chunks = LaneChunks::new();
     #[unroll]
     for i in 0..comptime!(blueprint.rows_per_lane()) {
-        chunks.push(weights.index(i), &view.codebook, position.weight_at(i, step), blueprint);
+        chunks.push(&weights.index(i).raw(), &view.codebook, position.weight_at(i, step), blueprint);
     }
     #[unroll]
     for i in 0..comptime!(blueprint.rows_per_lane()) {
-        weights.index_mut(i).replace(view, position.weight_at(i, next), blueprint.ty);
+        let at = position.weight_at(i, next);
+        // Nothing but loads keeps BF16's lanes busy: in a row they hold back the products.
+        if comptime!(blueprint.of_warpgroups() && blueprint.ty != GgmlType::BF16) {
+            weights.index_mut(i).replace_early(view, at, blueprint.ty);
+        } else {
+            weights.index_mut(i).replace(view, at, blueprint.ty);
+        }
     }
     chunks
 }
@@ -227,8 +239,12 @@ struct LaneChunks {
 
 #[cube]
 impl LaneChunks {
+    fn new() -> LaneChunks {
+        LaneChunks { blocks: Sequence::new(), floats: Sequence::new() }
+    }
+
     /// Adds a row's, which was loaded from `at`.
-    fn push(&mut self, loaded: &Prefetched, codebook: &[u32], at: At, #[comptime] blueprint: Blueprint) {
+    fn push(&mut self, loaded: &Raw, codebook: &[u32], at: At, #[comptime] blueprint: Blueprint) {
         let (ty, unit) = comptime!((blueprint.ty, blueprint.unit));
         if comptime!(traits(ty).dense) {
             #[unroll]
@@ -236,7 +252,7 @@ impl LaneChunks {
                 self.floats.push(loaded.wide(vector));
             }
         } else {
-            let chunk = unsigned(loaded.decode(codebook, at, ty), comptime!(traits(ty)));
+            let chunk = unsigned(decode(loaded, codebook, at, ty), comptime!(traits(ty)));
             self.blocks.push(Chunk {
                 low: chunk.low,
                 high: chunk.high,
