@@ -455,33 +455,35 @@ impl ToLLVMDialect for LoadEarlyOp {
     }
 }
 
-/// `cp.async` of PTX: starts to copy 16 bytes from an address in global memory to one in shared memory.
-#[cube_op(name = "cube_gguf.copy_async")]
+/// A statement of PTX on memory, whose operands are `$0` and `$2` of 32 bits and `$1` of 64; it may leave some out.
+#[cube_op(name = "cube_gguf.asynchronous")]
 #[result_ty(none)]
 #[op_traits(CanMaterialize, HasSideEffects)]
-pub struct CopyAsyncOp {
-    pub to: Value,
-    pub from: Value,
+pub struct AsynchronousOp {
+    pub first: Value,
+    pub second: Value,
+    pub third: Value,
+    pub statement: StringAttr,
 }
 
-/// Appends a [`CopyAsyncOp`].
-pub fn copy_async(scope: &Scope, to: Value, from: Value) {
-    let op = CopyAsyncOp::new(scope.ctx_mut(), to, from);
+/// Appends an [`AsynchronousOp`].
+pub fn asynchronous(scope: &Scope, [first, second, third]: [Value; 3], statement: &str) {
+    let op = AsynchronousOp::new(scope.ctx_mut(), first, second, third, statement);
     scope.register(&op);
 }
 
 #[op_interface_impl]
-impl ToLLVMDialect for CopyAsyncOp {
+impl ToLLVMDialect for AsynchronousOp {
     fn rewrite(
         &self,
         ctx: &mut Context,
         rewriter: &mut DialectConversionRewriter,
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
-        let operands = vec![self.to(ctx), self.from(ctx)];
+        let operands = vec![self.first(ctx), self.second(ctx), self.third(ctx)];
+        let statement = String::from(self.statement(ctx).clone());
         let void = VoidType::get(ctx).into();
-        let asm =
-            InlineAsmOp::new(ctx, void, operands, "cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}", true);
+        let asm = InlineAsmOp::new(ctx, void, operands, &statement, "r,l,r,~{memory}", true);
         rewriter.insert_op(ctx, &asm);
         rewriter.erase_operation(ctx, self.get_operation());
         Ok(())

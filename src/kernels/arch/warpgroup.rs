@@ -84,15 +84,60 @@ pub fn address(vectors: &[Words], #[comptime] shared: bool) -> u64 {
     })
 }
 
-/// Starts to copy a vector of 16 bytes from an address in global memory to one in shared memory.
+/// Makes the 8 bytes at an address of shared memory a barrier of `count` arrivals a phase.
+#[cube]
+pub fn make_barrier(barrier: u32, #[comptime] count: usize) {
+    asynchronous(barrier, 0u64, 0u32, comptime!(format!("mbarrier.init.shared::cta.b64 [$0], {count};")));
+}
+
+/// Lets all that come after the next [`sync_cube`] see the barriers that this unit has made, copies included.
+#[cube]
+pub fn publish_barriers() {
+    statement("fence.mbarrier_init.release.cluster;");
+    statement("fence.proxy.async.shared::cta;");
+}
+
+/// Arrives at a barrier.
+#[cube]
+pub fn arrive(barrier: u32) {
+    asynchronous(barrier, 0u64, 0u32, comptime!("mbarrier.arrive.shared::cta.b64 _, [$0];".to_string()));
+}
+
+/// Arrives at a barrier whose phase ends no sooner than copies to it have brought `bytes` more.
+#[cube]
+pub fn arrive_and_expect(barrier: u32, #[comptime] bytes: usize) {
+    let template = comptime!(format!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes};"));
+    asynchronous(barrier, 0u64, 0u32, template);
+}
+
+/// Waits until a barrier's phase of this parity has ended: the first phase has parity 0.
+#[cube]
+pub fn wait_at(barrier: u32, parity: u32) {
+    let template = comptime!(
+        "{\n.reg .pred ended;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 ended, [$0], $2;\n@!ended bra again;\n}"
+            .to_string()
+    );
+    asynchronous(barrier, 0u64, parity, template);
+}
+
+/// Starts to copy bytes, a multiple of 16, from an address of global memory to one of shared memory, and tells a barrier of them
+/// when they are there.
+#[cube]
+pub fn copy_async(to: u32, from: u64, #[comptime] bytes: usize, barrier: u32) {
+    let template = comptime!(format!(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], {bytes}, [$2];"
+    ));
+    asynchronous(to, from, barrier, template);
+}
+
 #[cube]
 #[allow(unused_variables)]
-pub fn copy_async(to: u32, from: u64) {
+fn asynchronous(first: u32, second: u64, third: u32, #[comptime] template: String) {
     intrinsic!(|scope| {
         #[cfg(feature = "llvm")]
         {
-            let (to, from) = (to.read_value(scope), from.read_value(scope));
-            llvm::copy_async(scope, to, from);
+            let operands = [first.read_value(scope), second.read_value(scope), third.read_value(scope)];
+            llvm::asynchronous(scope, operands, &template);
         }
     })
 }
@@ -128,24 +173,6 @@ pub fn load_word_early(from: u64) -> u32 {
         #[cfg(not(feature = "llvm"))]
         unreachable!("only LLVM's targets have warpgroups")
     })
-}
-
-/// Ends a group of copies.
-#[cube]
-pub fn end_copies() {
-    statement("cp.async.commit_group;");
-}
-
-/// Waits for all groups of copies but the last `pending`, and lets products see what this unit has copied.
-#[cube]
-pub fn wait_for_copies(#[comptime] pending: usize) {
-    statement(comptime!(match pending {
-        0 => "cp.async.wait_group 0;",
-        1 => "cp.async.wait_group 1;",
-        2 => "cp.async.wait_group 2;",
-        _ => panic!("there are never more groups of copies under way than stages"),
-    }));
-    statement("fence.proxy.async.shared::cta;");
 }
 
 #[cube]

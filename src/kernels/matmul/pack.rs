@@ -20,6 +20,12 @@ pub const STEP_CHUNKS: usize = 4;
 /// Core matrices side by side in a step: 8 values each.
 pub const CORES_PER_STEP: usize = STEP_CHUNKS * CHUNK / 8;
 
+/// Bytes of eight rows in a step.
+pub const GROUP_BYTES: usize = 16 * CORES_PER_STEP * CORE_ROWS;
+
+/// The most rows of activations of a cube of warpgroups.
+const MAX_TOKENS: usize = 256;
+
 /// Rows of bf16 as a matrix unit takes them: contiguous rows of whole chunks, or core matrices for warpgroups.
 #[derive(Clone, Debug)]
 pub struct PackedActivations {
@@ -53,10 +59,11 @@ fn in_core_matrices(client: &Client, x: &Activations, run: usize) -> Handle {
     };
     let steps = k.div_ceil(STEP_CHUNKS * CHUNK);
     let groups = tokens.div_ceil(CORE_ROWS);
-    let out = client.empty(16 * groups * steps * CORES_PER_STEP * CORE_ROWS);
+    // The last cube's copies have more rows than there are.
+    let out = client.empty(GROUP_BYTES * (groups * steps + MAX_TOKENS / CORE_ROWS));
     // A unit has the two core matrices of an instruction's depth, of one row.
     let (count, dim, grid) = elementwise(client, groups * CORE_ROWS * steps * CORES_PER_STEP / 2);
-    let rows = RowsLaunch::new(grid, tokens, k.div_ceil(4), stride / 4, steps);
+    let rows = RowsLaunch::new(grid, tokens, k.div_ceil(4), stride / 4, groups);
     pack_cores::launch(client, count, dim, buffer(&handle, 4 * ty.bytes()), buffer(&out, 16), rows, run, ty.elem());
     out
 }
@@ -70,11 +77,12 @@ struct Rows {
     vectors: usize,
     /// From one row to the next, in vectors.
     stride: usize,
-    /// Steps of a row.
-    steps: usize,
+    /// Rows, in groups of those of a core matrix.
+    groups: usize,
 }
 
-/// Rounds rows to bf16 and puts them into core matrices, step by step, of eight rows after eight others.
+/// Rounds rows to bf16 and puts them into core matrices: step by step, and in a step eight rows after eight others, so that what
+/// a cube takes is in one piece.
 ///
 /// Lane `c` of the four that share a row of weights has every fourth run of a step from run `c` on, and gives an instruction
 /// the next 4 of its values: the first two at places `2 * c` and `2 * c + 1` of the depth, the other two 8 places later. So the
@@ -94,7 +102,7 @@ fn pack_cores<X: Float>(
     let instructions = comptime!(CORES_PER_STEP / 2);
     let (instruction, rest) = (position % instructions, position / instructions);
     let (row, rest) = (rest % CORE_ROWS, rest / CORE_ROWS);
-    let (step, group) = (rest % rows.steps, rest / rows.steps);
+    let (group, step) = (rest % rows.groups, rest / rows.groups);
     let token = min(group * CORE_ROWS + row, rows.tokens - 1);
     let (mut front, mut back) = (Words::empty(), Words::empty());
     let of_run = comptime!(run / 4);
@@ -109,7 +117,7 @@ fn pack_cores<X: Float>(
         front.insert(lane, pack_two(values.extract(0usize), values.extract(1usize), FloatType::BF16));
         back.insert(lane, pack_two(values.extract(2usize), values.extract(3usize), FloatType::BF16));
     }
-    let at = ((group * rows.steps + step) * CORES_PER_STEP + 2 * instruction) * CORE_ROWS + row;
+    let at = ((step * rows.groups + group) * CORES_PER_STEP + 2 * instruction) * CORE_ROWS + row;
     out[at] = front;
     out[at + CORE_ROWS] = back;
 }

@@ -207,8 +207,7 @@ fn decode_and_load(
     #[unroll]
     for i in 0..comptime!(blueprint.rows_per_lane()) {
         let at = position.weight_at(i, next);
-        // Nothing but loads keeps BF16's lanes busy: in a row they hold back the products.
-        if comptime!(blueprint.of_warpgroups() && blueprint.ty != GgmlType::BF16) {
+        if comptime!(blueprint.of_warpgroups()) {
             weights.index_mut(i).replace_early(view, at, blueprint.ty);
         } else {
             weights.index_mut(i).replace(view, at, blueprint.ty);

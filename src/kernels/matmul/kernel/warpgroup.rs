@@ -1,19 +1,20 @@
 //! The same on Hopper's warpgroups: products run while the lanes decode the next step's weights.
 //!
-//! Activations come in the order that the instruction reads them in (see [`pack_cores`](super::super::pack)), by copies to shared
-//! memory that are under way some steps ahead. A lane decodes weights as for `mma.sync`; an instruction takes them from
-//! its registers, and all rows of activations of the cube at once from shared memory.
+//! Activations come in the order that the instruction reads them in (see [`pack_cores`](super::super::pack)), by bulk copies to
+//! stages of shared memory that are under way some steps ahead. A lane decodes weights as for `mma.sync`; an instruction takes
+//! them from its registers, and all rows of activations of the cube at once from shared memory.
 //!
 //! ```text
-//! start copying the first steps' activations; start loading the first step's weights
+//! start copying the activations of the first steps; start loading the first step's weights
 //! for each step:                                      while products of the step before run
 //!     chunks = decode(loaded weights); start loading the next step's weights
-//!     wait for this step's activations
-//!     start copying the activations of a later step, where those of the step before the last were
+//!     wait until this step's activations are there
 //!     for each group of instructions:
 //!         wait for the products of this group of the step before, which read their weights from the same registers
 //!         weights = bf16(values of the chunks)
 //!         start sums += weights * staged activations
+//!     say that the activations of the step before are done with
+//!     the first plane: when all planes have said so, start copying those of a later step to their stage
 //! ```
 
 use cubecl::ir::ElemType;
@@ -24,14 +25,14 @@ use super::{
 };
 use crate::gguf::GgmlType;
 use crate::kernels::arch::warpgroup::{
-    CORE_ROWS, address, begin_products, copy_async, descriptor, end_copies, end_products, multiply_add_async,
-    wait_for_copies, wait_for_products,
+    CORE_ROWS, address, arrive, arrive_and_expect, begin_products, copy_async, descriptor, end_products, make_barrier,
+    multiply_add_async, publish_barriers, wait_at, wait_for_products,
 };
 use crate::kernels::formats::MatrixView;
-use crate::kernels::matmul::pack::{CORES_PER_STEP, STEP_CHUNKS};
+use crate::kernels::matmul::pack::{CORES_PER_STEP, GROUP_BYTES, STEP_CHUNKS};
 use crate::kernels::vector::Words;
 
-/// Bytes of a vector.
+/// Bytes of a vector, and from one barrier to the next.
 const VECTOR: usize = 16;
 
 /// `x`, rows of bf16 in core matrices, times the transpose of a matrix.
@@ -47,27 +48,52 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
 ) {
     let position = Position::new(extent, blueprint);
     let mut sums = zeros::<S>(blueprint);
-    let stage = comptime!(blueprint.staged_vectors());
     let stages = comptime!(blueprint.stages());
-    let staged = Shared::<[Words]>::new_slice(comptime!(stages * stage));
-    let (to, from) = (u32::cast_from(address(&staged, true)), address(x, false));
+    let staged = Shared::<[Words]>::new_slice(comptime!(stages * blueprint.staged_vectors()));
+    let barriers = Shared::<[Words]>::new_slice(comptime!(2 * stages));
+    let filled = u32::cast_from(address(&barriers, true));
+    let emptied = filled + comptime!((stages * VECTOR) as u32);
+    let ring = Ring { to: u32::cast_from(address(&staged, true)), from: address(x, false), filled, emptied };
+    if UNIT_POS == 0 {
+        #[unroll]
+        for stage in 0..stages {
+            make_barrier(ring.filled + comptime!((stage * VECTOR) as u32), 1usize);
+            make_barrier(ring.emptied + comptime!((stage * VECTOR) as u32), comptime!(blueprint.planes()));
+        }
+        publish_barriers();
+    }
+    sync_cube();
     let (begin, end) = position.steps();
-    #[unroll]
-    for ahead in 0..comptime!(stages - 2) {
-        copy_activations(from, to, position, min(begin + ahead, end - 1), (begin + ahead) % stages);
-        end_copies();
+    let copies = UNIT_POS_Y == 0;
+    if copies {
+        #[unroll]
+        for stage in 0..comptime!(stages - 1) {
+            if begin + stage < end {
+                ring.fill(stage.runtime(), position, begin + stage);
+            }
+        }
     }
     let mut weights = first_weights(view, position, begin);
+    let mut stage = 0usize;
+    let mut parity = 0u32;
     for step in begin..end {
         let chunks = decode_and_load(view, &mut weights, position, step, min(step + 1, end - 1));
-        wait_for_copies(comptime!(stages - 3));
-        sync_cube();
-        let later = step + comptime!(stages - 2);
-        copy_activations(from, to, position, min(later, end - 1), later % stages);
-        end_copies();
-        let first = step % stages * stage + position.slice * comptime!(stage / blueprint.slices);
-        let first = to + u32::cast_from(first * VECTOR);
-        multiply_step(&chunks, first, position, step, &mut sums);
+        wait_at(ring.filled + u32::cast_from(stage * VECTOR), parity);
+        let is_first = step == begin;
+        let before = select(stage == 0, comptime!(stages - 1).runtime(), stage - 1);
+        multiply_step(&chunks, ring, stage, position, step, &mut sums);
+        if !is_first && position.lane == 0 {
+            arrive(ring.emptied + u32::cast_from(before * VECTOR));
+        }
+        let later = step + comptime!(stages - 1);
+        if copies && later < end {
+            if !is_first {
+                wait_at(ring.emptied + u32::cast_from(before * VECTOR), select(stage == 0, parity ^ 1, parity));
+            }
+            ring.fill(before, position, later);
+        }
+        parity = select(stage == comptime!(stages - 1), parity ^ 1, parity);
+        stage = select(stage == comptime!(stages - 1), 0usize.runtime(), stage + 1);
     }
     wait(&mut sums, 0usize, blueprint);
     if comptime!(blueprint.slices > 1) {
@@ -82,7 +108,8 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
 #[cube]
 fn multiply_step<S: Size>(
     chunks: &LaneChunks,
-    first: u32,
+    ring: Ring,
+    stage: usize,
     position: Position,
     step: usize,
     sums: &mut Array<Vector<f32, S>>,
@@ -92,6 +119,9 @@ fn multiply_step<S: Size>(
     let is_sure = comptime!(blueprint.whole && blueprint.ty != GgmlType::BF16);
     let inside = is_sure || position.chunk(step) < position.extent.chunks;
     let (tiles, groups) = comptime!((blueprint.row_tiles, blueprint.groups()));
+    let of_stage = comptime!(blueprint.staged_vectors());
+    let first = stage * of_stage + position.slice * comptime!(of_stage / blueprint.slices);
+    let first = ring.to + u32::cast_from(first * VECTOR);
     // An instruction's depth is two core matrices.
     let of_group = comptime!(CORES_PER_STEP / 2 / groups);
     #[unroll]
@@ -123,27 +153,40 @@ fn wait<S: Size>(sums: &mut Array<Vector<f32, S>>, #[comptime] pending: usize, #
     }
 }
 
-/// Starts to copy the unit's share of a step's activations to a stage.
+/// The stages of activations, by addresses.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Ring {
+    /// The first stage.
+    to: u32,
+    /// The packed activations.
+    from: u64,
+    /// The barrier of the first stage that copies end a phase of, and those of the others.
+    filled: u32,
+    /// The barriers that planes arrive at when they are done with a stage.
+    emptied: u32,
+}
+
 #[cube]
-fn copy_activations(from: u64, to: u32, position: Position, step: usize, stage: usize) {
-    let (extent, blueprint) = (position.extent, comptime!(position.blueprint));
-    let of_rows = comptime!(CORES_PER_STEP * CORE_ROWS);
-    let steps = (extent.chunks + comptime!(STEP_CHUNKS - 1)) / STEP_CHUNKS;
-    let last = (extent.tokens - 1) / CORE_ROWS;
-    let (all, units) = comptime!((blueprint.staged_vectors(), blueprint.units()));
-    #[unroll]
-    for i in 0..comptime!(all.div_ceil(units)) {
-        let vector = UNIT_POS as usize + comptime!(i * units);
-        let of_slice = comptime!(all / blueprint.slices);
-        let (slice, in_slice) = (vector / of_slice, vector % of_slice);
-        let rows = min(position.token / CORE_ROWS + in_slice / of_rows, last);
-        // Past the last step, weights are zeros.
-        let of_step = min(step * comptime!(blueprint.slices) + slice, steps - 1);
-        let source = (rows * steps + of_step) * of_rows + in_slice % of_rows;
-        let in_stage = comptime!((i + 1) * units <= all) || vector < all;
-        if in_stage {
-            let target = to + u32::cast_from((stage * all + vector) * VECTOR);
-            copy_async(target, from + u64::cast_from(source * VECTOR));
+impl Ring {
+    /// Starts to copy a step's activations to a stage, a slice's by one lane.
+    fn fill(&self, stage: usize, position: Position, step: usize) {
+        let (extent, blueprint) = (position.extent, comptime!(position.blueprint));
+        let (slices, groups) = comptime!((blueprint.slices, blueprint.tokens() / CORE_ROWS));
+        let barrier = self.filled + u32::cast_from(stage * VECTOR);
+        if position.lane == 0 {
+            arrive_and_expect(barrier, comptime!(slices * groups * GROUP_BYTES));
+            #[unroll]
+            for slice in 0..slices {
+                let steps = (extent.chunks + comptime!(STEP_CHUNKS - 1)) / STEP_CHUNKS;
+                // Past the last step, weights are zeros.
+                let of_step = min(step * slices + slice, steps - 1);
+                let of_row = (extent.tokens + comptime!(CORE_ROWS - 1)) / CORE_ROWS;
+                let source = (of_step * of_row + position.token / CORE_ROWS) * GROUP_BYTES;
+                let target = (stage * slices + slice) * comptime!(groups * GROUP_BYTES);
+                let (to, from) = (self.to + u32::cast_from(target), self.from + u64::cast_from(source));
+                copy_async(to, from, comptime!(groups * GROUP_BYTES), barrier);
+            }
         }
     }
 }
