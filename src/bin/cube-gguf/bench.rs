@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use cube_gguf::internals::{FORMATS, format};
-use cube_gguf::{Device, Error, GgmlType};
+use cube_gguf::{Device, Error, FloatType, GgmlType};
 
+use crate::dequantize::Dtype;
 use crate::output::print;
 use crate::timing::{Case, Copies, cases_of, is_host, time_copy};
 use crate::{DeviceArgument, Outcome};
@@ -18,12 +19,12 @@ const MAX_TOKENS: usize = 1 << 20;
 The columns: us is the median time of one operation, gbps_weights the GGUF bytes of the weights over it, tflops the
 floating-point operations of a product. Activations are f32 and resident; quantizing them is part of the product.
 With --graph a queue of products is recorded once and replayed, which CUDA, HIP and wgpu can. With --chain each of 200
-products takes the result of the one before. Dequantization is to f32. Weights rotate over copies that together exceed
-four last-level caches, 256 copies at most. A copy's bytes are those read and those written.
+products takes the result of the one before. Weights rotate over copies that together exceed four last-level caches, 256
+copies at most. The bytes of a copy and of a dequantization are those read and those written.
 
 Examples:
   cube-gguf bench --types q4_0,q4_k,q6_k --tokens 1,8,512
-  cube-gguf bench --op dequantize --n 4096 --k 4096 --csv > dequantize.csv
+  cube-gguf bench --op dequantize --dtype f16 --n 4096 --k 4096 --csv > dequantize.csv
   cube-gguf bench --n 4096 --k 4096 --types q4_0 --chain --graph
   cube-gguf bench --op launch --n 64 --types q4_0
   cube-gguf bench model.gguf --device rocm")]
@@ -46,6 +47,9 @@ pub struct Arguments {
     /// The operation to time.
     #[arg(long, value_enum, default_value_t = Operation::Matmul)]
     op: Operation,
+    /// The type of the values of a dequantization; on the host f32.
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
     /// Time replays of a recorded graph, as frameworks decode: device time without the host's cost of launches.
     #[arg(long)]
     graph: bool,
@@ -65,7 +69,7 @@ enum Operation {
     Matmul,
     /// Host time of queueing a product, while the device computes
     Launch,
-    /// All weights to f32; `tokens` is 0
+    /// All weights to floats; `tokens` is 0
     Dequantize,
     /// Memory to memory, whatever the types and shapes: the upper limit of every other rate
     Copy,
@@ -82,6 +86,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let device = arguments.device.open()?;
     if arguments.graph && matches!(device, Device::Cpu) {
         return Err("--graph is for devices that replay launches, which the host does not".into());
+    }
+    let (dtype, _) = arguments.dtype.float();
+    if dtype != FloatType::F32 && (arguments.op != Operation::Dequantize || matches!(device, Device::Cpu)) {
+        return Err("--dtype is for --op dequantize on a device with kernels of its own".into());
     }
     if arguments.op == Operation::Launch && matches!(device, Device::Cpu) {
         return Err("--op launch is for devices with a queue, which the host has not".into());
@@ -106,7 +114,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         for &tokens in tokens {
             let seconds = match arguments.op {
                 Operation::Launch => copies.time_launch(tokens),
-                Operation::Dequantize => copies.time_dequantize(),
+                Operation::Dequantize => copies.time_dequantize(dtype),
                 _ => copies.time_matmul(tokens, arguments.graph, arguments.chain),
             };
             print(&row(arguments, case, tokens, seconds.map_err(at)?))?;
@@ -138,7 +146,11 @@ fn copy_row(arguments: &Arguments, (bytes, seconds): (f64, f64)) -> String {
 fn row(arguments: &Arguments, case: Case, tokens: usize, seconds: f64) -> String {
     let Case { ty, n, k } = case;
     let (ty, us) = (ty.name().to_lowercase(), seconds * 1e6);
-    let gbps = figures(case.bytes() as f64 / seconds / 1e9);
+    let written = match arguments.op {
+        Operation::Dequantize => n * k * arguments.dtype.float().0.bytes(),
+        _ => 0,
+    };
+    let gbps = figures((case.bytes() + written) as f64 / seconds / 1e9);
     let tflops = figures(2.0 * n as f64 * k as f64 * tokens as f64 / seconds / 1e12);
     match arguments.csv {
         true => format!("cube-gguf,{ty},{n},{k},{tokens},{us:.2},{gbps},{tflops}\n"),

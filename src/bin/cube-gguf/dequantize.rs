@@ -35,7 +35,7 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
+pub enum Dtype {
     /// <f4, the values themselves
     F32,
     /// <f2, rounded to nearest even
@@ -45,7 +45,8 @@ enum Dtype {
 }
 
 impl Dtype {
-    fn float(self) -> (FloatType, &'static str) {
+    /// The type, and its name in a .npy file.
+    pub fn float(self) -> (FloatType, &'static str) {
         match self {
             Self::F32 => (FloatType::F32, "<f4"),
             Self::F16 => (FloatType::F16, "<f2"),

@@ -225,18 +225,17 @@ impl Copies {
         Ok(x)
     }
 
-    /// Seconds of dequantizing all weights.
-    pub fn time_dequantize(&self) -> Outcome<f64> {
+    /// Seconds of dequantizing all weights, on the host to f32.
+    pub fn time_dequantize(&self, to: FloatType) -> Outcome<f64> {
         match self {
             Self::Cube { device, tensors } => {
                 let (n, k) = (tensors[0].n(), tensors[0].k());
                 let launch = |i: usize| {
                     let tensor = &tensors[i % tensors.len()];
-                    stripes(n, k, STRIPE_BYTES).try_for_each(|(first, rows)| {
-                        tensor.dequantize_rows_on_device(first, rows, FloatType::F32).map(drop)
-                    })
+                    stripes(n, k, STRIPE_BYTES)
+                        .try_for_each(|(first, rows)| tensor.dequantize_rows_on_device(first, rows, to).map(drop))
                 };
-                let row = tensors[0].dequantize_rows_on_device(0, 1, FloatType::F32)?;
+                let row = tensors[0].dequantize_rows_on_device(0, 1, to)?;
                 device.client().read_one(row).map_err(|error| failed(device, error))?;
                 time((4 * tensors.len()).max(20), launch, || sync(device))
             }
