@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -91,9 +91,18 @@ impl Backend {
         }
     }
 
+    /// Whether CubeCL can call the libraries that the machine has for it.
+    fn is_fit(self) -> bool {
+        match self {
+            #[cfg(feature = "hip")]
+            Self::Rocm => rocm::unfit().is_none(),
+            _ => true,
+        }
+    }
+
     /// CubeCL's devices behind the backend, in order of their index.
     fn devices(self) -> Vec<cubecl::Device> {
-        let first = match self {
+        let first = || match self {
             Self::CubeCpu => cubecl::Device::cpu(),
             Self::Rocm => cubecl::Device::rocm(0),
             Self::Cuda => cubecl::Device::cuda(0),
@@ -101,10 +110,10 @@ impl Backend {
             Self::Wgpu => cubecl::Device::wgpu(WgpuDeviceKind::default()),
             Self::Metal => cubecl::Device::metal_msl(WgpuDeviceKind::default()),
         };
-        if !self.is_linked() {
+        if !self.is_linked() || !self.is_fit() {
             return Vec::new();
         }
-        let Ok(first) = first else { return Vec::new() };
+        let Ok(first) = first() else { return Vec::new() };
         match self {
             // wgpu numbers devices within each of several kinds; its default device alone is listed.
             Self::Vulkan | Self::Wgpu | Self::Metal => vec![first],
@@ -119,6 +128,18 @@ impl Backend {
             Self::Rocm => rocm::missing(),
             _ => format!("this machine has none that {} reaches (no such GPU, driver or library)", self.name()),
         }
+    }
+
+    /// The usable devices, best first.
+    fn by_rank(self) -> Vec<CubeDevice> {
+        let mut devices: Vec<_> =
+            (0..self.devices().len()).filter_map(|index| CubeDevice::new(self, index).ok()).collect();
+        #[cfg(feature = "hip")]
+        if self == Self::Rocm {
+            devices.sort_by_key(|device| rocm::rank(device.index));
+        }
+        devices.retain(|device| !device.is_software());
+        devices
     }
 
     /// Why CubeCL cannot use a device that the machine has; `None` where it can.
@@ -298,16 +319,28 @@ impl Device {
         Backend::ALL.into_iter().flat_map(of).map(Self::Cube).chain([Self::Cpu]).collect()
     }
 
-    /// The first GPU in the order of [`Backend::ALL`] (software rasterizers left out), else [`Device::Cpu`] where the
-    /// build has Candle's kernels, else CubeCL's CPU runtime.
+    /// The best GPU of the first backend, in the order of [`Backend::ALL`], that has one that can be used: by HIP one with memory
+    /// of its own before one that shares the host's, and the one with the most; else the first. Software rasterizers are left
+    /// out. Without a GPU [`Device::Cpu`] where the build has Candle's kernels, else CubeCL's CPU runtime.
+    ///
+    /// The first call logs a warning for each of [`unusable`](Self::unusable).
     pub fn best() -> Self {
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| Self::unusable().iter().for_each(|error| log::warn!("{error}")));
         let gpu = Backend::ALL.into_iter().filter(|&backend| backend != Backend::CubeCpu);
-        let mut gpus = gpu.filter_map(|backend| CubeDevice::new(backend, 0).ok());
         let host = || match cfg!(feature = "candle") {
             true => Self::Cpu,
             false => Self::new_cube_cpu().unwrap_or(Self::Cpu),
         };
-        gpus.find(|device| !device.is_software()).map_or_else(host, Self::Cube)
+        gpu.flat_map(Backend::by_rank).next().map_or_else(host, Self::Cube)
+    }
+
+    /// The GPUs that the machine has and that cannot be used, each as the [`Error::NoDevice`] that says why.
+    pub fn unusable() -> Vec<Error> {
+        let of = |backend: Backend| {
+            (0..backend.devices().len()).filter_map(move |index| CubeDevice::new(backend, index).err())
+        };
+        Backend::ALL.into_iter().flat_map(of).collect()
     }
 
     /// Whether this is the host with Candle's kernels.

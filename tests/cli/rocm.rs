@@ -80,6 +80,44 @@ fn without_a_gpu() {
 }
 
 #[test]
+fn with_an_old_hip() {
+    // The stand-in with a function of ROCm 6.0 under another name.
+    let folder = Folder::new("old-hip");
+    let mut library = fs::read(stand_in().join("lib").join(LIBRARIES[0])).unwrap();
+    let name = b"hipGetDevicePropertiesR0600\0";
+    let places: Vec<_> = (0..library.len() - name.len()).filter(|&at| library[at..].starts_with(name)).collect();
+    assert!(!places.is_empty());
+    places.iter().for_each(|&at| library[at + 3] = b'g');
+    LIBRARIES.iter().for_each(|name| fs::write(folder.path(name), &library).unwrap());
+    let old = folder.path("");
+    let why = error(Path::new(&old), &[], "rocm");
+    let needed = "HIP 6.0 was found, which has no hipGetDevicePropertiesR0600: ROCm 6.0 or newer is needed";
+    assert_eq!(why, format!("no device rocm:0: {needed}"));
+    let devices = run(Path::new(&old), &[], &["devices"]);
+    assert!(devices.status.success() && String::from_utf8(devices.stdout).unwrap().contains(needed));
+}
+
+#[test]
+fn the_best_gpu_is_taken() {
+    let best = |archs: &str| {
+        let count = archs.split(',').count().to_string();
+        let output = run(stand_in(), &[("HIP_STAND_IN_ARCH", archs), ("HIP_STAND_IN_DEVICES", &count)], &["devices"]);
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let line = stdout.lines().find(|line| line.contains(" auto ")).unwrap().to_owned();
+        (line.split(' ').next().unwrap().to_owned(), String::from_utf8(output.stderr).unwrap())
+    };
+    // One with memory of its own.
+    assert_eq!(best("gfx1035,gfx1100"), ("rocm:1".to_owned(), String::new()));
+    assert_eq!(best("gfx1100,gfx1035"), ("rocm:0".to_owned(), String::new()));
+    // One that CubeCL compiles for, and a word on the other.
+    let (device, stderr) = best("gfx90c,gfx1100");
+    assert_eq!(device, "rocm:1");
+    assert!(stderr.contains("no device rocm:0: CubeCL compiles for") && stderr.contains("gfx90c"), "{stderr}");
+    let (device, stderr) = best("gfx90c");
+    assert!(device == "cpu" && stderr.contains("gfx90c; the device `vulkan`"), "{stderr}");
+}
+
+#[test]
 fn with_a_gpu_that_nothing_compiles_for() {
     let unknown = [("HIP_STAND_IN_ARCH", "gfx1337:xnack-")];
     let why = error(stand_in(), &unknown, "rocm");

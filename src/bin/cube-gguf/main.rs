@@ -77,7 +77,7 @@ enum Command {
 /// The option that names a device.
 #[derive(Args)]
 struct DeviceArgument {
-    /// Where to compute: auto (the first GPU, else the CPU), cpu (Candle's kernels), cube-cpu, rocm[:i], cuda[:i],
+    /// Where to compute: auto (the best GPU, else the CPU), cpu (Candle's kernels), cube-cpu, rocm[:i], cuda[:i],
     /// vulkan[:i], wgpu or metal.
     #[arg(long, value_name = "D", default_value = "auto")]
     device: String,

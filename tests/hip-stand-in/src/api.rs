@@ -17,6 +17,9 @@ use crate::launch::Shape;
 use crate::memory::{Copy, End, Owner, Side};
 use crate::runtime::{Operation, Runtime, process};
 
+/// HIP 6.0, whose functions these are.
+const VERSION: c_int = 60_000_000;
+
 thread_local! {
     /// The device that `hipSetDevice` chose for the thread.
     static DEVICE: Cell<usize> = const { Cell::new(0) };
@@ -53,6 +56,8 @@ hip_functions! {
     fn hipGetDevicePropertiesR0600(properties: *mut hipDeviceProp_tR0600, device: c_int) => properties |hip| {
         hip.properties(hip.device(device)?)
     }
+
+    fn hipRuntimeGetVersion(version: *mut c_int) => version |_| { VERSION }
 
     fn hipDeviceGetPCIBusId(id: *mut c_char, room: c_int, device: hipDevice_t) |hip| {
         let name = hip.pci_bus_id(hip.device(device)?);
@@ -159,7 +164,7 @@ hip_functions! {
         check(image)?;
         // SAFETY: the caller's promise: a code object.
         let image = unsafe { code_object::bytes_at(image.cast()) }?;
-        hip.load_module(image)? as hipModule_t
+        hip.load_module(DEVICE.get(), image)? as hipModule_t
     }
 
     fn hipModuleUnload(module: hipModule_t) |hip| { hip.unload_module(module as usize)? }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `gcnArchName`, as it is: a name that nobody knows is passed on.
+    /// `gcnArchName`, as it is: a name that nobody knows is passed on. Several, separated by commas, are the devices' in turn.
     pub arch: String,
     pub devices: usize,
     /// The wavefront's width, where it is not the architecture's.
@@ -40,6 +40,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The architecture of a device.
+    pub fn arch_of(&self, device: usize) -> &str {
+        let archs: Vec<_> = self.arch.split(',').collect();
+        archs[device % archs.len()]
+    }
+
     pub fn from_environment() -> Result<Self, String> {
         let default = Self::default();
         let path = |name: &str| env::var_os(name).map(PathBuf::from);

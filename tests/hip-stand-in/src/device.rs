@@ -57,7 +57,7 @@ impl Runtime {
     }
 
     pub fn properties(&self, device: usize) -> hipDeviceProp_tR0600 {
-        let arch = &self.config.arch;
+        let arch = self.config.arch_of(device);
         let name = arch.split(':').next().unwrap_or(arch);
         let processors = PROCESSORS.iter().find(|(known, _)| *known == name).map_or(32, |&(_, count)| count);
         let (major, minor) = version(name);

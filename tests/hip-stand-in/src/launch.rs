@@ -43,9 +43,9 @@ pub struct Launch {
 }
 
 impl Runtime {
-    pub fn load_module(&self, image: &[u8]) -> Result<usize> {
+    pub fn load_module(&self, device: usize, image: &[u8]) -> Result<usize> {
         let object = CodeObject::parse(image)?;
-        let arch = &self.config.arch;
+        let arch = self.config.arch_of(device);
         if !object.runs_on(arch) {
             refuse!(NoBinaryForGpu, "a code object for {} on a device of {arch}", object.target);
         }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     fn kernel(runtime: &Runtime) -> usize {
-        let module = runtime.load_module(&code_object("gfx1100", 2, 1024)).unwrap();
+        let module = runtime.load_module(0, &code_object("gfx1100", 2, 1024)).unwrap();
         runtime.function(module, "k").unwrap()
     }
 
@@ -186,10 +186,10 @@ mod tests {
     #[test]
     fn modules_are_of_the_devices_architecture() {
         let runtime = runtime();
-        let code = |image: &[u8]| runtime.load_module(image).unwrap_err().code;
+        let code = |image: &[u8]| runtime.load_module(0, image).unwrap_err().code;
         assert_eq!(code(&code_object("gfx1101", 1, 0)), Code::NoBinaryForGpu);
         assert_eq!(code(b"\x7fELF"), Code::InvalidImage);
-        let module = runtime.load_module(&code_object("gfx1100", 1, 0)).unwrap();
+        let module = runtime.load_module(0, &code_object("gfx1100", 1, 0)).unwrap();
         assert_eq!(runtime.function(module, "other").unwrap_err().code, Code::NotFound);
         let function = runtime.function(module, "k").unwrap();
         assert_eq!(runtime.pointer_count(function).unwrap(), 1);
