@@ -41,6 +41,20 @@ pub enum Error {
         /// Bytes of the data.
         bytes: usize,
     },
+    /// A shape that weights of the type cannot have: a scalar's, rows that are not whole blocks, or more than can be counted.
+    #[error("{}", impossible_shape(*ty, shape))]
+    Shape {
+        /// The weights' type.
+        ty: gguf::GgmlType,
+        /// Extents, outermost first.
+        shape: Vec<usize>,
+    },
+    /// Activations that are no floats.
+    #[error("activations of type {ty}: weights multiply floats")]
+    IntegerActivations {
+        /// Their type by its name, as `u32`.
+        ty: &'static str,
+    },
     /// Activations that do not fit the weights.
     #[error("activations of shape {shape:?} do not fit weights of {k} input features")]
     Activations {
@@ -125,6 +139,19 @@ fn expected_bytes(ty: gguf::GgmlType, n: usize, k: usize) -> String {
     match ty.row_bytes(k).and_then(|row| row.checked_mul(n)) {
         Some(bytes) => format!(", which has {bytes} bytes"),
         None => format!(": rows of {ty} are multiples of {} values", ty.block_size()),
+    }
+}
+
+fn impossible_shape(ty: gguf::GgmlType, shape: &[usize]) -> String {
+    match shape.last() {
+        None => format!("a scalar of {ty}: weights have rows"),
+        Some(&k) if ty.row_bytes(k).is_none() && k.is_multiple_of(ty.block_size()) => {
+            format!("a row of {k} values of {ty} has more bytes than can be counted")
+        }
+        Some(&k) if ty.row_bytes(k).is_none() => {
+            format!("rows of {k} values are not whole blocks of {ty}, which have {} values", ty.block_size())
+        }
+        Some(_) => format!("weights of {ty} and shape {shape:?} have more bytes than can be counted"),
     }
 }
 

@@ -46,4 +46,4 @@ pub use storage::candle::{
 pub use storage::{Backend, CubeDevice, Device, DeviceTensor};
 
 /// Candle's name for [`GgmlType`].
-pub type GgmlDType = GgmlType;
+pub use gguf::GgmlType as GgmlDType;

@@ -181,6 +181,7 @@ mod candle {
         ("agrees_with_candle", agrees_with_candle),
         ("multiplies_several_layers", multiplies_several_layers),
         ("quantizes_as_candle", quantizes_as_candle),
+        ("refuses_what_candle_refuses", refuses_what_candle_refuses),
         ("keeps_blocks_without_a_shape", keeps_blocks_without_a_shape),
         ("embeds", embeds),
     ];
@@ -312,6 +313,39 @@ mod candle {
         assert!(QTensor::quantize_imatrix_onto(&source, &importance[1..], GgmlType::Q4K, &device).is_err());
         assert!(QTensor::quantize(&source.narrow(1, 0, 300).unwrap(), GgmlType::Q4K).is_err());
         assert!(QTensor::quantize(&source, GgmlType::IQ2XXS).is_err());
+    }
+
+    fn refuses_what_candle_refuses(device: &CubeDevice) {
+        use cube_gguf::GgmlDType::*;
+
+        let homes = [Box::new(Device::Cube(device.clone())), Box::new(Device::Cpu)];
+        for home in &homes {
+            let source = Tensor::from_vec(noise(6, 4 * 32), (4, 32), &CandleDevice::Cpu).unwrap();
+            let weights = QTensor::quantize_onto(&source, Q8_0, home).unwrap();
+            let device = weights.candle_device();
+            let layer = QMatMul::from_qtensor(weights).unwrap();
+            for dtype in [DType::U8, DType::U32, DType::I64] {
+                let integers = Tensor::ones((1, 32), dtype, &device).unwrap();
+                let products = [
+                    layer.forward(&integers),
+                    layer.forward_via_f16(&integers),
+                    QMatMul::forward_many(&[&layer, &layer], &integers).map(|mut products| products.remove(0)),
+                ];
+                for product in products {
+                    let message = product.unwrap_err().to_string();
+                    assert!(message.contains(&format!("activations of type {}", dtype.as_str())), "{message}");
+                }
+            }
+            let blocks = || QStorage::zeros(home, 256, Q4K).unwrap();
+            // A backtrace may follow.
+            let message = |shape: &[usize]| {
+                let message = QTensor::new(blocks(), shape).unwrap_err().to_string();
+                message.lines().next().unwrap_or_default().to_owned()
+            };
+            assert_eq!(message(&[]), "a scalar of Q4_K: weights have rows");
+            assert_eq!(message(&[5]), "rows of 5 values are not whole blocks of Q4_K, which have 256 values");
+            assert!(message(&[usize::MAX, 2, 256]).ends_with("have more bytes than can be counted"));
+        }
     }
 
     fn keeps_blocks_without_a_shape(device: &CubeDevice) {

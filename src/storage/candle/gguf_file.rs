@@ -10,9 +10,10 @@ pub use candle_core::quantized::gguf_file::{DEFAULT_ALIGNMENT, Value, ValueType,
 use candle_core::{Result, Shape};
 
 use super::candle_error;
+use super::qtensor::matrix;
 use super::{QTensor, WeightDevice};
+use crate::GgmlDType;
 use crate::gguf::{self, Encode, Endian, Header, MAX_ARRAY_DEPTH, Writer, encode_array_head};
-use crate::{Error, GgmlDType};
 
 /// A tensor in a file.
 #[derive(Clone, Debug)]
@@ -37,11 +38,8 @@ impl TensorInfo {
         tensor_data_offset: u64,
         device: &P,
     ) -> Result<QTensor> {
-        let dims = self.shape.dims();
-        let k = dims.last().copied().unwrap_or(1);
-        let rows = dims.iter().rev().skip(1).try_fold(1usize, |rows, &extent| rows.checked_mul(extent));
-        let bytes = rows.and_then(|rows| self.ggml_dtype.row_bytes(k)?.checked_mul(rows));
-        let bytes = bytes.ok_or(Error::Size { ty: self.ggml_dtype, n: rows.unwrap_or(usize::MAX), k, bytes: 0 })?;
+        let (n, k) = matrix(&self.shape, self.ggml_dtype)?;
+        let bytes = self.ggml_dtype.row_bytes(k).map_or(0, |row| n * row);
         let start = tensor_data_offset.saturating_add(self.offset);
         let left = reader.seek(SeekFrom::End(0))?.saturating_sub(start);
         if bytes as u64 > left {

@@ -37,6 +37,22 @@ pub use weight_device::{WeightDevice, default_device, set_default_device};
 
 pub use crate::GgmlDType;
 
+/// `candle_core` with this module for its `quantized`: `use cube_gguf::candle::core as candle;` on top of a file that names
+/// `candle::quantized` in its lines.
+///
+/// ```
+/// use cube_gguf::candle::core as candle;
+///
+/// fn layer(weights: candle::quantized::QTensor) -> candle::Result<candle::quantized::QMatMul> {
+///     candle::quantized::QMatMul::from_qtensor(weights)
+/// }
+/// ```
+pub mod core {
+    pub use candle_core::*;
+
+    pub use crate::candle as quantized;
+}
+
 /// An error of this crate as Candle's.
 fn candle_error(error: impl Into<crate::Error>) -> candle_core::Error {
     error.into().into()

@@ -4,14 +4,28 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device as CandleDevice, Module, Result, Tensor};
 
-use super::qtensor::QTensor;
+use super::qtensor::{QTensor, check_floats};
 use crate::gguf::GgmlType;
 use crate::kernels::ops::Arithmetic;
 use crate::storage::device::Device;
 
 /// A weight matrix `[n, k]` to multiply by.
 ///
-/// As Candle does, plain floats in host memory become a Candle tensor; on a device they stay there.
+/// As Candle does, plain floats in host memory become a Candle tensor; on a device they stay there. As Candle's, the environment
+/// variables `CANDLE_DEQUANTIZE_ALL` and `CANDLE_DEQUANTIZE_ALL_F16` have all weights be f32 or f16 tensors of Candle's.
+///
+/// ```
+/// # fn main() -> candle_core::Result<()> {
+/// use candle_core::{DType, Device::Cpu, Tensor};
+/// use cube_gguf::{GgmlDType, QMatMul, QTensor};
+///
+/// // SAFETY: no other thread looks at the environment.
+/// unsafe { std::env::set_var("CANDLE_DEQUANTIZE_ALL", "1") };
+/// let weights = QTensor::quantize(&Tensor::ones((4, 32), DType::F32, &Cpu)?, GgmlDType::Q8_0)?;
+/// assert!(matches!(QMatMul::from_qtensor(weights)?, QMatMul::Tensor(_)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub enum QMatMul {
     /// Quantized weights, or any weights on a device.
@@ -22,6 +36,11 @@ pub enum QMatMul {
     TensorF16(Tensor),
 }
 
+/// Whether an environment variable of Candle's says yes.
+fn is_set(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|value| !value.is_empty() && value != "0")
+}
+
 impl QMatMul {
     /// The layer of `qtensor`.
     ///
@@ -30,9 +49,12 @@ impl QMatMul {
     /// Where Candle failed to dequantize floats.
     pub fn from_arc(qtensor: Arc<QTensor>) -> Result<Self> {
         let floats = matches!(qtensor.dtype(), GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
-        Ok(match floats && qtensor.device() == Device::Cpu {
-            true => Self::Tensor(qtensor.dequantize(&CandleDevice::Cpu)?),
-            false => Self::QTensor(qtensor),
+        Ok(match () {
+            () if is_set("CANDLE_DEQUANTIZE_ALL") || floats && qtensor.device() == Device::Cpu => {
+                Self::Tensor(qtensor.dequantize(&CandleDevice::Cpu)?)
+            }
+            () if is_set("CANDLE_DEQUANTIZE_ALL_F16") => Self::TensorF16(qtensor.dequantize_f16(&CandleDevice::Cpu)?),
+            () => Self::QTensor(qtensor),
         })
     }
 
@@ -66,6 +88,7 @@ impl QMatMul {
     ///
     /// As [`forward_as`](Self::forward_as).
     pub fn forward_via_f16(&self, xs: &Tensor) -> Result<Tensor> {
+        check_floats(xs)?;
         match self {
             Self::QTensor(t) if t.device() != Device::Cpu => t.matmul_t(xs, Arithmetic::Float),
             _ => {
@@ -82,6 +105,7 @@ impl QMatMul {
     ///
     /// Where `xs` does not fit the weights, or the device failed.
     pub fn forward_as(&self, xs: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
+        check_floats(xs)?;
         match self {
             Self::QTensor(t) => t.matmul_t(xs, arithmetic),
             Self::Tensor(w) | Self::TensorF16(w) => product(xs, &w.to_dtype(xs.dtype())?),

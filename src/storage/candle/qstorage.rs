@@ -86,6 +86,16 @@ impl QCubeStorage {
     }
 }
 
+/// Importances by which Candle's quantizers can divide.
+fn positive(importances: &[f32]) -> Result<Vec<f32>> {
+    if let Some(wrong) = importances.iter().find(|importance| !(importance.is_finite() && **importance >= 0.0)) {
+        candle_core::bail!("an importance of {wrong}: they are finite and not negative")
+    }
+    let most = importances.iter().copied().fold(0.0, f32::max);
+    let least = if most > 0.0 { (most * 1e-6).max(f32::MIN_POSITIVE) } else { 1.0 };
+    Ok(importances.iter().map(|importance| importance.max(least)).collect())
+}
+
 impl From<QCubeStorage> for QStorage {
     fn from(storage: QCubeStorage) -> Self {
         match storage.device().backend() {
@@ -190,12 +200,13 @@ impl QStorage {
         })
     }
 
-    /// [`quantize`](Self::quantize) with an importance for each column.
+    /// [`quantize`](Self::quantize) with an importance for each column. As in ggml they do not matter to F32, F16, BF16, Q8_0, Q8_1
+    /// and Q8_K; columns of no importance count for a millionth of the most important one.
     ///
     /// # Errors
     ///
     /// As [`quantize`](Self::quantize), and where `n_per_row` is not the length of `imatrix_weights` or does not divide
-    /// the number of values.
+    /// the number of values, an importance is negative or not finite, or Candle's quantizer of the type takes none.
     pub fn quantize_imatrix(&mut self, src: &Storage, imatrix_weights: &[f32], n_per_row: usize) -> Result<()> {
         self.quantize_with(src, |blocks, values| {
             if imatrix_weights.len() != n_per_row || n_per_row == 0 || !values.len().is_multiple_of(n_per_row) {
@@ -205,7 +216,15 @@ impl QStorage {
                     values.len()
                 )
             }
-            blocks.from_float_imatrix(values, imatrix_weights, n_per_row);
+            match ggml_type(blocks.dtype()) {
+                GgmlType::Q2K | GgmlType::Q3K | GgmlType::Q4K | GgmlType::Q5K | GgmlType::Q6K => {
+                    blocks.from_float_imatrix(values, &positive(imatrix_weights)?, n_per_row);
+                }
+                ty @ (GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1) => {
+                    candle_core::bail!("Candle's quantizer of {ty} takes no importances")
+                }
+                _ => blocks.from_float(values),
+            }
             Ok(())
         })
     }
@@ -351,4 +370,52 @@ plain_blocks! {
     f32: F32,
     f16: F16,
     bf16: BF16,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use candle_core::Tensor;
+
+    use super::*;
+    use crate::storage::candle::QTensor;
+
+    /// Candle's quantizers divide by sums of importances, and have none for some types.
+    #[test]
+    fn importances_of_nothing_give_numbers() {
+        let device = Arc::new(Device::Cpu);
+        let values = (0..2 * 512).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+        let source = Tensor::from_vec(values, (2, 512), &candle_core::Device::Cpu).unwrap();
+        let quantize = |ty, importances: &[f32]| QTensor::quantize_imatrix_onto(&source, importances, ty, &device);
+        let error = |weights: &QTensor, of: Range<usize>| {
+            let ours = weights.dequantize(&device).unwrap().narrow(1, of.start, of.len()).unwrap();
+            let theirs = source.narrow(1, of.start, of.len()).unwrap();
+            (ours - theirs).unwrap().abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        // Of the columns' first half, of a sub-block, and of all.
+        let none_in = |nothing: Range<usize>| -> Vec<f32> {
+            (0..512).map(|column| if nothing.contains(&column) { 0.0 } else { 1.0 }).collect()
+        };
+        for ty in [GgmlType::Q2K, GgmlType::Q3K, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K] {
+            let plain = QTensor::quantize_onto(&source, ty, &device).unwrap();
+            for nothing in [0..256, 32..64, 0..512] {
+                let weights = quantize(ty, &none_in(nothing.clone())).unwrap();
+                assert!(error(&weights, 0..512).is_finite(), "{ty} {nothing:?}");
+                // The second half is quantized for itself, and no worse than without importances.
+                assert!(error(&weights, 256..512) <= 1.1 * error(&plain, 256..512), "{ty} {nothing:?}");
+            }
+        }
+        for ty in [GgmlType::Q8_0, GgmlType::F16] {
+            let plain = QTensor::quantize_onto(&source, ty, &device).unwrap();
+            let weights = quantize(ty, &none_in(0..256)).unwrap();
+            assert_eq!(weights.data().unwrap(), plain.data().unwrap(), "{ty}");
+        }
+        assert!(quantize(GgmlType::Q4_0, &none_in(0..0)).unwrap_err().to_string().contains("Q4_0"));
+        for wrong in [f32::NAN, f32::INFINITY, -1.0] {
+            let importances = [&[wrong][..], &none_in(0..0)[1..]].concat();
+            assert!(quantize(GgmlType::Q4K, &importances).unwrap_err().to_string().contains(&wrong.to_string()));
+        }
+    }
 }

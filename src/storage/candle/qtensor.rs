@@ -37,15 +37,21 @@ enum Inner {
 }
 
 /// Rows and columns of a tensor as a matrix.
-fn matrix(shape: &Shape, ty: GgmlType) -> Result<(usize, usize)> {
-    let Some((&k, rows)) = shape.dims().split_last() else {
-        return Err(Error::Size { ty, n: 1, k: 1, bytes: 0 }.into());
+pub(super) fn matrix(shape: &Shape, ty: GgmlType) -> Result<(usize, usize)> {
+    let rows_and_columns = || {
+        let (&k, rows) = shape.dims().split_last()?;
+        let n = rows.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent))?;
+        ty.row_bytes(k)?.checked_mul(n)?;
+        Some((n, k))
     };
-    let n = rows.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
-    let n = n.filter(|&n| ty.row_bytes(k).is_some_and(|row| row.checked_mul(n).is_some()));
-    match n {
-        Some(n) => Ok((n, k)),
-        None => Err(Error::Size { ty, n: usize::MAX, k, bytes: 0 }.into()),
+    Ok(rows_and_columns().ok_or_else(|| Error::Shape { ty, shape: shape.dims().to_vec() })?)
+}
+
+/// Refuses activations that are no floats, which a conversion would cut to integers.
+pub(super) fn check_floats(xs: &Tensor) -> Result<()> {
+    match xs.dtype().is_float() {
+        true => Ok(()),
+        false => Err(Error::IntegerActivations { ty: xs.dtype().as_str() }.into()),
     }
 }
 
@@ -110,23 +116,39 @@ impl QTensor {
         }
     }
 
-    /// Quantizes `src` by Candle's CPU code; the result is in host memory, as `src` is.
+    /// Quantizes `src` by Candle's CPU code; the result is on the device that `src`'s stands for, as weights that are loaded.
+    ///
+    /// ```
+    /// # #[cfg(feature = "cpu")]
+    /// # fn main() -> cube_gguf::Result<()> {
+    /// use candle_core::{DType, Device::Cpu, Tensor};
+    /// use cube_gguf::{Device, GgmlDType, QTensor, set_default_device};
+    ///
+    /// let device = Device::new_cube_cpu()?;
+    /// set_default_device(device.clone());
+    /// let weights = QTensor::quantize(&Tensor::ones((4, 32), DType::F32, &Cpu)?, GgmlDType::Q8_0)?;
+    /// assert_eq!(weights.device(), device);
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "cpu"))]
+    /// # fn main() {}
+    /// ```
     ///
     /// # Errors
     ///
-    /// Where `src` is not on Candle's CPU device, its rows are not whole blocks, or Candle has no quantizer for the
-    /// type.
+    /// Where `src` is not on Candle's CPU device, its rows are not whole blocks, Candle has no quantizer for the type, or the
+    /// device failed.
     pub fn quantize(src: &Tensor, dtype: GgmlType) -> Result<Self> {
-        Self::quantize_onto(src, dtype, &Device::Cpu)
+        Self::quantize_onto(src, dtype, src.device())
     }
 
     /// [`quantize`](Self::quantize) with an importance for each column.
     ///
     /// # Errors
     ///
-    /// As [`quantize`](Self::quantize), and where `imatrix_weights` does not have one value for each column.
+    /// As [`quantize`](Self::quantize), and those of [`QStorage::quantize_imatrix`].
     pub fn quantize_imatrix(src: &Tensor, imatrix_weights: &[f32], dtype: GgmlType) -> Result<Self> {
-        Self::quantize_imatrix_onto(src, imatrix_weights, dtype, &Device::Cpu)
+        Self::quantize_imatrix_onto(src, imatrix_weights, dtype, src.device())
     }
 
     /// [`quantize_imatrix`](Self::quantize_imatrix), with the result on `dev`.
@@ -198,6 +220,11 @@ impl QTensor {
             Inner::Cube(tensor) => Device::Cube(tensor.device().clone()),
             _ => Device::Cpu,
         }
+    }
+
+    /// Candle's device of the tensors that this one is multiplied with, and that it gives: Candle's CPU device.
+    pub fn candle_device(&self) -> candle_core::Device {
+        self.device().tensors()
     }
 
     /// The tensor on a device of CubeCL; `None` for host memory.
@@ -323,6 +350,7 @@ impl QTensor {
     ///
     /// Where this is not a matrix, `xs` does not fit it, Candle cannot convert or multiply `xs`, or the device failed.
     pub fn matmul_t(&self, xs: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
+        check_floats(xs)?;
         let (n, k) = self.shape.dims2()?;
         let Some((&last, batch)) = xs.dims().split_last().filter(|(last, _)| **last == k) else {
             return Err(Error::Activations { shape: xs.dims().to_vec(), k }.into());
@@ -355,7 +383,10 @@ impl QTensor {
         let together = cubes.collect::<Option<Vec<&DeviceTensor>>>();
         let together = together.filter(|all| all.windows(2).all(|pair| pair[0].device() == pair[1].device()));
         match together {
-            Some(matrices) => on_device(&matrices, xs, arithmetic),
+            Some(matrices) => {
+                check_floats(xs)?;
+                on_device(&matrices, xs, arithmetic)
+            }
             None => tensors.iter().map(|tensor| tensor.matmul_t(xs, arithmetic)).collect(),
         }
     }

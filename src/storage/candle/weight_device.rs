@@ -1,6 +1,6 @@
 //! [`WeightDevice`]: a device for weights, by this crate's name or by Candle's.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::{Device as CandleDevice, DeviceLocation};
 
@@ -36,6 +36,23 @@ impl WeightDevice for Device {
         CandleDevice::Cpu
     }
 }
+
+/// Pointers to a device are as good as the device.
+macro_rules! pointers {
+    ($($pointer:ty),*) => {$(
+        impl<P: WeightDevice + ?Sized> WeightDevice for $pointer {
+            fn weights(&self) -> Result<Device> {
+                (**self).weights()
+            }
+
+            fn tensors(&self) -> CandleDevice {
+                (**self).tensors()
+            }
+        }
+    )*};
+}
+
+pointers!(&P, Arc<P>, Box<P>);
 
 /// Candle's CPU device stands for [`default_device`], its GPUs for CubeCL's of the same index.
 impl WeightDevice for CandleDevice {
