@@ -114,6 +114,10 @@ pub(super) fn encode_value(value: Value<'_>, endian: Endian, out: &mut Vec<u8>) 
         Value::F64(v) => v.put(endian, out),
         Value::Bool(v) => v.encode(endian, out),
         Value::String(v) => v.encode(endian, out),
+        Value::Bytes(v) => {
+            (v.len() as u64).put(endian, out);
+            out.extend_from_slice(v);
+        }
         Value::Array(array) => encode_read_array(array, endian, out),
     }
 }

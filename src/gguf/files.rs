@@ -34,7 +34,8 @@ impl MappedFile {
 
 impl Files {
     /// Maps a file or, given any shard of a split file
-    /// (`…-00001-of-00003.gguf`), all shards. Reads nothing yet.
+    /// (`…-00001-of-00003.gguf`), all shards. A whole model under a shard's
+    /// name is one file: its metadata decide.
     ///
     /// The files must not change while this lives: if another process modifies
     /// a file, its borrowed contents change; if it truncates one, an access
@@ -47,7 +48,14 @@ impl Files {
     /// [`Error::EmptyFile`].
     pub fn open(path: impl AsRef<Path>) -> Result<Files, Error> {
         let path = path.as_ref();
-        let paths = split::shard_paths(path).unwrap_or_else(|| vec![path.to_owned()]);
+        let shards = split::shard_paths(path);
+        if shards.is_some()
+            && let Ok(map) = map(path)
+            && Shard::parse(&map).is_ok_and(|shard| split::check_whole(&shard).is_ok())
+        {
+            return Ok(Files { first: MappedFile { path: path.to_owned(), map }, rest: Vec::new() });
+        }
+        let paths = shards.unwrap_or_else(|| vec![path.to_owned()]);
         let count = paths.len() as u32; // at most 99999, by the pattern of the name
         let mut files = paths.into_iter().zip(1..).map(|(path, number)| {
             let missing = |error| match error {

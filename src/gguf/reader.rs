@@ -176,8 +176,8 @@ impl<'a> Gguf<'a> {
     ///
     /// # Errors
     ///
-    /// Any [`Error`] of the header: truncation, strings that are not UTF-8,
-    /// duplicate names, an alignment that is no power of two, and tensors that
+    /// Any [`Error`] of the header: truncation, keys and names that are not
+    /// UTF-8, duplicate names, an alignment that is no power of two, and tensors that
     /// are misaligned, overlap, or reach outside the file.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         Self::from_shards(Shard::parse(bytes)?, Vec::new())

@@ -1,5 +1,6 @@
 //! Metadata values, decoded in place.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::iter::FusedIterator;
 
@@ -117,6 +118,8 @@ pub enum Value<'a> {
     F32(f32),
     Bool(bool),
     String(&'a str),
+    /// A string that is not UTF-8, as some tools have written; [`Value::lossy`] makes text of it.
+    Bytes(&'a [u8]),
     Array(Array<'a>),
     U64(u64),
     I64(i64),
@@ -135,11 +138,20 @@ impl<'a> Value<'a> {
             Value::I32(_) => ValueType::I32,
             Value::F32(_) => ValueType::F32,
             Value::Bool(_) => ValueType::Bool,
-            Value::String(_) => ValueType::String,
+            Value::String(_) | Value::Bytes(_) => ValueType::String,
             Value::Array(_) => ValueType::Array,
             Value::U64(_) => ValueType::U64,
             Value::I64(_) => ValueType::I64,
             Value::F64(_) => ValueType::F64,
+        }
+    }
+
+    /// The text of a string, with U+FFFD for what is not UTF-8; `None` for any other type.
+    pub fn lossy(&self) -> Option<Cow<'a, str>> {
+        match *self {
+            Value::String(v) => Some(v.into()),
+            Value::Bytes(v) => Some(String::from_utf8_lossy(v)),
+            _ => None,
         }
     }
 
@@ -167,6 +179,7 @@ impl<'a> Value<'a> {
             Value::F64(v) => format!("{name} {v}"),
             Value::Bool(v) => format!("{name} {v}"),
             Value::Array(array) => format!("{name} of {}", array.element_type()),
+            Value::Bytes(_) => format!("{name} that is not UTF-8"),
             other => match other.integer() {
                 Some(v) => format!("{name} {v}"),
                 None => name.to_string(),
@@ -192,7 +205,10 @@ impl<'a> Value<'a> {
             ValueType::U64 => Value::U64(cursor.number()?),
             ValueType::I64 => Value::I64(cursor.number()?),
             ValueType::F64 => Value::F64(cursor.number()?),
-            ValueType::String => Value::String(cursor.string()?),
+            ValueType::String => {
+                let bytes = cursor.string_bytes()?;
+                str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::String)
+            }
             ValueType::Array => Value::Array(Array::read(cursor, depth)?),
             ValueType::Bool => match cursor.number()? {
                 0u8 => Value::Bool(false),

@@ -42,12 +42,10 @@ hostile! {
     "bool-2" => BadBool, "`k`: 2 is no boolean";
     "bool-2-in-array" => BadBool, "`k`: 2 is no boolean";
     "string-length-huge" => Truncated, "`k` needs 9223372036854775808 bytes";
-    "string-not-utf8" => NotUtf8, "`k`: the string";
     "array-count-huge" => CountTooLarge, "`k` claims 18446744073709551615 entries";
     "array-count-wraps" => CountTooLarge, "`k` claims 2305843009213693953 entries";
     "array-type-13" => UnknownValueType, "`k` has unknown type 13";
     "array-of-strings-cut" => Truncated, "`k` needs 99 bytes";
-    "array-of-strings-not-utf8" => NotUtf8, "`k`: the string";
     "array-depth-9" => ArrayTooDeep, "`k` nests arrays deeper than 8";
     "array-depth-60" => ArrayTooDeep, "`k` nests arrays deeper than 8";
     "alignment-0" => BadAlignment, "alignment 0";

@@ -166,12 +166,10 @@ HOSTILE = {
     "bool-2": file(kvs=[kv("k", T.BOOL, b"\2")]),
     "bool-2-in-array": file(kvs=[kv("k", T.ARRAY, array(T.BOOL, 3, b"\0\1\2"))]),
     "string-length-huge": file(kvs=[kv("k", T.STRING, u64(2**63) + b"abc")]),
-    "string-not-utf8": file(kvs=[kv("k", T.STRING, string(b"\xc3\x28"))]),
     "array-count-huge": file(kvs=[kv("k", T.ARRAY, array(T.UINT8, U64_MAX))]),
     "array-count-wraps": file(kvs=[kv("k", T.ARRAY, array(T.UINT64, 2**61 + 1, u64(0)))]),
     "array-type-13": file(kvs=[kv("k", T.ARRAY, array(13, 0))]),
     "array-of-strings-cut": file(kvs=[kv("k", T.ARRAY, array(T.STRING, 2, string("ab") + u64(99)))]),
-    "array-of-strings-not-utf8": file(kvs=[kv("k", T.ARRAY, array(T.STRING, 1, string(b"\x80")))]),
     "array-depth-9": file(kvs=[kv("k", T.ARRAY, nested(9))]),
     "array-depth-60": file(kvs=[kv("k", T.ARRAY, nested(60))]),
     "alignment-0": file(kvs=[kv("general.alignment", T.UINT32, u32(0))]),
@@ -218,6 +216,10 @@ def main():
     )
     (valid / "scalar.gguf").write_bytes(
         file(tensors=[tensor("t", dims=())], data=DATA[:4] + bytes(28))
+    )
+    (valid / "string-not-utf8.gguf").write_bytes(file(kvs=[kv("k", T.STRING, string(b"\xc3\x28"))]))
+    (valid / "array-of-strings-not-utf8.gguf").write_bytes(
+        file(kvs=[kv("k", T.ARRAY, array(T.STRING, 1, string(b"\x80")))])
     )
     write_split(fresh("split"))
     hostile = fresh("hostile")

@@ -44,6 +44,15 @@ fn writing_a_split_model_joins_it() {
 }
 
 #[test]
+fn a_whole_model_under_a_shards_name_is_one_file() {
+    let path = directory("whole").join(SHARDS[1]);
+    fs::copy(corpus("valid").join("v3-le.gguf"), &path).unwrap();
+    let files = Files::open(&path).unwrap();
+    assert!(files.paths().eq([&path]));
+    assert_eq!(files.parse().unwrap().tensor_count(), 3);
+}
+
+#[test]
 fn a_missing_shard_is_named() {
     let directory = split_into("missing");
     fs::remove_file(directory.join(SHARDS[1])).unwrap();

@@ -37,6 +37,25 @@ fn every_cut_is_an_error() {
 }
 
 #[test]
+fn strings_need_not_be_utf8() {
+    let of = |name: &str, check: fn(Value<'_>)| {
+        let files = Files::open(corpus("valid").join(name)).unwrap();
+        let gguf = files.parse().unwrap();
+        check(gguf.metadata().get("k").unwrap());
+        let error = gguf.metadata().str("k").unwrap_err();
+        assert!(matches!(error, Error::WrongType { .. }), "{error}");
+    };
+    of("string-not-utf8.gguf", |value| {
+        assert_eq!(value, Value::Bytes(b"\xc3("));
+        assert_eq!((value.value_type(), value.lossy().as_deref()), (ValueType::String, Some("\u{fffd}(")));
+    });
+    of("array-of-strings-not-utf8.gguf", |value| match value {
+        Value::Array(array) => assert_eq!(array.iter().collect::<Vec<_>>(), [Value::Bytes(b"\x80")]),
+        other => panic!("{other:?}"),
+    });
+}
+
+#[test]
 fn all_metadata_types_in_all_formats() {
     for (name, version, endian) in [
         ("v2-le.gguf", 2, Endian::Little),

@@ -168,11 +168,12 @@ fn a_character_without_a_token_is_the_unknown_token_or_an_error() {
 }
 
 #[test]
-fn text_that_is_not_utf_8_is_no_file() {
+fn a_token_that_is_not_utf_8_is_an_error() {
     let mut file = finish(small("llama"));
     let place = file.windows(2).position(|bytes| bytes == b"ab").unwrap();
     file[place] = 0xFF;
-    assert!(Gguf::parse(&file).unwrap_err().to_string().contains("is not UTF-8"));
+    let message = read(&file).unwrap_err().to_string();
+    assert!(message.contains("tokenizer.ggml.tokens") && message.contains("is not UTF-8"), "{message}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `candle_core::quantized::gguf_file`: a file's header through any reader, and its tensors one by one.
 //!
-//! Unlike Candle's, it reads every format of ggml and refuses what [`gguf`] refuses: version 1, strings that are
-//! not UTF-8, tensors that overlap.
+//! Unlike Candle's, it reads every format of ggml and refuses what [`gguf`] refuses: version 1, keys and names that are
+//! not UTF-8, tensors that overlap. A tensor of a type that ggml does not define is an error when it is asked for.
 
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -63,6 +63,8 @@ pub struct Content {
     pub tensor_infos: HashMap<String, TensorInfo>,
     /// Where the section of tensors starts, in bytes from the start of the file.
     pub tensor_data_offset: u64,
+    /// The tensors of types that ggml does not define: the numbers of their types by name.
+    unknown: HashMap<String, u32>,
 }
 
 impl Content {
@@ -70,8 +72,8 @@ impl Content {
     ///
     /// # Errors
     ///
-    /// What [`gguf::Gguf::parse`] refuses, types that ggml does not define, and big-endian files, which [`gguf::Files`]
-    /// and [`DeviceTensor`](crate::DeviceTensor) read.
+    /// What [`gguf::Gguf::parse`] refuses, and big-endian files, which [`gguf::Files`] and
+    /// [`DeviceTensor`](crate::DeviceTensor) read.
     pub fn read<R: Seek + Read>(reader: &mut R) -> Result<Self> {
         let start = reader.stream_position()?;
         let header = Header::read(reader).map_err(candle_error)?;
@@ -79,16 +81,25 @@ impl Content {
         if shard.endian == Endian::Big {
             candle_core::bail!("a big-endian GGUF file, which Candle's types do not hold");
         }
-        let tensor = |tensor: gguf::TensorInfo<'_>| {
-            let ggml_dtype = tensor.dtype().map_err(candle_error)?;
-            let info = TensorInfo { ggml_dtype, shape: tensor.shape().into(), offset: tensor.offset() };
-            Ok((tensor.name().to_owned(), info))
-        };
+        let (mut tensor_infos, mut unknown) = (HashMap::new(), HashMap::new());
+        for tensor in shard.tensors() {
+            let name = tensor.name().to_owned();
+            match tensor.dtype() {
+                Ok(ggml_dtype) => {
+                    let info = TensorInfo { ggml_dtype, shape: tensor.shape().into(), offset: tensor.offset() };
+                    tensor_infos.insert(name, info);
+                }
+                Err(_) => {
+                    unknown.insert(name, tensor.type_number());
+                }
+            }
+        }
         Ok(Self {
             magic: if shard.version == 2 { VersionedMagic::GgufV2 } else { VersionedMagic::GgufV3 },
             metadata: shard.metadata.iter().map(|(key, value)| (key.to_owned(), owned(value))).collect(),
-            tensor_infos: shard.tensors().map(tensor).collect::<Result<_>>()?,
+            tensor_infos,
             tensor_data_offset: start + shard.data_offset() as u64,
+            unknown,
         })
     }
 
@@ -104,6 +115,9 @@ impl Content {
         device: &P,
     ) -> Result<QTensor> {
         let Some(info) = self.tensor_infos.get(name) else {
+            if let Some(&number) = self.unknown.get(name) {
+                return Err(candle_error(gguf::Error::UnknownTensorType { tensor: name.to_owned(), number }));
+            }
             candle_core::bail!("cannot find tensor info for {name}");
         };
         info.read(reader, self.tensor_data_offset, device).map_err(|error| error.context(format!("tensor {name}")))
@@ -125,6 +139,7 @@ fn owned(value: gguf::Value<'_>) -> Value {
         gguf::Value::F64(v) => Value::F64(v),
         gguf::Value::Bool(v) => Value::Bool(v),
         gguf::Value::String(v) => Value::String(v.to_owned()),
+        gguf::Value::Bytes(v) => Value::String(String::from_utf8_lossy(v).into_owned()),
         gguf::Value::Array(array) => Value::Array(array.iter().map(owned).collect()),
     }
 }
@@ -306,6 +321,34 @@ mod tests {
         assert!(below.get((1, 1), "expected").unwrap_err().to_string().contains("quantized.expected"));
         assert!(tensors.get_no_shape("expected").is_err());
         assert!(tensors.device().is_cpu());
+    }
+
+    /// A tensor of a type that ggml does not define, one of integers or a scalar is an error of its own.
+    #[test]
+    fn a_tensor_that_holds_no_weights_leaves_the_others() {
+        let corpus =
+            |name: &str| fs::read(format!("{}/tests/gguf/corpus/{name}.gguf", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let first_line = |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+        let unknown = corpus("hostile/type-99");
+        let mut reader = Cursor::new(&unknown);
+        let content = Content::read(&mut reader).unwrap();
+        let error = first_line(content.tensor(&mut reader, "t", &Device::Cpu).unwrap_err());
+        assert_eq!(error, "tensor `t` has unknown type 99");
+        let tensors = VarBuilder::from_gguf_buffer(&unknown, &Device::Cpu).unwrap();
+        assert!(first_line(tensors.get_no_shape("t").unwrap_err()).ends_with("has unknown type 99"));
+
+        let mixed = corpus("valid/v3-le");
+        let tensors = VarBuilder::from_gguf_buffer(&mixed, &Device::Cpu).unwrap();
+        assert_eq!(tensors.get_no_shape("q8_0").unwrap().dtype(), GgmlDType::Q8_0);
+        assert!(first_line(tensors.get_no_shape("i16").unwrap_err()).starts_with("i16: I16 tensors hold no weights"));
+        let mut reader = Cursor::new(&mixed);
+        let content = Content::read(&mut reader).unwrap();
+        content.tensor(&mut reader, "q8_0", &Device::Cpu).unwrap();
+        let error = content.tensor(&mut reader, "i16", &Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("i16") && error.contains("I16 tensors hold no weights"), "{error}");
+
+        let tensors = VarBuilder::from_gguf_buffer(&corpus("valid/scalar"), &Device::Cpu).unwrap();
+        assert_eq!(first_line(tensors.get_no_shape("t").unwrap_err()), "t: a scalar of F32: weights have rows");
     }
 
     /// Candle's CPU device stands for the device that was set.

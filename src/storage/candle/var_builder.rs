@@ -8,24 +8,28 @@ use candle_core::{Device as CandleDevice, Result, Shape};
 
 use super::candle_error;
 use super::{QTensor, WeightDevice};
-use crate::Device;
 use crate::gguf::{Files, Gguf};
+use crate::kernels::formats::format;
+use crate::{Device, Error};
+
+/// A tensor, or why it holds no weights.
+type Loaded = std::result::Result<Arc<QTensor>, String>;
 
 /// The tensors of a model, looked up below a path of names. Cloning shares them.
 #[derive(Clone)]
 pub struct VarBuilder {
-    tensors: Arc<HashMap<String, Arc<QTensor>>>,
+    tensors: Arc<HashMap<String, Loaded>>,
     path: Vec<String>,
     device: CandleDevice,
 }
 
 impl VarBuilder {
-    /// Loads all tensors of a file onto a device; any shard of a split model loads them all.
+    /// Loads all tensors of a file onto a device; any shard of a split model loads them all. Those that hold no weights
+    /// (integers, scalars, types that ggml does not define) are errors when they are asked for.
     ///
     /// # Errors
     ///
-    /// Where [`Files::open`] or [`Files::parse`] fails, the file is big-endian, a tensor holds no weights, or the
-    /// device failed.
+    /// Where [`Files::open`] or [`Files::parse`] fails, the file is big-endian, or the device failed.
     pub fn from_gguf<F: AsRef<Path>, P: WeightDevice + ?Sized>(p: F, device: &P) -> Result<Self> {
         let files = Files::open(p).map_err(candle_error)?;
         Self::of(&files.parse().map_err(candle_error)?, device)
@@ -44,13 +48,24 @@ impl VarBuilder {
         let home: Device = device.weights()?;
         let mut tensors = HashMap::new();
         for tensor in gguf.tensors() {
-            let (ty, data) = (tensor.dtype().map_err(candle_error)?, tensor.data().map_err(candle_error)?);
             if tensor.endian() != crate::gguf::Endian::Little {
                 candle_core::bail!("a big-endian GGUF file, which Candle's types do not hold");
             }
-            let loaded = QTensor::from_gguf(ty, data.into(), tensor.shape(), &home);
-            let loaded = loaded.map_err(|error| candle_error(error).context(format!("tensor {}", tensor.name())))?;
-            tensors.insert(tensor.name().to_owned(), Arc::new(loaded));
+            let weights = match tensor.dtype() {
+                Ok(ty) if format(ty).is_none() => Err(Error::NotWeights { ty }.to_string()),
+                Ok(ty) if tensor.shape().is_empty() => Err(Error::Shape { ty, shape: Vec::new() }.to_string()),
+                Ok(ty) => Ok(ty),
+                Err(error) => Err(error.to_string()),
+            };
+            let loaded = match weights {
+                Ok(ty) => {
+                    let data = tensor.data().map_err(candle_error)?;
+                    let loaded = QTensor::from_gguf(ty, data.into(), tensor.shape(), &home);
+                    Ok(Arc::new(loaded.map_err(|error| error.context(format!("tensor {}", tensor.name())))?))
+                }
+                Err(reason) => Err(reason),
+            };
+            tensors.insert(tensor.name().to_owned(), loaded);
         }
         Ok(Self { tensors: Arc::new(tensors), path: Vec::new(), device: device.tensors() })
     }
@@ -69,7 +84,7 @@ impl VarBuilder {
     ///
     /// # Errors
     ///
-    /// Where the tensor is missing or has other extents.
+    /// Where the tensor is missing, holds no weights, or has other extents.
     pub fn get<S: Into<Shape>>(&self, s: S, name: &str) -> Result<Arc<QTensor>> {
         let (tensor, shape) = (self.get_no_shape(name)?, s.into());
         if *tensor.shape() != shape {
@@ -83,11 +98,12 @@ impl VarBuilder {
     ///
     /// # Errors
     ///
-    /// Where the tensor is missing.
+    /// Where the tensor is missing, or holds no weights.
     pub fn get_no_shape(&self, name: &str) -> Result<Arc<QTensor>> {
         let name = self.name(name);
         match self.tensors.get(&name) {
-            Some(tensor) => Ok(tensor.clone()),
+            Some(Ok(tensor)) => Ok(tensor.clone()),
+            Some(Err(reason)) => candle_core::bail!("{name}: {reason}"),
             None => candle_core::bail!("cannot find tensor with name: {name}"),
         }
     }
