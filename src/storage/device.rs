@@ -28,7 +28,8 @@ use crate::{Error, Result};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The host, with Candle's CPU kernels (feature `candle`).
+    /// The host, with Candle's CPU kernels (feature `candle`), and ours by CubeCL's CPU runtime (feature `cpu`) for formats that
+    /// Candle lacks.
     Cpu,
     /// A device of a CubeCL runtime.
     Cube(CubeDevice),

@@ -24,9 +24,9 @@ const KERNELS: &[(Circle, &str, u64)] = &[
     (Circle::Check, TABLE, 310),
     (Circle::Check, REPORT, 255),
     (Circle::Test, TABLE, 530),
-    (Circle::Test, STAND_IN, 485),
+    (Circle::Test, STAND_IN, 520),
     (Circle::Ci, TABLE, 530),
-    (Circle::Ci, STAND_IN, 485),
+    (Circle::Ci, STAND_IN, 520),
     (Circle::Ci, REPORT, 2300),
 ];
 

@@ -98,7 +98,7 @@ impl QMatMul {
         }
     }
 
-    /// The product in the arithmetic that the caller names; in host memory each type has one, see
+    /// The product in the arithmetic that the caller names; by Candle's kernels each type has one, see
     /// [`QTensor::accuracy`].
     ///
     /// # Errors

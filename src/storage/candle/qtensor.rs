@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor};
 use candle_core::{CpuStorage, D, DType, Result, Shape, Storage, Tensor};
@@ -16,7 +16,7 @@ use crate::kernels::accuracy::Accuracy;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::ops::Arithmetic;
-use crate::storage::device::Device;
+use crate::storage::device::{Backend, CubeDevice, Device};
 use crate::storage::tensor::DeviceTensor;
 
 /// Quantized values of any rank on one device; rows (the last dimension) are whole blocks.
@@ -30,10 +30,23 @@ pub struct QTensor {
 enum Inner {
     /// Candle's own tensor, with its CPU kernels.
     Candle(Arc<CandleTensor>),
-    /// A format that Candle lacks or cannot multiply, in host memory.
+    /// A format that Candle lacks or cannot multiply, in host memory, with the kernels of CubeCL's CPU runtime.
+    Kernels(DeviceTensor),
+    /// The same where the build lacks that runtime.
     Host(HostBlocks),
     /// A tensor on a device of CubeCL.
     Cube(DeviceTensor),
+}
+
+impl Inner {
+    /// Blocks in host memory that Candle does not multiply.
+    fn host(blocks: HostBlocks, n: usize, k: usize) -> Result<Self> {
+        static RUNTIME: OnceLock<Option<CubeDevice>> = OnceLock::new();
+        Ok(match RUNTIME.get_or_init(|| CubeDevice::new(Backend::CubeCpu, 0).ok()) {
+            Some(device) => Self::Kernels(DeviceTensor::from_gguf(device, blocks.ty(), n, k, blocks.data(), NATIVE)?),
+            None => Self::Host(blocks),
+        })
+    }
 }
 
 /// Rows and columns of a tensor as a matrix.
@@ -72,12 +85,12 @@ impl QTensor {
         }
         let inner = match storage {
             QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) if candle_product(ty, k).is_none() => {
-                Inner::Host(HostBlocks::new(ty, candle_bytes(blocks.as_ref()).to_vec())?)
+                Inner::host(HostBlocks::new(ty, candle_bytes(blocks.as_ref()).to_vec())?, n, k)?
             }
             QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) => {
                 Inner::Candle(Arc::new(CandleTensor::new(CandleStorage::Cpu(blocks), shape.clone())?))
             }
-            QStorage::Cpu(QCpuStorage(CpuBlocks::Host(blocks))) => Inner::Host(blocks),
+            QStorage::Cpu(QCpuStorage(CpuBlocks::Host(blocks))) => Inner::host(blocks, n, k)?,
             QStorage::Rocm(QCubeStorage(tensor))
             | QStorage::Cuda(QCubeStorage(tensor))
             | QStorage::Vulkan(QCubeStorage(tensor))
@@ -210,7 +223,7 @@ impl QTensor {
         match &self.inner {
             Inner::Candle(tensor) => super::host::ggml_type(tensor.dtype()),
             Inner::Host(blocks) => blocks.ty(),
-            Inner::Cube(tensor) => tensor.ty(),
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.ty(),
         }
     }
 
@@ -263,7 +276,7 @@ impl QTensor {
         let values = match &self.inner {
             Inner::Candle(tensor) => return tensor.dequantize(device),
             Inner::Host(blocks) => blocks.dequantize(),
-            Inner::Cube(tensor) => tensor.dequantize(FloatType::F32)?,
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.dequantize(FloatType::F32)?,
         };
         Tensor::from_vec(values, self.shape.clone(), device)
     }
@@ -276,7 +289,7 @@ impl QTensor {
     pub fn dequantize_f16<P: WeightDevice + ?Sized>(&self, device: &P) -> Result<Tensor> {
         let device = &device.tensors();
         match &self.inner {
-            Inner::Cube(tensor) => {
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => {
                 let bytes = tensor.dequantize_bytes(FloatType::F16)?;
                 let values: Vec<half::f16> =
                     bytes.chunks_exact(2).map(|b| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]))).collect();
@@ -297,7 +310,7 @@ impl QTensor {
         shape.push(k);
         let wanted = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
         let values = match &self.inner {
-            Inner::Cube(tensor) => tensor.rows(&wanted, FloatType::F32)?,
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.rows(&wanted, FloatType::F32)?,
             Inner::Host(blocks) => blocks.rows(&checked_ids(&wanted, rows)?, rows, k)?,
             Inner::Candle(tensor) => {
                 checked_ids(&wanted, rows)?;
@@ -321,14 +334,14 @@ impl QTensor {
         match &self.inner {
             Inner::Candle(tensor) => tensor.data(),
             Inner::Host(blocks) => Ok(Cow::Borrowed(blocks.data())),
-            Inner::Cube(tensor) => Ok(Cow::Owned(tensor.data()?)),
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => Ok(Cow::Owned(tensor.data()?)),
         }
     }
 
     /// The resolved arithmetic of a product with `tokens` rows of activations.
     pub fn accuracy(&self, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
         match &self.inner {
-            Inner::Cube(tensor) => tensor.accuracy(tokens, arithmetic),
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.accuracy(tokens, arithmetic),
             Inner::Host(_) => Accuracy::Float,
             Inner::Candle(tensor) => match tensor.dtype().block_size() {
                 1 => match self.dtype() {
@@ -344,7 +357,7 @@ impl QTensor {
 
     /// `xs` `[.., k]` times the transpose of this `[n, k]` matrix: `[.., n]` of the type of `xs`.
     ///
-    /// In host memory each type has one arithmetic, whatever the caller asks for; see [`accuracy`](Self::accuracy).
+    /// By Candle's kernels each type has one arithmetic, whatever the caller asks for; see [`accuracy`](Self::accuracy).
     ///
     /// # Errors
     ///
@@ -364,7 +377,9 @@ impl QTensor {
                 candle_matmul(tensor, self.dtype(), &rows)?.reshape(shape)?
             }
             Inner::Host(blocks) => Tensor::from_vec(blocks.matmul(&values(xs)?, n, k), shape, xs.device())?,
-            Inner::Cube(tensor) => return Ok(on_device(&[tensor], xs, arithmetic)?.remove(0)),
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => {
+                return Ok(on_device(&[tensor], xs, arithmetic)?.remove(0));
+            }
         };
         out.to_dtype(xs.dtype())
     }
@@ -377,7 +392,7 @@ impl QTensor {
     /// As [`matmul_t`](Self::matmul_t) for any of the matrices.
     pub fn matmul_t_many(tensors: &[&Self], xs: &Tensor, arithmetic: Arithmetic) -> Result<Vec<Tensor>> {
         let cubes = tensors.iter().map(|&tensor| match &tensor.inner {
-            Inner::Cube(matrix) if tensor.rank() == 2 => Some(matrix),
+            Inner::Cube(matrix) | Inner::Kernels(matrix) if tensor.rank() == 2 => Some(matrix),
             _ => None,
         });
         let together = cubes.collect::<Option<Vec<&DeviceTensor>>>();
