@@ -47,6 +47,19 @@ impl Case {
         &self.expected[row * self.k..][..self.k]
     }
 
+    /// Some of the rows, as a matrix.
+    pub fn rows(&self, rows: &[usize]) -> Self {
+        let bytes = self.data.len() / self.n;
+        Self {
+            name: format!("{} of {}", rows.len(), self.name),
+            endian: self.endian,
+            n: rows.len(),
+            k: self.k,
+            data: rows.iter().flat_map(|row| &self.data[row * bytes..][..bytes]).copied().collect(),
+            expected: rows.iter().flat_map(|&row| self.row(row)).copied().collect(),
+        }
+    }
+
     /// `n` rows of at least `k` values in whole rows of this case's, which come one after the other again and again.
     pub fn repeated(&self, n: usize, k: usize) -> Self {
         let times = k.div_ceil(self.k);

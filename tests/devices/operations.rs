@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use cube_gguf::gguf::Endian;
 use cube_gguf::internals::{Blueprint, Hardware, Problem, Reduction, has_buffers, heuristic, matmul_by};
 use cube_gguf::tune::{ActivationType, Settings};
-use cube_gguf::{Accuracy, Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, GgmlType};
+use cube_gguf::{Accuracy, Activations, Arithmetic, Backend, CubeDevice, DeviceTensor, Error, FloatType, GgmlType};
 use half::{bf16, f16};
 
 use crate::fixtures::{Case, Fixture, assert_bytes, assert_same, compares, noise};
@@ -31,6 +31,7 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("multiplies_as_many_tokens_as_a_launch", Formats::Some(VARIED), multiplies_as_many_tokens_as_a_launch),
     ("multiplies_many_tokens", Formats::All, multiplies_many_tokens),
     ("multiplies_many_tokens_of_long_rows", Formats::Some(LONG), multiplies_many_tokens_of_long_rows),
+    ("multiplies_many_by_the_largest_tiles", Formats::Some(LONG), multiplies_many_by_the_largest_tiles),
     ("multiplies_strided_and_half_activations", Formats::Some(VARIED), multiplies_strided_and_half_activations),
     ("multiplies_odd_shapes", Formats::All, multiplies_odd_shapes),
     ("multiplies_through_shared_memory", Formats::Some(VARIED), multiplies_through_shared_memory),
@@ -244,6 +245,24 @@ fn multiplies_many_tokens_of_long_rows(device: &CubeDevice, fixture: &Fixture) {
         let y = tensor.matmul_on_device(&x_on_device, Arithmetic::Float).unwrap();
         let y = ty.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
         assert_product(&tensor, &case, &x, &y, Arithmetic::Float, 2.0 * rounding);
+    }
+}
+
+/// As many rows as fill all cores with tiles of 128 x 256 values of the result, and with half as many. Warpgroups have such tiles;
+/// on other devices the test has nothing to show.
+fn multiplies_many_by_the_largest_tiles(device: &CubeDevice, fixture: &Fixture) {
+    let Some(cores) = Hardware::of(&device.client()).cores.filter(|_| device.backend() == Backend::Cuda) else {
+        return;
+    };
+    let tokens = 300;
+    for rows in [128, 64] {
+        let case = fixture.case("quantized").repeated(cores as usize / 2 * rows, 640);
+        let x = noise(rows as u64, tokens * case.k);
+        let y = upload(device, fixture, &case).matmul(&x, &[tokens, case.k], Arithmetic::Float).unwrap();
+        // The first and the last rows of some tiles, and all of the last.
+        let seen: Vec<usize> = (0..case.n).filter(|row| (row + 1) % 512 < 2 || row + rows > case.n).collect();
+        let of_seen = y.chunks_exact(case.n).flat_map(|y| seen.iter().map(|&row| y[row])).collect::<Vec<_>>();
+        assert_product_is(Accuracy::MatrixUnits, &case.rows(&seen), &x, &of_seen, 0.0);
     }
 }
 
