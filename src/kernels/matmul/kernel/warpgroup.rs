@@ -51,14 +51,13 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
     let stages = comptime!(blueprint.stages());
     let staged = Shared::<[Words]>::new_slice(comptime!(stages * blueprint.staged_vectors()));
     let barriers = Shared::<[Words]>::new_slice(comptime!(2 * stages));
-    let filled = u32::cast_from(address(&barriers, true));
-    let emptied = filled + comptime!((stages * VECTOR) as u32);
-    let ring = Ring { to: u32::cast_from(address(&staged, true)), from: address(x, false), filled, emptied };
+    let (to, first_barrier) = (u32::cast_from(address(&staged, true)), u32::cast_from(address(&barriers, true)));
+    let ring = Ring { to, from: address(x, false), barriers: first_barrier, stages };
     if UNIT_POS == 0 {
         #[unroll]
         for stage in 0..stages {
-            make_barrier(ring.filled + comptime!((stage * VECTOR) as u32), 1usize);
-            make_barrier(ring.emptied + comptime!((stage * VECTOR) as u32), comptime!(blueprint.planes()));
+            make_barrier(ring.filled(stage.runtime()), 1usize);
+            make_barrier(ring.emptied(stage.runtime()), comptime!(blueprint.planes()));
         }
         publish_barriers();
     }
@@ -74,26 +73,29 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
         }
     }
     let mut weights = first_weights(view, position, begin);
+    // The stage of a step, and the parity of the phase in which its copies come.
     let mut stage = 0usize;
     let mut parity = 0u32;
     for step in begin..end {
         let chunks = decode_and_load(view, &mut weights, position, step, min(step + 1, end - 1));
-        wait_at(ring.filled + u32::cast_from(stage * VECTOR), parity);
+        wait_at(ring.filled(stage), parity);
+        multiply_step(&chunks, ring, stage, position, step, &mut sums);
+        // The products of the step before have been waited for.
         let is_first = step == begin;
         let before = select(stage == 0, comptime!(stages - 1).runtime(), stage - 1);
-        multiply_step(&chunks, ring, stage, position, step, &mut sums);
         if !is_first && position.lane == 0 {
-            arrive(ring.emptied + u32::cast_from(before * VECTOR));
+            arrive(ring.emptied(before));
         }
         let later = step + comptime!(stages - 1);
         if copies && later < end {
             if !is_first {
-                wait_at(ring.emptied + u32::cast_from(before * VECTOR), select(stage == 0, parity ^ 1, parity));
+                wait_at(ring.emptied(before), select(stage == 0, parity ^ 1, parity));
             }
             ring.fill(before, position, later);
         }
-        parity = select(stage == comptime!(stages - 1), parity ^ 1, parity);
-        stage = select(stage == comptime!(stages - 1), 0usize.runtime(), stage + 1);
+        let is_last = stage == comptime!(stages - 1);
+        parity = select(is_last, parity ^ 1, parity);
+        stage = select(is_last, 0usize.runtime(), stage + 1);
     }
     wait(&mut sums, 0usize, blueprint);
     if comptime!(blueprint.slices > 1) {
@@ -161,19 +163,29 @@ struct Ring {
     to: u32,
     /// The packed activations.
     from: u64,
-    /// The barrier of the first stage that copies end a phase of, and those of the others.
-    filled: u32,
-    /// The barriers that planes arrive at when they are done with a stage.
-    emptied: u32,
+    /// A barrier of each stage for copies, then one of each for planes.
+    barriers: u32,
+    #[cube(comptime)]
+    stages: usize,
 }
 
 #[cube]
 impl Ring {
+    /// The barrier whose phase ends when the copies to a stage have come.
+    fn filled(&self, stage: usize) -> u32 {
+        self.barriers + u32::cast_from(stage * VECTOR)
+    }
+
+    /// The barrier that planes arrive at when they are done with a stage.
+    fn emptied(&self, stage: usize) -> u32 {
+        self.barriers + u32::cast_from((self.stages + stage) * VECTOR)
+    }
+
     /// Starts to copy a step's activations to a stage, a slice's by one lane.
     fn fill(&self, stage: usize, position: Position, step: usize) {
         let (extent, blueprint) = (position.extent, comptime!(position.blueprint));
         let (slices, groups) = comptime!((blueprint.slices, blueprint.tokens() / CORE_ROWS));
-        let barrier = self.filled + u32::cast_from(stage * VECTOR);
+        let barrier = self.filled(stage);
         if position.lane == 0 {
             arrive_and_expect(barrier, comptime!(slices * groups * GROUP_BYTES));
             #[unroll]
