@@ -83,7 +83,7 @@ impl Content {
         }
         let (mut tensor_infos, mut unknown) = (HashMap::new(), HashMap::new());
         for tensor in shard.tensors() {
-            let name = tensor.name().to_owned();
+            let name = without_nul(tensor.name()).to_owned();
             match tensor.dtype() {
                 Ok(ggml_dtype) => {
                     let info = TensorInfo { ggml_dtype, shape: tensor.shape().into(), offset: tensor.offset() };
@@ -96,7 +96,7 @@ impl Content {
         }
         Ok(Self {
             magic: if shard.version == 2 { VersionedMagic::GgufV2 } else { VersionedMagic::GgufV3 },
-            metadata: shard.metadata.iter().map(|(key, value)| (key.to_owned(), owned(value))).collect(),
+            metadata: shard.metadata.iter().map(|(key, value)| (without_nul(key).to_owned(), owned(value))).collect(),
             tensor_infos,
             tensor_data_offset: start + shard.data_offset() as u64,
             unknown,
@@ -124,6 +124,11 @@ impl Content {
     }
 }
 
+/// A string without the NULs at its end, which old tools wrote; Candle takes them off too.
+pub(super) fn without_nul(string: &str) -> &str {
+    string.trim_end_matches('\0')
+}
+
 /// The value as Candle's, with its own strings and arrays.
 fn owned(value: gguf::Value<'_>) -> Value {
     match value {
@@ -138,8 +143,8 @@ fn owned(value: gguf::Value<'_>) -> Value {
         gguf::Value::F32(v) => Value::F32(v),
         gguf::Value::F64(v) => Value::F64(v),
         gguf::Value::Bool(v) => Value::Bool(v),
-        gguf::Value::String(v) => Value::String(v.to_owned()),
-        gguf::Value::Bytes(v) => Value::String(String::from_utf8_lossy(v).into_owned()),
+        gguf::Value::String(v) => Value::String(without_nul(v).to_owned()),
+        gguf::Value::Bytes(v) => Value::String(without_nul(&String::from_utf8_lossy(v)).to_owned()),
         gguf::Value::Array(array) => Value::Array(array.iter().map(owned).collect()),
     }
 }
@@ -321,6 +326,25 @@ mod tests {
         assert!(below.get((1, 1), "expected").unwrap_err().to_string().contains("quantized.expected"));
         assert!(tensors.get_no_shape("expected").is_err());
         assert!(tensors.device().is_cpu());
+    }
+
+    #[test]
+    fn strings_end_before_their_nuls() {
+        let mut writer = Writer::new();
+        writer.metadata("key\0", "value\0\0").unwrap();
+        writer.metadata("keys", ["a\0", "b"]).unwrap();
+        writer.tensor("weights\0", &[32, 1], GgmlDType::Q8_0).unwrap();
+        let mut tensors = writer.begin(Vec::new()).unwrap();
+        tensors.data(&[7; 34]).unwrap();
+        let file = tensors.finish().unwrap();
+        let (mut reader, mut candles) = (Cursor::new(&file), Cursor::new(&file));
+        let (ours, theirs) = (Content::read(&mut reader).unwrap(), theirs::Content::read(&mut candles).unwrap());
+        assert_eq!(sorted(&ours.metadata), sorted(&theirs.metadata));
+        assert!(ours.metadata.contains_key("key") && theirs.tensor_infos.contains_key("weights"));
+        let tensor = ours.tensor(&mut reader, "weights", &Device::Cpu).unwrap();
+        assert_eq!(*tensor.data().unwrap(), [7; 34]);
+        let tensors = VarBuilder::from_gguf_buffer(&file, &Device::Cpu).unwrap();
+        assert_eq!(*tensors.get((1, 32), "weights").unwrap().data().unwrap(), [7; 34]);
     }
 
     /// A tensor of a type that ggml does not define, one of integers or a scalar is an error of its own.

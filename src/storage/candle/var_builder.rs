@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device as CandleDevice, Result, Shape};
 
 use super::candle_error;
+use super::gguf_file::without_nul;
 use super::{QTensor, WeightDevice};
 use crate::gguf::{Files, Gguf};
 use crate::kernels::formats::format;
@@ -65,7 +66,7 @@ impl VarBuilder {
                 }
                 Err(reason) => Err(reason),
             };
-            tensors.insert(tensor.name().to_owned(), loaded);
+            tensors.insert(without_nul(tensor.name()).to_owned(), loaded);
         }
         Ok(Self { tensors: Arc::new(tensors), path: Vec::new(), device: device.tensors() })
     }
