@@ -145,10 +145,7 @@ fn expected_bytes(ty: gguf::GgmlType, n: usize, k: usize) -> String {
 fn impossible_shape(ty: gguf::GgmlType, shape: &[usize]) -> String {
     match shape.last() {
         None => format!("a scalar of {ty}: weights have rows"),
-        Some(&k) if ty.row_bytes(k).is_none() && k.is_multiple_of(ty.block_size()) => {
-            format!("a row of {k} values of {ty} has more bytes than can be counted")
-        }
-        Some(&k) if ty.row_bytes(k).is_none() => {
+        Some(&k) if !k.is_multiple_of(ty.block_size()) => {
             format!("rows of {k} values are not whole blocks of {ty}, which have {} values", ty.block_size())
         }
         Some(_) => format!("weights of {ty} and shape {shape:?} have more bytes than can be counted"),

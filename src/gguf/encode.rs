@@ -47,8 +47,7 @@ impl Encode for str {
     const TYPE: ValueType = ValueType::String;
 
     fn encode(&self, endian: Endian, out: &mut Vec<u8>) {
-        (self.len() as u64).put(endian, out);
-        out.extend_from_slice(self.as_bytes());
+        encode_string(self.as_bytes(), endian, out);
     }
 }
 
@@ -114,12 +113,15 @@ pub(super) fn encode_value(value: Value<'_>, endian: Endian, out: &mut Vec<u8>) 
         Value::F64(v) => v.put(endian, out),
         Value::Bool(v) => v.encode(endian, out),
         Value::String(v) => v.encode(endian, out),
-        Value::Bytes(v) => {
-            (v.len() as u64).put(endian, out);
-            out.extend_from_slice(v);
-        }
+        Value::Bytes(v) => encode_string(v, endian, out),
         Value::Array(array) => encode_read_array(array, endian, out),
     }
+}
+
+/// Appends a string, of UTF-8 or not.
+fn encode_string(bytes: &[u8], endian: Endian, out: &mut Vec<u8>) {
+    (bytes.len() as u64).put(endian, out);
+    out.extend_from_slice(bytes);
 }
 
 fn encode_read_array(array: Array<'_>, endian: Endian, out: &mut Vec<u8>) {

@@ -1,5 +1,6 @@
 //! Devices of tensors: the host, and those of CubeCL's runtimes.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -131,16 +132,20 @@ impl Backend {
         }
     }
 
-    /// The usable devices, best first.
-    fn by_rank(self) -> Vec<CubeDevice> {
-        let mut devices: Vec<_> =
-            (0..self.devices().len()).filter_map(|index| CubeDevice::new(self, index).ok()).collect();
-        #[cfg(feature = "hip")]
-        if self == Self::Rocm {
-            devices.sort_by_key(|device| rocm::rank(device.index));
+    /// Every device of the backend in order of their index, or why it cannot be used.
+    fn open_all(self) -> impl Iterator<Item = Result<CubeDevice>> {
+        (0..self.devices().len()).map(move |index| CubeDevice::new(self, index))
+    }
+
+    /// Orders the devices, best first: whether one shares the host's memory, and how much it has. All alike where the driver
+    /// is not asked.
+    #[cfg_attr(not(feature = "hip"), expect(unused_variables))]
+    fn rank(self, index: usize) -> (bool, Reverse<u64>) {
+        match self {
+            #[cfg(feature = "hip")]
+            Self::Rocm => rocm::rank(index),
+            _ => (false, Reverse(0)),
         }
-        devices.retain(|device| !device.is_software());
-        devices
     }
 
     /// Why CubeCL cannot use a device that the machine has; `None` where it can.
@@ -314,34 +319,31 @@ impl Device {
 
     /// Every device of this build and this machine, GPUs first, [`Device::Cpu`] last.
     pub fn all() -> Vec<Self> {
-        let of = |backend: Backend| {
-            (0..backend.devices().len()).filter_map(move |index| CubeDevice::new(backend, index).ok())
-        };
-        Backend::ALL.into_iter().flat_map(of).map(Self::Cube).chain([Self::Cpu]).collect()
+        Backend::ALL.into_iter().flat_map(Backend::open_all).flatten().map(Self::Cube).chain([Self::Cpu]).collect()
     }
 
     /// The best GPU of the first backend, in the order of [`Backend::ALL`], that has one that can be used: by HIP one with memory
     /// of its own before one that shares the host's, and the one with the most; else the first. Software rasterizers are left
     /// out. Without a GPU [`Device::Cpu`] where the build has Candle's kernels, else CubeCL's CPU runtime.
     ///
-    /// The first call logs a warning for each of [`unusable`](Self::unusable).
+    /// The first call logs a warning for each GPU that was passed over because it cannot be used.
     pub fn best() -> Self {
         static TOLD: Once = Once::new();
-        TOLD.call_once(|| Self::unusable().iter().for_each(|error| log::warn!("{error}")));
-        let gpu = Backend::ALL.into_iter().filter(|&backend| backend != Backend::CubeCpu);
+        let mut passed_over = Vec::new();
+        let mut gpus = Backend::ALL.into_iter().filter(|&backend| backend != Backend::CubeCpu);
+        let best = gpus.find_map(|backend| {
+            let mut usable: Vec<_> =
+                backend.open_all().filter_map(|device| device.map_err(|error| passed_over.push(error)).ok()).collect();
+            usable.sort_by_key(|device| backend.rank(device.index));
+            // Asking needs a client: no device behind the first that will do gets one.
+            usable.into_iter().find(|device| !device.is_software())
+        });
+        TOLD.call_once(|| passed_over.iter().for_each(|error| log::warn!("{error}")));
         let host = || match cfg!(feature = "candle") {
             true => Self::Cpu,
             false => Self::new_cube_cpu().unwrap_or(Self::Cpu),
         };
-        gpu.flat_map(Backend::by_rank).next().map_or_else(host, Self::Cube)
-    }
-
-    /// The GPUs that the machine has and that cannot be used, each as the [`Error::NoDevice`] that says why.
-    pub fn unusable() -> Vec<Error> {
-        let of = |backend: Backend| {
-            (0..backend.devices().len()).filter_map(move |index| CubeDevice::new(backend, index).err())
-        };
-        Backend::ALL.into_iter().flat_map(of).collect()
+        best.map_or_else(host, Self::Cube)
     }
 
     /// Whether this is the host with Candle's kernels.

@@ -150,10 +150,11 @@ fn value_text(value: Value<'_>) -> String {
         Value::Bool(v) => v.to_string(),
         Value::F32(v) => v.to_string(),
         Value::F64(v) => v.to_string(),
-        Value::String(v) => string_text(v),
-        Value::Bytes(v) => string_text(&String::from_utf8_lossy(v)),
         Value::Array(array) => array_text(array),
-        other => other.integer().map_or_else(String::new, |v| v.to_string()),
+        other => match other.lossy() {
+            Some(string) => string_text(&string),
+            None => other.integer().map_or_else(String::new, |v| v.to_string()),
+        },
     }
 }
 
@@ -210,11 +211,12 @@ fn value_json(value: Value<'_>) -> Json {
         Value::Bool(v) => v.into(),
         Value::F32(v) => float_json(v.to_string()),
         Value::F64(v) => v.into(),
-        Value::String(v) => v.into(),
-        Value::Bytes(v) => String::from_utf8_lossy(v).into(),
         Value::Array(array) if array.len() <= MAX_ELEMENTS => array.iter().map(value_json).collect(),
         Value::Array(array) => json!({ "type": array.element_type().name(), "len": array.len() }),
         Value::U64(v) => v.into(),
-        other => other.integer().and_then(|v| i64::try_from(v).ok()).map_or(Json::Null, Json::from),
+        other => match other.lossy() {
+            Some(string) => string.into(),
+            None => other.integer().and_then(|v| i64::try_from(v).ok()).map_or(Json::Null, Json::from),
+        },
     }
 }

@@ -121,7 +121,8 @@ pub mod tq1_0 {
     }
 }
 
-/// The places of a chunk of two-bit codes in component 0, and of the word with the f16 scale of its block, of `chunks` chunks, in component 1.
+/// The places of a chunk of two-bit codes in component 0, and of the word with the f16 scale of its block, of `chunks` chunks,
+/// in component 1.
 #[cube]
 fn locate_crumbs(view: &MatrixView, at: At, places: &mut Places, #[comptime] chunks: usize) {
     places.push(view.chunk_word(0usize, at, 2usize, 0usize));

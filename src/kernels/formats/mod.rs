@@ -2,7 +2,7 @@
 //!
 //! A family of formats is one file. A format is a `FORMAT` constant (the block, the device [`Layout`], the host's decoder)
 //! and two `#[cube]` functions for a chunk of 32 values: `locate` tells where its words are, `decode` makes values of them.
-//! They are apart so that a kernel can load a chunk long before it decodes it, to registers or to shared memory. Plain
+//! They are apart so that a kernel can load a chunk long before it decodes it, and by the instruction that suits it. Plain
 //! floats have one function, `four`. The registry's table names every format; no operation names one.
 
 mod bits;

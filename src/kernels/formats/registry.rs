@@ -39,8 +39,8 @@ macro_rules! formats {
             places
         }
 
-        /// Decodes the chunk at `at` of a block format from the words at the places that [`locate()`] gives. The codebook is the view's, or
-        /// its copy in shared memory.
+        /// Decodes the chunk at `at` of a block format from the words at the places that [`locate()`] gives. The codebook is
+        /// the view's, or its copy in shared memory.
         #[cube]
         pub fn decode(raw: &Raw, $any_codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
             match ty {

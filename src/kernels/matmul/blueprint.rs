@@ -1,6 +1,6 @@
 //! The compile-time parameters of a matrix-unit kernel, and the rule that picks them.
 
-use super::pack::run;
+use super::pack::{MAX_TOKENS, run};
 use super::problem::Problem;
 use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::MatrixUnit;
@@ -31,15 +31,13 @@ struct Tile {
     least_steps: usize,
     /// The time that a value of the result takes, of the first tile's.
     percent: usize,
-    /// Whether lanes have registers for the words of F32.
-    fits_f32: bool,
 }
 
 /// Those to choose from. (Measured on an H100, Q4_0, 512 tokens.)
 const MANY: [Tile; 3] = [
-    Tile { tokens: 256, planes: 2 * WARPGROUP, least_steps: 48, percent: 100, fits_f32: false },
-    Tile { tokens: 256, planes: WARPGROUP, least_steps: 48, percent: 120, fits_f32: false },
-    Tile { tokens: 128, planes: 2 * WARPGROUP, least_steps: 4, percent: 130, fits_f32: true },
+    Tile { tokens: MAX_TOKENS, planes: 2 * WARPGROUP, least_steps: 48, percent: 100 },
+    Tile { tokens: MAX_TOKENS, planes: WARPGROUP, least_steps: 48, percent: 120 },
+    Tile { tokens: 128, planes: 2 * WARPGROUP, least_steps: 4, percent: 130 },
 ];
 
 /// Everything about the kernel that is fixed when it is compiled.
@@ -105,7 +103,9 @@ impl Blueprint {
         };
         // A core has one such cube at a time.
         let rounds = |of: &Self| (cubes(of) * of.splits).div_ceil(cores);
-        let many = MANY.into_iter().filter(|of| tokens > of.tokens / 2 && (ty != GgmlType::F32 || of.fits_f32));
+        // Beside the sums of 256 tokens, lanes have no registers for the words of F32.
+        let most = if ty == GgmlType::F32 { 128 } else { MAX_TOKENS };
+        let many = MANY.into_iter().filter(|of| tokens > of.tokens / 2 && of.tokens <= most);
         let many = many.map(|tile| {
             let of = split(with(tile.tokens, tile.planes, 1), 1, tile.least_steps);
             (rounds(&of) * of.rows() * of.tokens() / of.splits * tile.percent, of)

@@ -47,13 +47,14 @@ pub fn multiply(
     let count = n.div_ceil(blueprint.rows()) * token_tiles * splits;
     let (count, grid) = cubes(client, count, count);
     let unit = blueprint.unit;
-    let dim = CubeDim::new_2d(unit.plane(), (blueprint.row_planes * blueprint.slices) as u32);
+    let dim = CubeDim::new_2d(unit.plane(), blueprint.planes() as u32);
     let extent = ExtentLaunch::new(grid, n, weights.chunks(), tokens, token_tiles, split_stride);
     let words = unit.words_per_row();
     let (view, elem) = (weights.view(), sums_ty.elem());
     let (x, y) = (buffer(&x.handle, 16), buffer(&sums, sums_ty.bytes()));
     // SAFETY: rows are below `n`, chunks below the row's and tokens below `tokens`: the kernel clamps what it reads, and
-    // stores nothing past them. Codebooks have an entry for every index that bits can form.
+    // stores nothing past them. A warpgroup's last copies go past the tokens, into the room that `pack` leaves for a cube's.
+    // Codebooks have an entry for every index that bits can form.
     unsafe {
         if let MatrixUnit::Wgmma { .. } = unit {
             let size = unit.sums();

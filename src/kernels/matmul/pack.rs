@@ -23,8 +23,9 @@ pub const CORES_PER_STEP: usize = STEP_CHUNKS * CHUNK / 8;
 /// Bytes of eight rows in a step.
 pub const GROUP_BYTES: usize = 16 * CORES_PER_STEP * CORE_ROWS;
 
-/// The most rows of activations of a cube of warpgroups.
-const MAX_TOKENS: usize = 256;
+/// The most rows of activations of a cube of warpgroups. Past the last rows there is room for so many more: a copy takes all of
+/// a cube's.
+pub const MAX_TOKENS: usize = 256;
 
 /// Rows of bf16 as a matrix unit takes them: contiguous rows of whole chunks, or core matrices for warpgroups.
 #[derive(Clone, Debug)]
@@ -59,7 +60,6 @@ fn in_core_matrices(client: &Client, x: &Activations, run: usize) -> Handle {
     };
     let steps = k.div_ceil(STEP_CHUNKS * CHUNK);
     let groups = tokens.div_ceil(CORE_ROWS);
-    // The last cube's copies have more rows than there are.
     let out = client.empty(GROUP_BYTES * (groups * steps + MAX_TOKENS / CORE_ROWS));
     // A unit has the two core matrices of an instruction's depth, of one row.
     let (count, dim, grid) = elementwise(client, groups * CORE_ROWS * steps * CORES_PER_STEP / 2);

@@ -105,10 +105,12 @@ impl QMatMul {
     ///
     /// Where `xs` does not fit the weights, or the device failed.
     pub fn forward_as(&self, xs: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
-        check_floats(xs)?;
         match self {
             Self::QTensor(t) => t.matmul_t(xs, arithmetic),
-            Self::Tensor(w) | Self::TensorF16(w) => product(xs, &w.to_dtype(xs.dtype())?),
+            Self::Tensor(w) | Self::TensorF16(w) => {
+                check_floats(xs)?;
+                product(xs, &w.to_dtype(xs.dtype())?)
+            }
         }
     }
 
