@@ -111,6 +111,52 @@ pub enum Error {
         /// Rows of the matrix.
         rows: usize,
     },
+    /// A matrix that is no stack of so many experts.
+    #[error("a matrix of {rows} rows is no stack of {experts} experts")]
+    Experts {
+        /// Rows of the matrix.
+        rows: usize,
+        /// The number of experts.
+        experts: usize,
+    },
+    /// Weights that are no stack of experts, where one is asked for.
+    #[error("weights of shape {shape:?} are no stack of experts, which has three dimensions")]
+    Stack {
+        /// Extents of the weights.
+        shape: Vec<usize>,
+    },
+    /// An expert that the weights do not have.
+    #[error("expert {id} of {experts} was asked for")]
+    ExpertOutOfRange {
+        /// The expert's index.
+        id: i64,
+        /// The number of experts.
+        experts: usize,
+    },
+    /// Ids of experts that their buffer does not hold, or that name nothing.
+    #[error("{tokens} tokens with {slots} of {experts} experts each, and {len} ids for them")]
+    Ids {
+        /// Number of tokens.
+        tokens: usize,
+        /// Experts of a token.
+        slots: usize,
+        /// Number of experts.
+        experts: usize,
+        /// Number of ids.
+        len: usize,
+    },
+    /// Activations that do not fit the experts of their tokens.
+    #[error(
+        "activations of shape {shape:?} for {tokens} tokens with {slots} experts each: they have a row a token, or one for each of its experts"
+    )]
+    Routed {
+        /// Extents of the activations.
+        shape: Vec<usize>,
+        /// Number of tokens.
+        tokens: usize,
+        /// Experts of a token.
+        slots: usize,
+    },
     /// A matrix that one buffer of the device cannot hold.
     #[error("{bytes} bytes are more than one buffer of the {device} device holds ({most})")]
     TooLarge {

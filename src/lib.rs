@@ -36,6 +36,7 @@ pub use kernels::accuracy::Accuracy;
 pub use kernels::activations::Activations;
 pub use kernels::floats::FloatType;
 pub use kernels::ops::{Arithmetic, ParseArithmeticError};
+pub use kernels::routing::Routing;
 #[cfg(feature = "burn")]
 pub use storage::burn;
 #[cfg(feature = "candle")]

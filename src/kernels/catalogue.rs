@@ -18,10 +18,14 @@ use super::floats::{FloatType, has_buffers};
 use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
 use super::hardware::Hardware;
 use super::matmul::{
-    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply, pack, striped,
+    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply, multiply_experts, pack,
+    pack_sorted, striped,
 };
-use super::matvec::{ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_many_with, matvec_with};
+use super::matvec::{
+    ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_experts_with, matvec_many_with, matvec_with,
+};
 use super::quantize::activations::quantize;
+use super::routing::{Route, Routing};
 use super::tune::{for_row, heuristic};
 use super::weights::{GgufMatrix, Weights};
 use crate::gguf::{Endian, GgmlType};
@@ -82,12 +86,14 @@ pub fn entries(client: &Client) -> Vec<Entry> {
         .filter(|&ty| has_buffers(client.features(), ty))
         .collect();
     let mut entries = of_activations(&floats);
+    entries.extend(of_routing(client, &floats));
     for format in FORMATS {
         entries.extend(of_weights(format));
         entries.extend(of_products(client, format, &floats));
         entries.extend(of_staged_products(client, format));
         entries.push(of_several_matrices(format));
         entries.extend(of_tiles(client, format));
+        entries.extend(of_experts(client, format));
     }
     entries.extend(of_stripes(client));
     entries.extend(of_decoders());
@@ -109,6 +115,29 @@ fn of_activations(floats: &[FloatType]) -> Vec<Entry> {
         }
     }
     entries
+}
+
+/// What products of sorted pairs launch before: whatever the format.
+fn of_routing(client: &Client, floats: &[FloatType]) -> Vec<Entry> {
+    let Some(unit) = MatrixUnit::of(client.properties()) else { return Vec::new() };
+    let sorted = move |client: &Client| Some(zero_routing(client, 1)?.sorted(client, 1));
+    let sort = move |client: &Client| Some(sorted(client)?.pairs().clone());
+    let mut entries = vec![Entry::new("sort pairs by expert", None, "", sort)];
+    for &ty in floats {
+        let pack = move |client: &Client| {
+            Some(pack_sorted(client, &zeros(client, ty, 1, CHUNK)?, unit, CHUNK, &*sorted(client)?, 1).handle)
+        };
+        entries.push(Entry::new("pack sorted activations", None, ty.name(), pack));
+    }
+    entries
+}
+
+/// Experts of the products that stand for all numbers of them.
+const EXPERTS: usize = 2;
+
+/// Tokens whose only expert is the first.
+fn zero_routing(client: &Client, tokens: usize) -> Option<Routing> {
+    Routing::new(client.create_from_slice(&vec![0; 4 * tokens]), tokens, 1, EXPERTS).ok()
 }
 
 fn of_weights(format: &'static Format) -> Vec<Entry> {
@@ -234,6 +263,36 @@ fn of_tiles(client: &Client, format: &'static Format) -> Vec<Entry> {
         Some(Entry { arithmetic: Some("bf16"), tiles: Some(blueprint), ..entry })
     };
     TILES_OF_TOKENS.into_iter().filter_map(entry).collect()
+}
+
+/// Products with experts: the kernels of one token and of a tile whose rows have others' places.
+fn of_experts(client: &Client, format: &'static Format) -> Vec<Entry> {
+    let arithmetic = Some(if format.traits.dense { "float" } else { "int8" });
+    let one = move |client: &Client| {
+        let weights = weights(client, format, false)?;
+        let (x, routing) = (zeros(client, FloatType::F32, 1, weights.k())?, zero_routing(client, 1)?);
+        let operand = if format.traits.dense { ActivationType::Float } else { ActivationType::Int8 };
+        let blueprint = for_row(&Hardware::of(client), format.ty, weights.chunks(), operand, 1);
+        let route = Route { routing: &routing, sharers: 1 };
+        Some(matvec_experts_with(client, &weights, &x, route, operand, blueprint))
+    };
+    let one = Entry { arithmetic, ..Entry::new("matvec of experts", Some(format.ty), "f32, 1 token", one) };
+    let tokens = TILES_OF_TOKENS[0];
+    let tile = MatrixUnit::of(client.properties()).map(|unit| {
+        let problem = MatmulProblem { ty: format.ty, tokens, n: 4096, chunks: 128 };
+        let blueprint = MatmulBlueprint::of_experts(&Hardware::of(client), unit, problem, EXPERTS);
+        let launch = move |client: &Client| {
+            let k = format.ty.block_size().max(CHUNK * blueprint.step_chunks());
+            let weights = upload(client, format, EXPERTS * MatrixUnit::ROWS, k)?;
+            let (x, routing) = (zeros(client, FloatType::F32, tokens, k)?, zero_routing(client, tokens)?);
+            let sorted = routing.sorted(client, blueprint.tokens());
+            let packed = pack_sorted(client, &x, unit, blueprint.run, &sorted, 1);
+            Some(multiply_experts(client, &weights, &packed, &sorted, &routing, FloatType::F32, blueprint))
+        };
+        let entry = Entry::new("matmul of experts", Some(format.ty), format!("f32, {tokens} tokens"), launch);
+        Entry { arithmetic: Some("bf16"), tiles: Some(blueprint), ..entry }
+    });
+    [one].into_iter().chain(tile).collect()
 }
 
 /// Numbers of tokens on both sides of the sizes at which cubek-matmul infers another blueprint.

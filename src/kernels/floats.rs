@@ -86,6 +86,12 @@ pub fn rounded<O: Float>(value: f32) -> O {
     }
 }
 
+/// [`rounded`] where `is_number`, else a NaN, which is chosen among bits: of floats a compiler may assume that there is none.
+#[cube]
+pub fn rounded_or_nan<O: Float>(value: f32, is_number: bool) -> O {
+    rounded::<O>(f32::reinterpret(select(is_number, u32::reinterpret(value), 0x7fc0_0000u32.runtime())))
+}
+
 #[cube]
 fn f16_bits(value: f32) -> u32 {
     let properties = comptime::device_properties();

@@ -16,6 +16,7 @@ pub mod matvec;
 pub mod ops;
 mod quantize;
 mod repack;
+pub mod routing;
 pub mod tune;
 pub mod vector;
 pub mod weights;

@@ -12,9 +12,14 @@ use super::accuracy::Accuracy;
 use super::activations::Activations;
 use super::arch::matrix_unit::MatrixUnit;
 use super::formats::traits;
-use super::matmul::{has_matrix_units, multiply_packed, pack, run, striped};
-use super::matvec::{ActivationType, MAX_TOKENS, matvec_many_with, matvec_with};
-use super::tune::Selection;
+use super::hardware::Hardware;
+use super::matmul::{
+    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply_experts, multiply_packed, pack,
+    pack_sorted, run, striped,
+};
+use super::matvec::{ActivationType, MAX_TOKENS, Problem, matvec_experts_with, matvec_many_with, matvec_with};
+use super::routing::{Route, Routing};
+use super::tune::{Selection, untuned};
 use super::weights::Weights;
 use crate::gguf::GgmlType;
 
@@ -102,6 +107,43 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
             // cubek-matmul may have no blueprint for the device.
             None => striped(client, weights, x).unwrap_or_else(|_| matvec(ActivationType::Float)),
         },
+    }
+}
+
+/// Each row of `x` times the transpose of the weights of its tokens' experts, which `weights` has one after the other: contiguous
+/// `[tokens, slots, n]` values of `x`'s type.
+///
+/// `x` has a row for each token, or one for each of a token's slots. A failure of the device shows up at the next read.
+pub fn matmul_experts(
+    client: &Client,
+    weights: &Weights,
+    x: &Activations,
+    routing: &Routing,
+    arithmetic: Arithmetic,
+) -> Handle {
+    let (pairs, n) = (routing.pairs(), weights.n() / routing.experts());
+    if pairs == 0 || n == 0 {
+        return client.empty(16);
+    }
+    let sharers = pairs / x.tokens();
+    let hardware = Hardware::of(client);
+    let (ty, chunks) = (weights.ty(), weights.chunks());
+    let matvec = |operand| {
+        let problem = Problem { ty, operand, tokens: 1, n: pairs * n, chunks };
+        let blueprint = untuned(&hardware, problem);
+        matvec_experts_with(client, weights, x, Route { routing, sharers }, operand, blueprint)
+    };
+    match (resolve(client, ty, routing.tokens(), arithmetic), MatrixUnit::of(client.properties())) {
+        (Accuracy::Int8 { .. }, _) => matvec(ActivationType::Int8),
+        (Accuracy::MatrixUnits, Some(unit)) => {
+            let problem = MatmulProblem { ty, tokens: pairs, n, chunks };
+            let blueprint = MatmulBlueprint::of_experts(&hardware, unit, problem, routing.experts());
+            let sorted = routing.sorted(client, blueprint.tokens());
+            let packed = pack_sorted(client, x, unit, run(unit, ty, chunks), &sorted, sharers);
+            multiply_experts(client, weights, &packed, &sorted, routing, x.ty(), blueprint)
+        }
+        // Products of f32, where only CubeCL's operations reach matrix units, are closer than theirs.
+        _ => matvec(ActivationType::Float),
     }
 }
 

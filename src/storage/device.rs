@@ -14,6 +14,7 @@ use cubecl::server::Handle;
 use crate::gguf::GgmlType;
 use crate::kernels::formats::format;
 use crate::kernels::launch::is_rasterizer;
+use crate::kernels::routing::Routing;
 #[cfg(feature = "hip")]
 use crate::storage::rocm;
 use crate::{Error, Result};
@@ -236,6 +237,28 @@ impl CubeDevice {
     /// The driver's name for the device.
     pub fn description(&self) -> String {
         self.client().properties().identity.name.clone()
+    }
+
+    /// Routing by ids of `experts` experts in host memory, `slots` a token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ExpertOutOfRange`] with the first id that names no expert, [`Error::Ids`] where the ids are not `slots` for each of
+    /// some tokens.
+    pub fn routing<I: Copy + Into<i64>>(&self, ids: &[I], slots: usize, experts: usize) -> Result<Routing> {
+        let tokens = ids.len().checked_div(slots).unwrap_or(0);
+        if tokens * slots != ids.len() {
+            return Err(Error::Ids { tokens, slots, experts, len: ids.len() });
+        }
+        let expert = |id: &I| {
+            let id: i64 = (*id).into();
+            let known = u32::try_from(id).ok().filter(|&expert| (expert as usize) < experts);
+            known.ok_or(Error::ExpertOutOfRange { id, experts })
+        };
+        let ids = ids.iter().map(expert).collect::<Result<Vec<u32>>>()?;
+        // A kernel cannot bind an empty buffer.
+        let ids = bytemuck::cast_slice(if ids.is_empty() { &[0] } else { &ids[..] });
+        Routing::new(self.client().create_from_slice(ids), tokens, slots, experts)
     }
 
     /// The device's copy of a format's codebook; one zero word where the format has none.

@@ -16,7 +16,8 @@ use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
 use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{Blueprint, matvec_many_with, matvec_with};
-use crate::kernels::ops::{Arithmetic, Matrix, matmul, matmul_many, resolve};
+use crate::kernels::ops::{Arithmetic, Matrix, matmul, matmul_experts, matmul_many, resolve};
+use crate::kernels::routing::Routing;
 use crate::kernels::tune::Selection;
 use crate::kernels::weights::{GgufMatrix, Weights};
 use crate::{Error, Result};
@@ -221,6 +222,62 @@ impl DeviceTensor {
         let Some(device) = Self::check_all(matrices, x)? else { return Ok(Vec::new()) };
         let matrices: Vec<Matrix> = matrices.iter().map(|matrix| matrix.matrix()).collect();
         Ok(matmul_many(&device.client(), &matrices, x, arithmetic))
+    }
+
+    /// Products with a stack of experts, whose rows the matrix has one after the other: for each token and each of its experts,
+    /// the token's row of `x` times the transpose of the expert's weights, as contiguous `[tokens, slots, n]` values of `x`'s type on
+    /// the device, where `n` is an expert's rows. `x` has a row of `k` values a token, or one for each of a token's experts.
+    ///
+    /// Up to eight tokens are multiplied pair by pair; the pairs of more are sorted by expert on the device, where it has matrix
+    /// units, and each expert's are one product. An id that names no expert gives a row of NaNs.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_on_device`](Self::matmul_on_device); [`Error::Experts`] where the matrix is no such stack, [`Error::Routed`] where
+    /// `x` has another number of rows.
+    pub fn matmul_experts_on_device(
+        &self,
+        x: &Activations,
+        routing: &Routing,
+        arithmetic: Arithmetic,
+    ) -> Result<Handle> {
+        self.check(x)?;
+        let (tokens, slots, experts) = (routing.tokens(), routing.slots(), routing.experts());
+        if !self.n().is_multiple_of(experts) {
+            return Err(Error::Experts { rows: self.n(), experts });
+        }
+        if ![tokens, tokens * slots].contains(&x.tokens()) {
+            return Err(Error::Routed { shape: x.shape().to_vec(), tokens, slots });
+        }
+        let client = self.0.device.client();
+        if routing.handle().service != client.service_id() {
+            return Err(Error::ForeignActivations { device: self.0.device.to_string() });
+        }
+        Ok(matmul_experts(&client, &self.0.weights, x, routing, arithmetic))
+    }
+
+    /// [`matmul_experts_on_device`](Self::matmul_experts_on_device) of host values: one upload, the product, one download.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_experts_on_device`](Self::matmul_experts_on_device); [`Error::Activations`] also where `x` does not have the values
+    /// of `shape`, [`Error::Device`] where the device failed.
+    pub fn matmul_experts(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        routing: &Routing,
+        arithmetic: Arithmetic,
+    ) -> Result<Vec<f32>> {
+        if shape.iter().product::<usize>() != x.len() {
+            return Err(Error::Activations { shape: shape.to_vec(), k: self.k() });
+        }
+        let client = self.0.device.client();
+        // A kernel cannot bind an empty buffer.
+        let x = client.create_from_slice(bytemuck::cast_slice(if x.is_empty() { &[0.0] } else { x }));
+        let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
+        let out = self.matmul_experts_on_device(&x, routing, arithmetic)?;
+        Ok(FloatType::F32.to_f32(&self.read(out)?, routing.pairs() * (self.n() / routing.experts())))
     }
 
     /// [`matmul_on_device`](Self::matmul_on_device) by a given blueprint, for the search.

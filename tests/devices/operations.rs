@@ -5,7 +5,9 @@ use std::num::NonZeroU32;
 use cube_gguf::gguf::Endian;
 use cube_gguf::internals::{Blueprint, Hardware, Problem, Reduction, has_buffers, heuristic, matmul_by};
 use cube_gguf::tune::{ActivationType, Settings};
-use cube_gguf::{Accuracy, Activations, Arithmetic, Backend, CubeDevice, DeviceTensor, Error, FloatType, GgmlType};
+use cube_gguf::{
+    Accuracy, Activations, Arithmetic, Backend, CubeDevice, DeviceTensor, Error, FloatType, GgmlType, Routing,
+};
 use half::{bf16, f16};
 
 use crate::fixtures::{Case, Fixture, assert_bytes, assert_same, compares, noise};
@@ -16,6 +18,10 @@ pub const VARIED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q6K, 
 
 /// Of these those that settings bear on in another way: a span, a min, a codebook, floats.
 const TUNED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::Q4K, GgmlType::IQ3S, GgmlType::F16];
+
+/// A min in super-blocks, a codebook in shared memory, one that stays in registers, floats: all that the first row of an expert
+/// bears on.
+const STACKED: &[GgmlType] = &[GgmlType::Q4K, GgmlType::IQ3S, GgmlType::MXFP4, GgmlType::F16];
 
 /// Codes and floats: all that the length of a row bears on.
 const LONG: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::F16];
@@ -38,6 +44,8 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("multiplies_by_any_settings", Formats::Compared(TUNED), multiplies_by_any_settings),
     ("multiplies_several_matrices_at_once", Formats::Some(VARIED), multiplies_several_matrices_at_once),
     ("multiplies_non_finite_activations", Formats::All, multiplies_non_finite_activations),
+    ("multiplies_by_experts", Formats::Some(STACKED), multiplies_by_experts),
+    ("multiplies_by_experts_that_are_not_there", Formats::Some(LONG), multiplies_by_experts_that_are_not_there),
 ];
 
 fn upload(device: &CubeDevice, fixture: &Fixture, case: &Case) -> DeviceTensor {
@@ -263,6 +271,65 @@ fn multiplies_many_by_the_largest_tiles(device: &CubeDevice, fixture: &Fixture) 
         let seen: Vec<usize> = (0..case.n).filter(|row| (row + 1) % 512 < 2 || row + rows > case.n).collect();
         let of_seen = y.chunks_exact(case.n).flat_map(|y| seen.iter().map(|&row| y[row])).collect::<Vec<_>>();
         assert_product_is(Accuracy::MatrixUnits, &case.rows(&seen), &x, &of_seen, 0.0);
+    }
+}
+
+/// A stack of experts that share no row in the same place.
+fn stacked(fixture: &Fixture, experts: usize) -> (Case, usize) {
+    let whole = fixture.case("quantized");
+    let rows = whole.n + 1;
+    (whole.repeated(experts * rows, whole.k), rows)
+}
+
+/// The experts of a token: those of other tokens are others, and expert 2 has none.
+fn chosen(token: usize, slots: usize) -> impl Iterator<Item = u32> {
+    (0..slots).map(move |slot| [0, 3, 1, 3, 3][(token * token + slot * 2) % 5])
+}
+
+/// Pair by pair, and in tiles of an expert's tokens: some experts have several tiles, one of them has none.
+fn multiplies_by_experts(device: &CubeDevice, fixture: &Fixture) {
+    let (case, rows) = stacked(fixture, 4);
+    let tensor = upload(device, fixture, &case);
+    for (tokens, slots) in [(1, 3), (5, 2), (40, 3)] {
+        let ids: Vec<u32> = (0..tokens).flat_map(|token| chosen(token, slots)).collect();
+        let routing = device.routing(&ids, slots, 4).unwrap();
+        // One row of activations for all experts of a token, as a layer's up has it, and one for each, as its down.
+        for shape in [[tokens, 1, case.k], [tokens, slots, case.k]] {
+            let x = noise(tokens as u64, shape.iter().product());
+            for arithmetic in [Arithmetic::Auto, Arithmetic::Float] {
+                let y = tensor.matmul_experts(&x, &shape, &routing, arithmetic).unwrap();
+                let product = tensor.accuracy(tokens, arithmetic);
+                for (pair, (&id, y)) in ids.iter().zip(y.chunks_exact(rows)).enumerate() {
+                    let of_expert: Vec<usize> = (0..rows).map(|row| id as usize * rows + row).collect();
+                    let x = &x[pair * shape[1] / slots * case.k..][..case.k];
+                    assert_product_is(product, &case.rows(&of_expert), x, y, 0.0);
+                }
+                let again = tensor.matmul_experts(&x, &shape, &routing, arithmetic).unwrap();
+                assert_same(&again, &y, "the same input gives the same bits");
+            }
+        }
+    }
+}
+
+/// A kernel has no error to return: rows of ids on the device that name no expert are NaN, and others as without them.
+fn multiplies_by_experts_that_are_not_there(device: &CubeDevice, fixture: &Fixture) {
+    let (case, rows) = stacked(fixture, 4);
+    let tensor = upload(device, fixture, &case);
+    for tokens in [3, 40] {
+        let known: Vec<u32> = (0..tokens).flat_map(|token| chosen(token, 2)).collect();
+        let unknown =
+            |pair: usize| [(1, 4), (4, u32::MAX)].iter().find(|(place, _)| *place == pair % 6).map(|&(_, id)| id);
+        let ids: Vec<u32> = known.iter().enumerate().map(|(pair, &id)| unknown(pair).unwrap_or(id)).collect();
+        let ids = device.client().create_from_slice(bytemuck::cast_slice(&ids));
+        let routing = Routing::new(ids, tokens, 2, 4).unwrap();
+        let x = noise(5, tokens * case.k);
+        let multiplied =
+            |routing: &Routing| tensor.matmul_experts(&x, &[tokens, case.k], routing, Arithmetic::Auto).unwrap();
+        let mut expected = multiplied(&device.routing(&known, 2, 4).unwrap());
+        for (_, row) in expected.chunks_exact_mut(rows).enumerate().filter(|&(pair, _)| unknown(pair).is_some()) {
+            row.fill(f32::NAN);
+        }
+        assert_same(&multiplied(&routing), &expected, &format!("{tokens} tokens"));
     }
 }
 

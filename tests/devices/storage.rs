@@ -3,7 +3,7 @@
 use cube_gguf::gguf::{Endian, GgmlType};
 use cube_gguf::internals::{Blueprint, Hardware, Problem, Reduction, has_buffers, heuristic, matmul_by};
 use cube_gguf::tune::ActivationType;
-use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType};
+use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, Routing};
 use cubecl_common::device::{DeviceId, ServiceId};
 use libtest_mimic::Trial;
 
@@ -19,11 +19,12 @@ pub fn trials(device: &CubeDevice) -> Vec<Trial> {
         let on = device.clone();
         summary::trial(format!("{device}/storage/{name}"), move || check(&on))
     };
-    let checks: [(&str, Check); 6] = [
+    let checks: [(&str, Check); 7] = [
         ("refuses_what_does_not_fit", refuses_what_does_not_fit),
         ("refuses_activations_outside_their_buffer", refuses_activations_outside_their_buffer),
         ("refuses_activations_of_another_device", refuses_activations_of_another_device),
         ("refuses_kernels_that_it_lacks", refuses_kernels_that_it_lacks),
+        ("refuses_experts_that_do_not_fit", refuses_experts_that_do_not_fit),
         ("serves_threads", serves_threads),
         ("multiplies_more_matrices_than_a_launch_takes", multiplies_more_matrices_than_a_launch_takes),
     ];
@@ -44,6 +45,47 @@ fn refuses_what_does_not_fit(device: &CubeDevice) {
         assert!(matches!(error, Error::Size { .. }), "{error}");
         assert!(error.to_string().contains(&bytes.to_string()), "{error}");
     }
+}
+
+fn refuses_experts_that_do_not_fit(device: &CubeDevice) {
+    let data = vec![0; 6 * 34];
+    let stack = DeviceTensor::from_gguf(device, GgmlType::Q8_0, 6, 32, &data, Endian::Little).unwrap();
+    let multiplied = |shape: &[usize], routing: &Routing| {
+        stack.matmul_experts(&vec![1.0; shape.iter().product()], shape, routing, Arithmetic::Auto)
+    };
+    let routing = device.routing(&[0u32, 2, 1, 0], 2, 3).unwrap();
+    for shape in [vec![2, 32], vec![2, 1, 32], vec![2, 2, 32], vec![4, 32]] {
+        assert_eq!(multiplied(&shape, &routing).unwrap().len(), 8, "{shape:?}");
+    }
+    for shape in [vec![1, 32], vec![2, 3, 32], vec![0, 32]] {
+        let error = multiplied(&shape, &routing).unwrap_err();
+        assert!(matches!(error, Error::Routed { tokens: 2, slots: 2, .. }), "{error}");
+    }
+    for shape in [vec![2, 16], vec![]] {
+        let error = multiplied(&shape, &routing).unwrap_err();
+        assert!(matches!(error, Error::Activations { k: 32, .. }), "{error}");
+    }
+    let of_four = device.routing(&[3u32, 0], 1, 4).unwrap();
+    assert!(matches!(multiplied(&[2, 32], &of_four), Err(Error::Experts { rows: 6, experts: 4 })));
+    // No tokens, and tokens without an expert.
+    for slots in [2, 0] {
+        let none = device.routing::<u32>(&[], slots, 3).unwrap();
+        assert!(multiplied(&[0, 1, 32], &none).unwrap().is_empty());
+    }
+    for id in [3, -1, i64::MAX, u32::MAX as i64 + 1] {
+        let error = device.routing(&[0, id], 2, 3).unwrap_err();
+        assert!(matches!(error, Error::ExpertOutOfRange { id: wrong, experts: 3 } if wrong == id), "{error}");
+    }
+    assert!(matches!(device.routing(&[0u32, 1, 2], 2, 3), Err(Error::Ids { len: 3, .. })));
+    assert!(matches!(device.routing(&[0u32], 0, 3), Err(Error::Ids { len: 1, .. })));
+    let ids = device.client().create_from_slice(&[0; 64]);
+    assert!(Routing::new(ids.clone(), 8, 2, 3).is_ok());
+    for (tokens, slots, experts) in [(17, 1, 3), (usize::MAX, 2, 3), (2, usize::MAX, 3), (1, 1, 0), (1, 1, usize::MAX)]
+    {
+        let routing = Routing::new(ids.clone(), tokens, slots, experts);
+        assert!(matches!(routing, Err(Error::Ids { len: 16, .. })), "{tokens} {slots} {experts}");
+    }
+    assert!(matches!(Routing::new(ids.offset_start(2), 1, 1, 3), Err(Error::Ids { .. })));
 }
 
 /// No stride, extent or offset reaches past the bytes of a handle, whatever the numbers.
@@ -184,6 +226,7 @@ mod candle {
         ("refuses_what_candle_refuses", refuses_what_candle_refuses),
         ("keeps_blocks_without_a_shape", keeps_blocks_without_a_shape),
         ("embeds", embeds),
+        ("mixes_experts", mixes_experts),
     ];
 
     /// The types that Candle's CPU code has a product for.
@@ -382,6 +425,58 @@ mod candle {
             let loaded = load_quantized(home, &[1.0f32, -2.0, 3.5]).unwrap();
             assert_eq!((loaded.dtype(), loaded.size_in_bytes()), (GgmlType::F32, 12));
             assert!(QStorage::from_data(Cow::Borrowed(&case.data[1..]), home, GgmlType::Q4_0).is_err());
+        }
+    }
+
+    /// `indexed_moe_forward` wherever weights may be: a device, Candle's blocks, a format that Candle lacks, Candle's floats.
+    fn mixes_experts(device: &CubeDevice) {
+        let (experts, tokens, slots) = (3, 3, 2);
+        let ids = [2u32, 0, 0, 2, 2, 2];
+        let ids_tensor = Tensor::from_slice(&ids, (tokens, slots), &CandleDevice::Cpu).unwrap();
+        for ty in [GgmlType::Q4K, GgmlType::IQ4XS, GgmlType::F32] {
+            let fixture = Fixture::load(ty);
+            let whole = fixture.case("quantized");
+            let n = whole.n + 1;
+            let case = whole.repeated(experts * n, whole.k);
+            for home in [Device::Cube(device.clone()), Device::Cpu] {
+                let shape = (experts, n, case.k);
+                let stack = QTensor::from_gguf(ty, Cow::Borrowed(&case.data), shape, &home).unwrap();
+                assert_bytes(&stack.data().unwrap(), &case.data, "the stack's blocks");
+                assert_same(&values(&stack.dequantize(&CandleDevice::Cpu).unwrap()), &case.expected, "its values");
+                let product = stack.accuracy(tokens, cube_gguf::Arithmetic::Auto);
+                let layer = QMatMul::from_qtensor(stack).unwrap();
+                for rows in [1, slots] {
+                    let x = noise(8, tokens * rows * case.k);
+                    let xs = Tensor::from_slice(&x, (tokens, rows, case.k), &CandleDevice::Cpu).unwrap();
+                    let y = layer.indexed_moe_forward(&xs, &ids_tensor).unwrap();
+                    assert_eq!((y.dims(), y.dtype()), (&[tokens, slots, n][..], DType::F32));
+                    for (i, y) in values(&y).into_iter().enumerate().filter(|_| compares()) {
+                        let (pair, row) = (i / n, ids[i / n] as usize * n + i % n);
+                        let x = &x[pair * rows / slots * case.k..][..case.k];
+                        let exact: f64 = case.row(row).iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
+                        let bound = product.error_bound(case.row(row), x);
+                        let off = (y as f64 - exact).abs();
+                        assert!(off <= bound, "{ty} on {home}, pair {pair}: {y} for {exact}, bound {bound}");
+                    }
+                    let halves = layer.indexed_moe_forward(&xs.to_dtype(DType::F16).unwrap(), &ids_tensor).unwrap();
+                    assert_eq!(halves.dtype(), DType::F16);
+                }
+                let error = |x: (usize, usize, usize), ids: [u32; 2]| {
+                    let x = Tensor::zeros(x, DType::F32, &CandleDevice::Cpu).unwrap();
+                    let ids = Tensor::new(&[ids], &CandleDevice::Cpu).unwrap();
+                    layer.indexed_moe_forward(&x, &ids).unwrap_err().to_string()
+                };
+                assert!(error((1, 1, case.k), [0, 3]).starts_with("expert 3 of 3"), "{ty} on {home}");
+                assert!(error((2, 1, case.k), [0, 1]).contains("for 1 tokens with 2 experts each"), "{ty} on {home}");
+                assert!(error((1, 1, case.k / 2), [0, 1]).contains("do not fit weights"), "{ty} on {home}");
+                let none = Tensor::zeros((0, 1, case.k), DType::F32, &CandleDevice::Cpu).unwrap();
+                let no_ids = Tensor::zeros((0, 2), DType::U32, &CandleDevice::Cpu).unwrap();
+                assert_eq!(layer.indexed_moe_forward(&none, &no_ids).unwrap().dims(), [0, 2, n]);
+            }
+            let matrix = QTensor::from_gguf(ty, Cow::Borrowed(&whole.data), (whole.n, whole.k), &Device::Cpu).unwrap();
+            let x = Tensor::zeros((3, 1, whole.k), DType::F32, &CandleDevice::Cpu).unwrap();
+            let message = matrix.indexed_moe_forward(&x, &ids_tensor).unwrap_err().to_string();
+            assert!(message.contains("are no stack of experts"), "{message}");
         }
     }
 

@@ -8,7 +8,7 @@ use cube_gguf::{Device, Error, FloatType, GgmlType};
 
 use crate::dequantize::Dtype;
 use crate::output::print;
-use crate::timing::{Case, Copies, cases_of, is_host, time_copy};
+use crate::timing::{Case, Copies, Experts, cases_of, is_host, time_copy};
 use crate::{DeviceArgument, Outcome};
 
 /// The most rows of activations.
@@ -20,12 +20,14 @@ The columns: us is the median time of one operation, gbps_weights the GGUF bytes
 floating-point operations of a product. Activations are f32 and resident; quantizing them is part of the product.
 With --graph a queue of products is recorded once and replayed, which CUDA, HIP and wgpu can. With --chain each of 200
 products takes the result of the one before. Weights rotate over copies that together exceed four last-level caches, 256
-copies at most. The bytes of a copy and of a dequantization are those read and those written.
+copies at most. With --experts each token has SLOTS of the experts, at random and known to the device alone: n is the rows of
+one, and gbps_weights is of the experts that some token has. The bytes of a copy and of a dequantization are those read and those written.
 
 Examples:
   cube-gguf bench --types q4_0,q4_k,q6_k --tokens 1,8,512
   cube-gguf bench --op dequantize --dtype f16 --n 4096 --k 4096 --csv > dequantize.csv
   cube-gguf bench --n 4096 --k 4096 --types q4_0 --chain --graph
+  cube-gguf bench --experts 128 --slots 8 --n 768 --k 2048 --types q4_k --tokens 1,512
   cube-gguf bench --op launch --n 64 --types q4_0
   cube-gguf bench model.gguf --device rocm")]
 pub struct Arguments {
@@ -44,6 +46,12 @@ pub struct Arguments {
     /// Rows of the activations, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "TOKENS")]
     tokens: Vec<usize>,
+    /// Multiply with a stack of so many experts, of N rows each.
+    #[arg(long, requires = "slots", conflicts_with_all = ["file", "chain"])]
+    experts: Option<usize>,
+    /// Experts of a token.
+    #[arg(long, requires = "experts")]
+    slots: Option<usize>,
     /// The operation to time.
     #[arg(long, value_enum, default_value_t = Operation::Matmul)]
     op: Operation,
@@ -83,6 +91,13 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if (arguments.graph || arguments.chain) && arguments.op != Operation::Matmul {
         return Err("--graph and --chain are for products".into());
     }
+    let experts = arguments.experts.zip(arguments.slots).map(|(count, slots)| Experts { count, slots });
+    if let Some(Experts { count, slots }) = experts.filter(|experts| !(1..=experts.count).contains(&experts.slots)) {
+        return Err(format!("a token has 1 expert or more and all of them at most, not {slots} of {count}").into());
+    }
+    if experts.is_some() && arguments.op != Operation::Matmul {
+        return Err("--experts is for products".into());
+    }
     let device = arguments.device.open()?;
     if arguments.graph && matches!(device, Device::Cpu) {
         return Err("--graph is for devices that replay launches, which the host does not".into());
@@ -100,7 +115,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     }
     let cases = match &arguments.file {
         Some(file) => cases_of(file, &types)?,
-        None => cases(arguments, &types, &device)?,
+        None => cases(arguments, &types, experts, &device)?,
     };
     if let Some(case) = cases.iter().find(|case| arguments.chain && case.n != case.k) {
         let Case { n, k, .. } = case;
@@ -115,7 +130,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
             let seconds = match arguments.op {
                 Operation::Launch => copies.time_launch(tokens),
                 Operation::Dequantize => copies.time_dequantize(dtype),
-                _ => copies.time_matmul(tokens, arguments.graph, arguments.chain),
+                _ => match experts {
+                    Some(experts) => copies.time_experts(tokens, arguments.graph, experts),
+                    None => copies.time_matmul(tokens, arguments.graph, arguments.chain),
+                },
             };
             print(&row(arguments, case, tokens, seconds.map_err(at)?))?;
         }
@@ -144,14 +162,14 @@ fn copy_row(arguments: &Arguments, (bytes, seconds): (f64, f64)) -> String {
 }
 
 fn row(arguments: &Arguments, case: Case, tokens: usize, seconds: f64) -> String {
-    let Case { ty, n, k } = case;
+    let Case { ty, n, k, .. } = case;
     let (ty, us) = (ty.name().to_lowercase(), seconds * 1e6);
     let written = match arguments.op {
         Operation::Dequantize => n * k * arguments.dtype.float().0.bytes(),
         _ => 0,
     };
-    let gbps = figures((case.bytes() + written) as f64 / seconds / 1e9);
-    let tflops = figures(2.0 * n as f64 * k as f64 * tokens as f64 / seconds / 1e12);
+    let gbps = figures((case.bytes_read(tokens) + written as f64) / seconds / 1e9);
+    let tflops = figures(case.operations(tokens) / seconds / 1e12);
     match arguments.csv {
         true => format!("cube-gguf,{ty},{n},{k},{tokens},{us:.2},{gbps},{tflops}\n"),
         false => format!("{ty:<8} {n:>8} {k:>8} {tokens:>7} {us:>12.2} {gbps:>12} {tflops:>9}\n"),
@@ -175,12 +193,14 @@ pub fn weights_type(name: &str) -> Outcome<GgmlType> {
 }
 
 /// One case per type, of the shape in the options.
-fn cases(arguments: &Arguments, types: &[GgmlType], device: &Device) -> Outcome<Vec<Case>> {
+fn cases(arguments: &Arguments, types: &[GgmlType], experts: Option<Experts>, device: &Device) -> Outcome<Vec<Case>> {
     let k = arguments.k;
     let n = arguments.n.unwrap_or(if is_host(device) { 1024 } else { 14336 });
     let types = if types.is_empty() { FORMATS.iter().map(|format| format.ty).collect() } else { types.to_vec() };
-    let case = |ty: GgmlType| match ty.row_bytes(k).and_then(|row| row.checked_mul(n)) {
-        Some(bytes) if bytes > 0 => Ok(Case { ty, n, k }),
+    let count = experts.map_or(1, |experts| experts.count);
+    let bytes = |ty: GgmlType| ty.row_bytes(k)?.checked_mul(n)?.checked_mul(count);
+    let case = |ty: GgmlType| match bytes(ty) {
+        Some(bytes) if bytes > 0 => Ok(Case { ty, n, k, experts }),
         Some(_) => Err(format!("a matrix of {n} x {k} has no weights").into()),
         None => Err(format!(
             "a matrix of {n} x {k} is too large, or {k} no multiple of {}, the block of {ty}",

@@ -1,13 +1,17 @@
 //! Rotating copies of weights, against caching, and median times of operations on them.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{Device as Host, Module, Tensor};
 use cube_gguf::gguf::{Endian, Files};
 use cube_gguf::internals::{Format, format};
-use cube_gguf::{Activations, Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QMatMul, QTensor};
+use cube_gguf::{
+    Activations, Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QMatMul, QTensor, Routing,
+};
+use cubecl::server::Handle;
 use cubecl::std::throughput::measure_peak_throughput;
 use cubecl::throughput::{MemoryAccess, ThroughputKey, ThroughputMode};
 
@@ -25,6 +29,8 @@ const MAX_COPIES: usize = 256;
 /// The most copies on the host, and the most bytes of all of them where that is more than one copy.
 const MAX_HOST_COPIES: usize = 4;
 const MAX_HOST_BYTES: usize = 512 << 20;
+/// Random choices of experts that products rotate over.
+const CHOICES: usize = 16;
 /// Distinct rows of random weights, as in `benches/peers/candle_cuda.cu`.
 pub const POOL_ROWS: usize = 64;
 /// The most bytes of f32 values that one launch of dequantizing writes.
@@ -47,8 +53,38 @@ const HOST_COPY_BYTES: usize = 256 << 20;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Case {
     pub ty: GgmlType,
+    /// Rows, of each expert where there are some.
     pub n: usize,
     pub k: usize,
+    pub experts: Option<Experts>,
+}
+
+/// A stack of experts, of which each token has some.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    pub count: usize,
+    pub slots: usize,
+}
+
+impl Experts {
+    /// Random choices of experts for so many tokens, no two of a token the same. Products rotate over them.
+    fn choices(self, tokens: usize) -> Vec<Vec<u32>> {
+        let mut random = Random::new(7);
+        let mut choice = || {
+            let mut ids = Vec::with_capacity(tokens * self.slots);
+            let mut all: Vec<u32> = (0..self.count as u32).collect();
+            for _ in 0..tokens {
+                // The first places of a shuffle.
+                for place in 0..self.slots {
+                    let other = place + (random.bits() % (self.count - place) as u64) as usize;
+                    all.swap(place, other);
+                }
+                ids.extend_from_slice(&all[..self.slots]);
+            }
+            ids
+        };
+        (0..CHOICES).map(|_| choice()).collect()
+    }
 }
 
 /// The distinct types and shapes of a model's matrices, in the order of the file.
@@ -57,7 +93,7 @@ pub fn cases_of(file: &std::path::Path, types: &[GgmlType]) -> Outcome<Vec<Case>
     let mut cases = Vec::new();
     for tensor in files.parse()?.tensors() {
         let (Ok(ty), &[n, k]) = (tensor.dtype(), tensor.shape().as_slice()) else { continue };
-        let case = Case { ty, n, k };
+        let case = Case { ty, n, k, experts: None };
         let wanted = types.is_empty() || types.contains(&ty);
         if wanted && format(ty).is_some() && n * k > 0 && !cases.contains(&case) {
             cases.push(case);
@@ -83,9 +119,28 @@ pub fn is_host(device: &Device) -> bool {
 }
 
 impl Case {
+    /// Rows of all experts.
+    pub fn rows(self) -> usize {
+        self.n * self.experts.map_or(1, |experts| experts.count)
+    }
+
     /// GGUF bytes of the weights. No overflow: the size was checked when the case was made.
     pub fn bytes(self) -> usize {
-        self.n * (self.k / self.ty.block_size()) * self.ty.block_bytes()
+        self.rows() * (self.k / self.ty.block_size()) * self.ty.block_bytes()
+    }
+
+    /// Bytes of the weights that a product of so many tokens reads.
+    pub fn bytes_read(self, tokens: usize) -> f64 {
+        let all = self.bytes() as f64;
+        let Some(experts) = self.experts else { return all };
+        let named = |ids: Vec<u32>| ids.into_iter().collect::<BTreeSet<_>>().len();
+        let named: usize = experts.choices(tokens).into_iter().map(named).sum();
+        all * named as f64 / (CHOICES * experts.count) as f64
+    }
+
+    /// Floating-point operations of a product of so many tokens.
+    pub fn operations(self, tokens: usize) -> f64 {
+        2.0 * self.n as f64 * self.k as f64 * (tokens * self.experts.map_or(1, |experts| experts.slots)) as f64
     }
 
     /// Number of copies of the weights to rotate over.
@@ -103,8 +158,8 @@ impl Case {
 
     /// Random blocks, with any codes, and scales that make values of ordinary size.
     pub fn data(self) -> Vec<u8> {
-        let (row, mut random) = (self.bytes() / self.n, Random::new(42));
-        let pool_rows = self.n.min(POOL_ROWS);
+        let (row, mut random) = (self.bytes() / self.rows(), Random::new(42));
+        let pool_rows = self.rows().min(POOL_ROWS);
         let mut pool = vec![0; pool_rows * row];
         if let Some(format) = format(self.ty) {
             let mut values = vec![0.0; self.ty.block_size()];
@@ -112,7 +167,7 @@ impl Case {
                 .for_each(|b| random_block(format, &mut random, b, &mut values));
         }
         let mut data = Vec::with_capacity(self.bytes());
-        (0..self.n).for_each(|i| data.extend_from_slice(&pool[i * 7 % pool_rows * row..][..row]));
+        (0..self.rows()).for_each(|i| data.extend_from_slice(&pool[i * 7 % pool_rows * row..][..row]));
         data
     }
 }
@@ -138,16 +193,18 @@ pub enum Copies {
 
 impl Copies {
     pub fn new(case: Case, device: &Device) -> Outcome<Self> {
-        let (Case { ty, n, k }, data) = (case, case.data());
+        let (Case { ty, n, k, experts }, data) = (case, case.data());
         let copies = 0..case.copies(device);
         Ok(match device {
             Device::Cube(device) => {
-                let tensor = |_| DeviceTensor::from_gguf(device, ty, n, k, &data, Endian::Little);
+                let tensor = |_| DeviceTensor::from_gguf(device, ty, case.rows(), k, &data, Endian::Little);
                 let tensors = copies.map(tensor).collect::<cube_gguf::Result<_>>()?;
                 Self::Cube { device: device.clone(), tensors }
             }
             Device::Cpu => {
-                let tensor = |_| QTensor::from_gguf(ty, data.as_slice().into(), (n, k), &Device::Cpu).map(Arc::new);
+                let shape: Vec<usize> = experts.map(|experts| experts.count).into_iter().chain([n, k]).collect();
+                let data = data.as_slice();
+                let tensor = |_| QTensor::from_gguf(ty, data.into(), shape.as_slice(), &Device::Cpu).map(Arc::new);
                 Self::Host(copies.map(tensor).collect::<candle_core::Result<_>>()?)
             }
         })
@@ -193,6 +250,43 @@ impl Copies {
                     Ok(())
                 };
                 time(if chain { CHAIN } else { 4 * layers.len() }, launch, || Ok(()))
+            }
+        }
+    }
+
+    /// Seconds of a product with experts of each token, whose choice is known to the device alone: sorting is part of it.
+    pub fn time_experts(&self, tokens: usize, graph: bool, experts: Experts) -> Outcome<f64> {
+        let choices = experts.choices(tokens);
+        match self {
+            Self::Cube { device, tensors } => {
+                let (client, k) = (device.client(), tensors[0].k());
+                let ids = choices.iter().map(|ids| client.create_from_slice(bytemuck::cast_slice(ids)));
+                let ids: Vec<Handle> = ids.collect();
+                let x = client.create_from_slice(bytemuck::cast_slice(&Random::new(1).normals(tokens * k)));
+                let x = Activations::contiguous(x, FloatType::F32, vec![tokens, k])?;
+                let multiply = |i: usize| {
+                    let ids = ids[i / tensors.len() % ids.len()].clone();
+                    let routing = Routing::new(ids, tokens, experts.slots, experts.count)?;
+                    tensors[i % tensors.len()].matmul_experts_on_device(&x, &routing, Arithmetic::Auto)
+                };
+                // A failed launch shows only at the read.
+                client.read_one(multiply(0)?).map_err(|error| failed(device, error))?;
+                let queue = CHOICES * tensors.len();
+                match graph {
+                    true => time_graph(device, GRAPH_QUEUE.max(queue), |i| multiply(i).map(drop)),
+                    false => time(queue, |i| multiply(i).map(drop), || sync(device)),
+                }
+            }
+            Self::Host(tensors) => {
+                let k = tensors[0].shape().dims()[2];
+                let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, 1, k), &Host::Cpu)?;
+                let ids = choices.into_iter().map(|ids| Tensor::from_vec(ids, (tokens, experts.slots), &Host::Cpu));
+                let ids = ids.collect::<candle_core::Result<Vec<_>>>()?;
+                let multiply = |i: usize| {
+                    let ids = &ids[i / tensors.len() % ids.len()];
+                    Ok(tensors[i % tensors.len()].indexed_moe_forward(&x, ids).map(drop)?)
+                };
+                time(CHOICES * tensors.len(), multiply, || Ok(()))
             }
         }
     }
@@ -338,9 +432,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn tokens_have_experts_that_differ() {
+        let experts = Experts { count: 5, slots: 3 };
+        let choices = experts.choices(40);
+        assert_eq!(choices.len(), CHOICES);
+        for ids in choices {
+            let of_token = |ids: &[u32]| ids.iter().copied().collect::<BTreeSet<_>>().len();
+            assert!(ids.chunks_exact(3).all(|ids| of_token(ids) == 3) && ids.iter().all(|&id| id < 5), "{ids:?}");
+            assert_eq!((ids.len(), of_token(&ids)), (120, 5));
+        }
+    }
+
+    #[test]
     fn random_blocks_are_ordinary() {
         for format in FORMATS {
-            let case = Case { ty: format.ty, n: 2, k: 1024 };
+            let case = Case { ty: format.ty, n: 2, k: 1024, experts: None };
             let data = case.data();
             assert_eq!(data.len(), case.bytes());
             let mut values = vec![0.0; 2 * 1024];

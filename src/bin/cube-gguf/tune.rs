@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let mut report = Vec::new();
     let mut bench: Option<Bench> = None;
     for (case, tokens) in jobs {
-        let Case { ty, n, k } = case;
+        let Case { ty, n, k, .. } = case;
         bar.set_message(format!("{ty} of {n} x {k}, {tokens} tokens"));
         let is_this = |entry: &Entry| (entry.ty.as_str(), entry.n, entry.k, entry.tokens) == (ty.name(), n, k, tokens);
         let known = entries.iter().position(is_this).filter(|_| !arguments.again);
@@ -118,7 +118,7 @@ fn cases(arguments: &Arguments, types: &[cube_gguf::GgmlType]) -> Outcome<Vec<Ca
             return Err(format!("{shape} is no shape such as 4096x4096").into());
         };
         let whole = types.iter().filter(|ty| ty.row_bytes(k).is_some_and(|row| row.checked_mul(n).is_some()));
-        cases.extend(whole.map(|&ty| Case { ty, n, k }));
+        cases.extend(whole.map(|&ty| Case { ty, n, k, experts: None }));
     }
     Ok(cases)
 }
@@ -175,7 +175,7 @@ struct Bench {
 
 impl Bench {
     fn new(device: &CubeDevice, case: Case) -> Outcome<Self> {
-        let Case { ty, n, k } = case;
+        let Case { ty, n, k, .. } = case;
         let data = case.data();
         let tensor = |_| DeviceTensor::from_gguf(device, ty, n, k, &data, Endian::Little);
         let tensors = (0..case.copies(&Device::Cube(device.clone()))).map(tensor).collect::<cube_gguf::Result<_>>()?;
@@ -189,7 +189,7 @@ impl Bench {
 
     /// The entry of the fastest settings that the search finds.
     fn search(&self, tokens: usize, csv: bool, bar: &ProgressBar) -> Outcome<Entry> {
-        let Case { ty, n, k } = self.case;
+        let Case { ty, n, k, .. } = self.case;
         let x = Random::new(1).normals(tokens * k);
         let expected = self.expected(&x, self.tensors[0].accuracy(tokens, Arithmetic::Int8));
         let x = self.device.client().create_from_slice(bytemuck::cast_slice(&x));

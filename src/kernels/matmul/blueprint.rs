@@ -73,6 +73,14 @@ impl Blueprint {
         }
     }
 
+    /// The rule's choice for tiles of pairs of tokens and experts: `problem` has the pairs as tokens and the rows of an expert.
+    pub fn of_experts(hardware: &Hardware, unit: MatrixUnit, problem: Problem, experts: usize) -> Self {
+        let busy = experts.min(problem.tokens).max(1);
+        // Some experts have more pairs than others, and weights are decoded for each tile.
+        let tokens = (3 * problem.tokens.div_ceil(busy)).div_ceil(2);
+        Self { splits: 1, ..Self::of(hardware, unit, Problem { tokens, n: busy * problem.n, ..problem }) }
+    }
+
     /// Cubes of two warpgroups with rows of their own; where tokens are few, of two that share rows, or of one.
     fn for_warpgroups(hardware: &Hardware, problem: Problem) -> Self {
         let Problem { ty, tokens, n, chunks } = problem;

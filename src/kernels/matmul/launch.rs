@@ -12,6 +12,7 @@ use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::floats::FloatType;
 use crate::kernels::hardware::Hardware;
 use crate::kernels::launch::{buffer, cubes, elementwise};
+use crate::kernels::routing::{Routing, Sorted, TilesLaunch};
 use crate::kernels::weights::Weights;
 
 /// [`multiply`] by the rule's blueprint for the device's `unit`.
@@ -36,32 +37,73 @@ pub fn multiply(
     to: FloatType,
     blueprint: Blueprint,
 ) -> Handle {
-    let (n, tokens) = (weights.n(), x.tokens);
+    let tiles = x.tokens.div_ceil(blueprint.tokens());
+    let shape = Shape { n: weights.n(), results: x.tokens, tiles };
+    multiply_with(client, weights, x, to, blueprint, shape, None)
+}
+
+/// Rows of activations, as [`sort`] put them into tiles of the blueprint's tokens, times the transpose of their experts' weights,
+/// as contiguous `[pairs, n]` values of type `to`.
+///
+/// The blueprint must be one of these weights and of the device's matrix unit, without splits.
+pub fn multiply_experts(
+    client: &Client,
+    weights: &Weights,
+    x: &PackedActivations,
+    sorted: &Sorted,
+    routing: &Routing,
+    to: FloatType,
+    blueprint: Blueprint,
+) -> Handle {
+    let n = weights.n() / routing.experts();
+    let shape = Shape { n, results: routing.pairs(), tiles: sorted.count };
+    let tiles = sorted.tiles(routing.experts(), n);
+    multiply_with(client, weights, x, to, Blueprint { splits: 1, ..blueprint }, shape, Some(tiles))
+}
+
+/// Rows of weights that a tile is multiplied with, rows of the result, and tiles of activations.
+struct Shape {
+    n: usize,
+    results: usize,
+    tiles: usize,
+}
+
+fn multiply_with(
+    client: &Client,
+    weights: &Weights,
+    x: &PackedActivations,
+    to: FloatType,
+    blueprint: Blueprint,
+    shape: Shape,
+    tiles: Option<TilesLaunch>,
+) -> Handle {
+    let Shape { n, results: tokens, tiles: token_tiles } = shape;
     let Blueprint { splits, .. } = blueprint;
     let out = client.empty((tokens * n * to.bytes()).next_multiple_of(16).max(16));
     // Sums of splits are added up in vectors of four.
     let split_stride = (tokens * n).next_multiple_of(4);
     let (sums, sums_ty) =
         if splits > 1 { (client.empty(4 * splits * split_stride), FloatType::F32) } else { (out.clone(), to) };
-    let token_tiles = tokens.div_ceil(blueprint.tokens());
     let count = n.div_ceil(blueprint.rows()) * token_tiles * splits;
     let (count, grid) = cubes(client, count, count);
     let unit = blueprint.unit;
     let dim = CubeDim::new_2d(unit.plane(), blueprint.planes() as u32);
-    let extent = ExtentLaunch::new(grid, n, weights.chunks(), tokens, token_tiles, split_stride);
+    let extent = ExtentLaunch::new(grid, n, weights.chunks(), x.tokens, token_tiles, split_stride);
     let words = unit.words_per_row();
     let (view, elem) = (weights.view(), sums_ty.elem());
+    let tiles = tiles.into();
     let (x, y) = (buffer(&x.handle, 16), buffer(&sums, sums_ty.bytes()));
     // SAFETY: rows are below `n`, chunks below the row's and tokens below `tokens`: the kernel clamps what it reads, and
-    // stores nothing past them. A warpgroup's last copies go past the tokens, into the room that `pack` leaves for a cube's.
+    // stores nothing past them. Experts are below their number (clamped too), and packed rows below theirs, where `sort` has
+    // written them. A warpgroup's last copies go past the tokens, into the room that `pack` leaves for a cube's.
     // Codebooks have an entry for every index that bits can form.
     unsafe {
         if let MatrixUnit::Wgmma { .. } = unit {
             let size = unit.sums();
-            multiply_warpgroups::launch_unchecked(client, count, dim, view, x, y, extent, blueprint, elem, size);
+            multiply_warpgroups::launch_unchecked(client, count, dim, view, x, y, extent, tiles, blueprint, elem, size);
         } else {
             let sizes = [unit.rows_per_lane() * words, words, unit.sums()];
-            multiply_tiles::launch_unchecked(client, count, dim, view, x, y, extent, blueprint, elem, sizes);
+            multiply_tiles::launch_unchecked(client, count, dim, view, x, y, extent, tiles, blueprint, elem, sizes);
         }
     }
     if splits > 1 {

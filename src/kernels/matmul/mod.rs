@@ -12,8 +12,8 @@ use cubecl::client::Client;
 use crate::kernels::arch::matrix_unit::MatrixUnit;
 pub use blueprint::Blueprint;
 pub use dequantized::striped;
-pub use launch::{multiply, multiply_packed};
-pub use pack::{pack, run};
+pub use launch::{multiply, multiply_experts, multiply_packed};
+pub use pack::{pack, pack_sorted, run};
 pub use problem::Problem;
 
 /// Whether the device has matrix units for products of bf16, by an instruction of ours or by CubeCL's operations.

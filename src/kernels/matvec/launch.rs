@@ -14,6 +14,7 @@ use crate::kernels::floats::FloatType;
 use crate::kernels::formats::{CHUNK, traits};
 use crate::kernels::launch::{Suballocation, buffer, cubes};
 use crate::kernels::quantize::activations::{Quantized, quantize};
+use crate::kernels::routing::{Pairs, Route};
 use crate::kernels::weights::Weights;
 
 /// The most matrices that one launch multiplies.
@@ -33,7 +34,28 @@ pub fn matvec_with(
 ) -> Handle {
     let out = results(client, &[weights], x);
     let plan = Plan::new(weights, x, operand, pick);
-    Product { client, weights: &[weights], x, out: &out, places: &[0] }.run(&plan, &mut None);
+    Product { client, weights: &[weights], x, out: &out, places: &[0], route: None }.run(&plan, &mut None);
+    out.whole
+}
+
+/// Each row of `x` times the transpose of the weights of its pairs' experts, which `weights` has one after the other, as
+/// contiguous `[pairs, n]` values of `x`'s type: the weights of an expert are read for every pair.
+///
+/// `blueprint` is for one token; it is clamped to the weights and activations.
+pub fn matvec_experts_with(
+    client: &Client,
+    weights: &Weights,
+    x: &Activations,
+    route: Route<'_>,
+    operand: ActivationType,
+    blueprint: Blueprint,
+) -> Handle {
+    let n = weights.n() / route.routing.experts();
+    let out = Suballocation::new(client, [route.routing.pairs() * n * x.ty().bytes()]);
+    let operand = operand_of(weights, operand);
+    let blueprint = Blueprint { tokens: 1, ..blueprint }.clamped_to(weights, x, operand);
+    let plan = Plan { operand, launches: vec![(0, blueprint)] };
+    Product { client, weights: &[weights], x, out: &out, places: &[0], route: Some(route) }.run(&plan, &mut None);
     out.whole
 }
 
@@ -63,7 +85,7 @@ pub fn matvec_many_with(
         let largest = members.iter().copied().max_by_key(|&i| weights[i].n()).unwrap_or(first);
         let plan = &plans[largest];
         let together: Vec<&Weights> = members.iter().map(|&i| weights[i]).collect();
-        let product = Product { client, weights: &together, x, out: &out, places: &members };
+        let product = Product { client, weights: &together, x, out: &out, places: &members, route: None };
         product.run(plan, &mut prepared[plan.operand as usize]);
     }
     (0..weights.len()).map(|part| out.handle(part)).collect()
@@ -131,6 +153,14 @@ impl PreparedActivations {
     }
 }
 
+/// The work of a launch: its cubes, the matrices with the cubes that take the rows of each, how much that is, and for whom.
+struct Work {
+    cubes: CubeCount,
+    matrices: SequenceArg<Matrix>,
+    extent: ExtentLaunch,
+    pairs: ComptimeOptionArgs<Pairs>,
+}
+
 /// Matrices of one format, with as many columns, that launches multiply together.
 struct Product<'a> {
     client: &'a Client,
@@ -139,6 +169,8 @@ struct Product<'a> {
     out: &'a Suballocation,
     /// Where the results of each matrix go in `out`.
     places: &'a [usize],
+    /// The experts of each row, where the only matrix is a stack of such.
+    route: Option<Route<'a>>,
 }
 
 impl Product<'_> {
@@ -157,18 +189,15 @@ impl Product<'_> {
         self.weights[0].chunks()
     }
 
-    /// The number of cubes, the matrices with the cubes that take the rows of each, and the extent of the launch, for
-    /// activations whose rows are `stride` apart.
-    fn grid(
-        &self,
-        first: usize,
-        blueprint: &Blueprint,
-        stride: usize,
-    ) -> (CubeCount, SequenceArg<Matrix>, ExtentLaunch) {
+    /// The work of a launch from row `first` of the activations on, whose rows are `stride` apart.
+    fn work(&self, first: usize, blueprint: &Blueprint, stride: usize) -> Work {
         let groups = blueprint.groups_per_cube as usize;
-        let tasks = |weights: &Weights| weights.n().div_ceil(blueprint.rows_per_group);
+        let pairs = self.route.map_or(1, |route| route.routing.pairs());
+        let rows = |weights: &Weights| weights.n() / self.route.map_or(1, |route| route.routing.experts());
+        let tasks = |weights: &Weights| rows(weights).div_ceil(blueprint.rows_per_group);
         let wanted: usize = self.weights.iter().map(|weights| tasks(weights).div_ceil(groups)).sum();
-        let most = blueprint.cubes.map(|cubes| cubes as usize);
+        let most = blueprint.cubes.map(|cubes| (cubes as usize / pairs).max(1));
+        // The cubes of a pair.
         let count = most.map_or(wanted, |most| wanted.min(most));
         let all_groups = (count * groups).max(1);
         let (mut before, mut matrices) = (0, SequenceArg::new());
@@ -178,7 +207,7 @@ impl Product<'_> {
             let own = if most.is_some() { count } else { tasks.div_ceil(groups) };
             matrices.push(MatrixLaunch::new(
                 weights.view(),
-                weights.n(),
+                rows(weights),
                 start,
                 own,
                 before,
@@ -186,9 +215,11 @@ impl Product<'_> {
             ));
             before = if most.is_some() { (before + tasks) % all_groups } else { before + own };
         }
-        let (cubes, grid) = cubes(self.client, count, count);
+        let (cubes, grid) = cubes(self.client, pairs * count, pairs * count);
         let spans = self.chunks() / blueprint.span;
-        (cubes, matrices, ExtentLaunch::new(grid, spans, stride, first, self.x.tokens()))
+        let extent = ExtentLaunch::new(grid, spans, stride, first, self.x.tokens());
+        let experts = self.route.map(|route| route.pairs(rows(self.weights[0]), count.max(1)));
+        Work { cubes, matrices, extent, pairs: experts.into() }
     }
 
     fn prepared(&self, first: usize, blueprint: Blueprint, prepared: &PreparedActivations) {
@@ -197,38 +228,46 @@ impl Product<'_> {
         let out = buffer(&self.out.whole, self.x.ty().bytes());
         // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and chunks below the row's. So reads
         // of a matrix lie in the components that were laid out for its `n` rows, reads of the activations in `tokens` rows
-        // of `chunks`, and writes in `tokens` rows of `n` from the matrix's place on. Codebooks have an entry for every
-        // index that bits can form.
+        // of `chunks`, and writes in `tokens` rows of `n` from the matrix's place on. Experts are below their number (clamped
+        // too), pairs too, and there are `pairs` rows to write. Codebooks have an entry for every index that bits can form.
         unsafe {
             match prepared {
                 PreparedActivations::Codes(Quantized { codes, scales }) => {
-                    let (count, matrices, extent) = self.grid(first, &blueprint, chunks);
+                    let work = self.work(first, &blueprint, chunks);
+                    let Work { cubes, matrices, extent, pairs } = work;
                     let x = CodesLaunch::new(buffer(codes, 16), buffer(scales, 16));
-                    multiply_codes::launch_unchecked(client, count, dim, matrices, x, out, extent, blueprint, elem);
+                    multiply_codes::launch_unchecked(
+                        client, cubes, dim, matrices, x, out, extent, pairs, blueprint, elem,
+                    );
                 }
                 PreparedActivations::Values(values) => {
-                    let (count, matrices, extent) = self.grid(first, &blueprint, chunks * CHUNK / 4);
+                    let work = self.work(first, &blueprint, chunks * CHUNK / 4);
+                    let Work { cubes, matrices, extent, pairs } = work;
                     let x = buffer(values, 16);
-                    multiply_values::launch_unchecked(client, count, dim, matrices, x, out, extent, blueprint, elem);
+                    multiply_values::launch_unchecked(
+                        client, cubes, dim, matrices, x, out, extent, pairs, blueprint, elem,
+                    );
                 }
             }
         }
     }
 
     fn staged(&self, first: usize, blueprint: Blueprint) {
-        let (count, matrices, extent) = self.grid(first, &blueprint, self.x.vector_stride().unwrap_or_default() / 4);
+        let stride = self.x.vector_stride().unwrap_or_default() / 4;
+        let Work { cubes, matrices, extent, pairs } = self.work(first, &blueprint, stride);
         let ty = self.x.ty();
         // SAFETY: as in `prepared`; a staged blueprint takes activations whose tokens are `stride` vectors apart, and has
         // room in shared memory for the chunks of a row.
         unsafe {
             multiply_staged::launch_unchecked(
                 self.client,
-                count,
+                cubes,
                 CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube),
                 matrices,
                 buffer(self.x.handle(), 4 * ty.bytes()),
                 buffer(&self.out.whole, ty.bytes()),
                 extent,
+                pairs,
                 blueprint,
                 [ty.elem(), ty.elem()],
             );

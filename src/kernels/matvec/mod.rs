@@ -13,6 +13,6 @@ mod problem;
 mod settings;
 
 pub use blueprint::{Blueprint, Reduction};
-pub use launch::{matvec_many_with, matvec_with};
+pub use launch::{matvec_experts_with, matvec_many_with, matvec_with};
 pub use problem::{ActivationType, MAX_TOKENS, Problem};
 pub use settings::Settings;

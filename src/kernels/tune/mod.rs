@@ -13,5 +13,5 @@ mod table;
 
 pub use candidates::neighbours;
 pub use heuristic::heuristic;
-pub use select::{Selection, for_row};
+pub use select::{Selection, for_row, untuned};
 pub use table::{Entry, Table};

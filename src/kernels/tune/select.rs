@@ -47,7 +47,7 @@ fn select(
         log::warn!("the tuned entry for {ty} of {n} rows of {chunks} chunks, {tokens} tokens, is left out: {error}");
         table.reject(settings);
     }
-    Blueprint::of(hardware, problem, heuristic(hardware, problem))
+    untuned(hardware, problem)
 }
 
 /// Whether the device compiles the kernel and launches it.
@@ -62,7 +62,11 @@ fn launches(blueprint: Blueprint, client: &Client, weights: &Weights) -> Result<
 /// The heuristic's blueprint for a matrix of many rows of `chunks` chunks, before there are weights. That of a matrix of few
 /// rows may be another.
 pub fn for_row(hardware: &Hardware, ty: GgmlType, chunks: usize, operand: ActivationType, tokens: usize) -> Blueprint {
-    let problem = Problem { ty, operand, tokens, n: 1 << 16, chunks };
+    untuned(hardware, Problem { ty, operand, tokens, n: 1 << 16, chunks })
+}
+
+/// The heuristic's blueprint.
+pub fn untuned(hardware: &Hardware, problem: Problem) -> Blueprint {
     Blueprint::of(hardware, problem, heuristic(hardware, problem))
 }
 

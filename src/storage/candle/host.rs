@@ -176,12 +176,17 @@ impl HostBlocks {
 
     /// `x` `[tokens, k]` times the transpose of the `n` x `k` blocks.
     pub(super) fn matmul(&self, x: &[f32], n: usize, k: usize) -> Vec<f32> {
+        self.matmul_rows(x, 0, n, k)
+    }
+
+    /// `x` `[tokens, k]` times the transpose of `n` rows of `k` values, from row `first` on.
+    pub(super) fn matmul_rows(&self, x: &[f32], first: usize, n: usize, k: usize) -> Vec<f32> {
         let tokens = x.len() / k;
         let mut columns = vec![0.0f32; n * tokens];
         columns.par_chunks_exact_mut(tokens.max(1)).enumerate().for_each_init(
             || vec![0.0; k],
             |weights, (row, out)| {
-                self.row(row, k, weights);
+                self.row(first + row, k, weights);
                 for (x, out) in x.chunks_exact(k).zip(out) {
                     *out = dot(x, weights);
                 }

@@ -18,6 +18,7 @@
 //! Inputs and outputs are Candle tensors, on the device that the model chose. Weights go to the device that Candle's
 //! stands for: `Device::Cpu` stands for [`default_device`], which the environment variable `CUBE_GGUF_DEVICE` names.
 
+mod experts;
 pub mod gguf_file;
 mod host;
 mod qmatmul;

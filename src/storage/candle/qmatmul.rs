@@ -151,7 +151,7 @@ impl QMatMul {
 }
 
 /// `xs` `[.., k]` times the transpose of `w` `[n, k]`.
-fn product(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
+pub(super) fn product(xs: &Tensor, w: &Tensor) -> Result<Tensor> {
     let (n, k) = w.dims2()?;
     let mut shape = xs.dims().to_vec();
     let rows = xs.reshape(((), k))?;

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor};
+use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor, QuantizedType};
 use candle_core::{CpuStorage, D, DType, Result, Shape, Storage, Tensor};
 
-use super::host::{HostBlocks, NATIVE, candle_dtype, candle_matmul, candle_product};
+use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, candle_matmul, candle_product, ggml_type};
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
 use super::weight_device::WeightDevice;
 use crate::Error;
@@ -27,9 +27,11 @@ pub struct QTensor {
     shape: Shape,
 }
 
-enum Inner {
+pub(super) enum Inner {
     /// Candle's own tensor, with its CPU kernels.
     Candle(Arc<CandleTensor>),
+    /// The matrices of a tensor of three dimensions, as tensors of Candle's: a stack of experts.
+    Experts { ty: GgmlType, matrices: Vec<Arc<CandleTensor>> },
     /// A format that Candle lacks or cannot multiply, in host memory, with the kernels of CubeCL's CPU runtime.
     Kernels(DeviceTensor),
     /// The same where the build lacks that runtime.
@@ -46,6 +48,20 @@ impl Inner {
             Some(device) => Self::Kernels(DeviceTensor::from_gguf(device, blocks.ty(), n, k, blocks.data(), NATIVE)?),
             None => Self::Host(blocks),
         })
+    }
+}
+
+impl Inner {
+    /// The matrices of a tensor of three dimensions, whose blocks `blocks` has one after the other.
+    fn experts(blocks: &dyn QuantizedType, dims: &[usize]) -> Result<Self> {
+        let (count, matrix) = (dims[0], &dims[1..]);
+        let data = candle_bytes(blocks);
+        let bytes = data.len().checked_div(count).unwrap_or(0);
+        let expert = |expert: usize| {
+            let blocks = candle_blocks(blocks.dtype(), &data[expert * bytes..][..bytes]);
+            Ok(Arc::new(CandleTensor::new(CandleStorage::Cpu(blocks), matrix)?))
+        };
+        Ok(Self::Experts { ty: ggml_type(blocks.dtype()), matrices: (0..count).map(expert).collect::<Result<_>>()? })
     }
 }
 
@@ -86,6 +102,9 @@ impl QTensor {
         let inner = match storage {
             QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) if candle_product(ty, k).is_none() => {
                 Inner::host(HostBlocks::new(ty, candle_bytes(blocks.as_ref()).to_vec())?, n, k)?
+            }
+            QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) if shape.rank() == 3 => {
+                Inner::experts(blocks.as_ref(), shape.dims())?
             }
             QStorage::Cpu(QCpuStorage(CpuBlocks::Candle(blocks))) => {
                 Inner::Candle(Arc::new(CandleTensor::new(CandleStorage::Cpu(blocks), shape.clone())?))
@@ -221,7 +240,8 @@ impl QTensor {
     /// The type of the blocks.
     pub fn dtype(&self) -> GgmlType {
         match &self.inner {
-            Inner::Candle(tensor) => super::host::ggml_type(tensor.dtype()),
+            Inner::Candle(tensor) => ggml_type(tensor.dtype()),
+            Inner::Experts { ty, .. } => *ty,
             Inner::Host(blocks) => blocks.ty(),
             Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.ty(),
         }
@@ -238,6 +258,10 @@ impl QTensor {
     /// Candle's device of the tensors that this one is multiplied with, and that it gives: Candle's CPU device.
     pub fn candle_device(&self) -> candle_core::Device {
         self.device().tensors()
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
     }
 
     /// The tensor on a device of CubeCL; `None` for host memory.
@@ -275,6 +299,13 @@ impl QTensor {
         let device = &device.tensors();
         let values = match &self.inner {
             Inner::Candle(tensor) => return tensor.dequantize(device),
+            Inner::Experts { matrices, .. } => {
+                let values = matrices.iter().map(|matrix| matrix.dequantize(device));
+                return match values.collect::<Result<Vec<_>>>()? {
+                    empty if empty.is_empty() => Tensor::zeros(self.shape.clone(), DType::F32, device),
+                    values => Tensor::stack(&values, 0),
+                };
+            }
             Inner::Host(blocks) => blocks.dequantize(),
             Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.dequantize(FloatType::F32)?,
         };
@@ -316,6 +347,7 @@ impl QTensor {
                 checked_ids(&wanted, rows)?;
                 return tensor.embedding(ids);
             }
+            Inner::Experts { .. } => unreachable!("a stack of experts is no matrix"),
         };
         Tensor::from_vec(values, shape, ids.device())
     }
@@ -333,6 +365,10 @@ impl QTensor {
     pub fn data(&self) -> Result<Cow<'_, [u8]>> {
         match &self.inner {
             Inner::Candle(tensor) => tensor.data(),
+            Inner::Experts { matrices, .. } => {
+                let data = matrices.iter().map(|matrix| matrix.data());
+                Ok(Cow::Owned(data.collect::<Result<Vec<_>>>()?.concat()))
+            }
             Inner::Host(blocks) => Ok(Cow::Borrowed(blocks.data())),
             Inner::Cube(tensor) | Inner::Kernels(tensor) => Ok(Cow::Owned(tensor.data()?)),
         }
@@ -343,7 +379,7 @@ impl QTensor {
         match &self.inner {
             Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.accuracy(tokens, arithmetic),
             Inner::Host(_) => Accuracy::Float,
-            Inner::Candle(tensor) => match tensor.dtype().block_size() {
+            Inner::Candle(_) | Inner::Experts { .. } => match self.dtype().block_size() {
                 1 => match self.dtype() {
                     GgmlType::F16 => Accuracy::Halves { bits: 11 },
                     GgmlType::BF16 => Accuracy::Halves { bits: 8 },
@@ -376,6 +412,7 @@ impl QTensor {
                 let rows = xs.to_dtype(DType::F32)?.reshape(((), last))?.contiguous()?;
                 candle_matmul(tensor, self.dtype(), &rows)?.reshape(shape)?
             }
+            Inner::Experts { .. } => unreachable!("a stack of experts is no matrix"),
             Inner::Host(blocks) => Tensor::from_vec(blocks.matmul(&values(xs)?, n, k), shape, xs.device())?,
             Inner::Cube(tensor) | Inner::Kernels(tensor) => {
                 return Ok(on_device(&[tensor], xs, arithmetic)?.remove(0));
@@ -407,49 +444,59 @@ impl QTensor {
     }
 }
 
-/// The products of matrices on one device with `xs`, `[.., k]` on Candle's CPU device: one upload, one download. f16
-/// values cross as f16 where the device has such buffers, all others as f32.
+/// The products of matrices on one device with `xs`, `[.., k]` on Candle's CPU device: one upload, one download.
 fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) -> Result<Vec<Tensor>> {
     let Some(first) = matrices.first() else { return Ok(Vec::new()) };
-    let client = first.device().client();
-    let shape = xs.dims();
-    if let Some(other) = matrices.iter().find(|matrix| shape.last() != Some(&matrix.k())) {
-        return Err(Error::Activations { shape: shape.to_vec(), k: other.k() }.into());
+    let Some((&k, batch)) = xs.dims().split_last() else {
+        return Err(Error::Activations { shape: Vec::new(), k: first.k() }.into());
+    };
+    if let Some(other) = matrices.iter().find(|matrix| matrix.k() != k) {
+        return Err(Error::Activations { shape: xs.dims().to_vec(), k: other.k() }.into());
     }
-    let ty = match xs.dtype() {
-        DType::F16 if has_buffers(client.features(), FloatType::F16) => FloatType::F16,
-        _ => FloatType::F32,
-    };
-    let values = xs.flatten_all()?;
-    let handles = match ty {
-        _ if xs.elem_count() == 0 => Vec::new(),
-        _ => {
-            let handle = match ty {
-                FloatType::F16 => client.create_from_slice(bytemuck::cast_slice(&values.to_vec1::<half::f16>()?)),
-                _ => client.create_from_slice(bytemuck::cast_slice(&values.to_dtype(DType::F32)?.to_vec1::<f32>()?)),
-            };
-            let x = Activations::contiguous(handle, ty, shape.to_vec())?;
-            DeviceTensor::matmul_many_on_device(matrices, &x, arithmetic)?
-        }
-    };
-    let results = client.read(handles).map_err(|error| first.device().failed(error))?;
-    let mut tensors = Vec::with_capacity(matrices.len());
-    for (i, matrix) in matrices.iter().enumerate() {
-        let batch = &shape[..shape.len() - 1];
-        let shape: Vec<usize> = batch.iter().copied().chain([matrix.n()]).collect();
-        let len = shape.iter().product();
-        let bytes = results.get(i).map_or(&[][..], |bytes| bytes);
-        let tensor = match ty {
+    let shape = |matrix: &DeviceTensor| -> Vec<usize> { batch.iter().copied().chain([matrix.n()]).collect() };
+    if xs.elem_count() == 0 {
+        return matrices.iter().map(|matrix| Tensor::zeros(shape(matrix), xs.dtype(), xs.device())).collect();
+    }
+    let (device, uploaded) = (first.device(), Uploaded::new(first.device(), xs)?);
+    let handles = DeviceTensor::matmul_many_on_device(matrices, &uploaded.x, arithmetic)?;
+    let results = device.client().read(handles).map_err(|error| device.failed(error))?;
+    let results = results.iter().zip(matrices);
+    results.map(|(bytes, matrix)| uploaded.result(bytes, xs, shape(matrix))).collect()
+}
+
+/// A Candle tensor's values on a device: f16 ones as f16 where the device has such buffers, all others as f32.
+pub(super) struct Uploaded {
+    pub(super) x: Activations,
+}
+
+impl Uploaded {
+    pub(super) fn new(device: &CubeDevice, xs: &Tensor) -> Result<Self> {
+        let (client, values) = (device.client(), xs.flatten_all()?);
+        let (handle, ty) = match xs.dtype() {
+            DType::F16 if has_buffers(client.features(), FloatType::F16) => {
+                (client.create_from_slice(bytemuck::cast_slice(&values.to_vec1::<half::f16>()?)), FloatType::F16)
+            }
+            _ => {
+                let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                (client.create_from_slice(bytemuck::cast_slice(&values)), FloatType::F32)
+            }
+        };
+        Ok(Self { x: Activations::contiguous(handle, ty, xs.dims().to_vec())? })
+    }
+
+    /// A result of the type of these values, from its `bytes`, as a tensor of the type of `xs`.
+    pub(super) fn result(&self, bytes: &[u8], xs: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        let (ty, len) = (self.x.ty(), shape.elem_count());
+        match ty {
             FloatType::F16 => {
                 let half = |b: &[u8]| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]));
                 let halves: Vec<half::f16> = bytes.chunks_exact(2).take(len).map(half).collect();
-                Tensor::from_vec(halves, shape, xs.device())?
+                Tensor::from_vec(halves, shape, xs.device())
             }
-            _ => Tensor::from_vec(ty.to_f32(bytes, len), shape, xs.device())?.to_dtype(xs.dtype())?,
-        };
-        tensors.push(tensor);
+            _ => Tensor::from_vec(ty.to_f32(bytes, len), shape, xs.device())?.to_dtype(xs.dtype()),
+        }
     }
-    Ok(tensors)
 }
 
 fn checked_ids(ids: &[i64], rows: usize) -> Result<Vec<u32>> {

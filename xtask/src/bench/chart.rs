@@ -171,7 +171,8 @@ mod tests {
                 product("iq2_xxs", 1, &[Some(12.5), None]),
             ]
         };
-        let tables = [1024, 4096, 14336].map(|n| Table { shape: Shape { n, k: 4096 }, products: products() });
+        let tables =
+            [1024, 4096, 14336].map(|n| Table { shape: Shape { n, k: 4096, experts: None }, products: products() });
         let peers = vec!["a<b&\"c\"".to_owned(), "candle".to_owned()];
         Comparison { ours: "cube-gguf".to_owned(), peers, tokens: vec![1, 8], tables: tables.into() }
     }

@@ -12,20 +12,32 @@ use super::csv::{Row, Time};
 pub struct Shape {
     pub n: usize,
     pub k: usize,
+    /// Of a stack of experts those of a token, and all.
+    pub experts: Option<(usize, usize)>,
 }
 
 impl FromStr for Shape {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (n, k) = text.split_once('x').with_context(|| format!("`{text}` is no shape such as 14336x4096"))?;
         let count = |text: &str| text.trim().parse().with_context(|| format!("`{text}` is no count"));
-        Ok(Self { n: count(n)?, k: count(k)? })
+        let (stack, matrix) = match text.split_once("of") {
+            Some((slots, stack)) => {
+                let (all, matrix) = stack.split_once('x').context("experts are as 8of128x768x2048")?;
+                (Some((count(slots)?, count(all)?)), matrix)
+            }
+            None => (None, text),
+        };
+        let (n, k) = matrix.split_once('x').with_context(|| format!("`{text}` is no shape such as 14336x4096"))?;
+        Ok(Self { n: count(n)?, k: count(k)?, experts: stack })
     }
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((slots, all)) = self.experts {
+            write!(f, "{slots} of {all} x ")?;
+        }
         write!(f, "{} x {}", self.n, self.k)
     }
 }
@@ -163,7 +175,7 @@ mod tests {
     use crate::bench::csv::parse;
     use approx::assert_relative_eq;
 
-    const SHAPE: Shape = Shape { n: 2, k: 256 };
+    const SHAPE: Shape = Shape { n: 2, k: 256, experts: None };
 
     /// Rounds of (type, tokens, us), of weights of 2 MB.
     fn printed(engine: &str, rounds: &[&[(&str, usize, f64)]]) -> Printed {
@@ -216,7 +228,10 @@ mod tests {
 
     #[test]
     fn shapes_are_read_as_written() {
-        assert_eq!("14336x4096".parse::<Shape>().unwrap(), Shape { n: 14336, k: 4096 });
-        assert!("14336".parse::<Shape>().is_err() && "ax2".parse::<Shape>().is_err());
+        let read = |text: &str| text.parse::<Shape>();
+        assert_eq!(read("14336x4096").unwrap(), Shape { n: 14336, k: 4096, experts: None });
+        let stack = Shape { n: 768, k: 2048, experts: Some((8, 128)) };
+        assert_eq!((read("8of128x768x2048").unwrap(), stack.to_string()), (stack, "8 of 128 x 768 x 2048".to_owned()));
+        assert!(["14336", "ax2", "8of768x2048", "of2x3x4"].iter().all(|text| read(text).is_err()));
     }
 }

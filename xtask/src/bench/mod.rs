@@ -27,7 +27,7 @@ const FILE: &str = "BENCHMARKS.md";
 #[command(after_help = "\
 A peer is any program that, run as `PEER N K TOKENS`, prints the columns of `cube-gguf bench --csv` for weights of N rows
 and K columns and rows of activations as `--tokens` has them; its name is what its column `engine` says. Such are those
-of benches/peers and examples/candle_cpu.rs.")]
+of benches/peers and examples/candle_cpu.rs. For shapes of experts it is run as `PEER N K TOKENS TYPES EXPERTS SLOTS`.")]
 pub struct Args {
     /// A program to compare with; may be given more than once.
     #[arg(long = "peer", value_name = "PATH", required = true)]
@@ -35,7 +35,7 @@ pub struct Args {
     /// Where we compute, as `cube-gguf bench --device` takes it.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Rows and columns of the weights.
+    /// Rows and columns of the weights; with experts as 8of128x768x2048, 8 for each token of 128 of 768 x 2048.
     #[arg(long, value_delimiter = ',', default_value = "14336x4096,4096x4096,4096x14336,1024x4096")]
     shapes: Vec<Shape>,
     /// Rows of the activations.
@@ -153,6 +153,9 @@ fn compare(args: &Args, program: &Path) -> Result<Comparison> {
             for (path, printed) in args.peers.iter().zip(&mut peers) {
                 let mut command = Command::new(path);
                 command.args([shape.n.to_string(), shape.k.to_string(), tokens(args)]);
+                if let Some((slots, all)) = shape.experts {
+                    command.args([args.types.as_deref().unwrap_or(""), &all.to_string(), &slots.to_string()]);
+                }
                 time(&mut command, shape, printed, &step)?;
             }
         }
@@ -177,6 +180,9 @@ fn our_command(args: &Args, program: &Path, shape: Shape) -> Command {
     let mut command = Command::new(program);
     command.args(["bench", "--n", &shape.n.to_string(), "--k", &shape.k.to_string(), "--tokens", &tokens(args)]);
     command.args(["--device", &args.device, "--csv"]);
+    if let Some((slots, all)) = shape.experts {
+        command.args(["--experts", &all.to_string(), "--slots", &slots.to_string()]);
+    }
     if let Some(types) = &args.types {
         command.args(["--types", types]);
     }

@@ -34,12 +34,13 @@ use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::{
     MatrixUnit, bf16_pair, multiply_add, part_of_row, quiet, sum_row, sum_token, token_row, weight_row,
 };
-use crate::kernels::floats::rounded;
+use crate::kernels::floats::{rounded, rounded_or_nan};
 use crate::kernels::formats::{
     At, CHUNK, Chunk, MatrixView, Prefetched, Raw, decode, dense_four, traits, unsigned, unsigned_four,
     vectors_per_chunk,
 };
 use crate::kernels::launch::Grid;
+use crate::kernels::routing::{Tile, Tiles};
 use crate::kernels::vector::Words;
 
 /// 16-byte vectors of a chunk of activations.
@@ -56,7 +57,7 @@ pub struct Extent {
     chunks: usize,
     /// Rows of activations.
     tokens: usize,
-    /// Tiles side by side that share rows of weights.
+    /// Tiles side by side that share rows of weights, or all tiles of experts.
     token_tiles: usize,
     /// Values from the sums of one split to those of the next.
     split_stride: usize,
@@ -72,21 +73,45 @@ struct Position {
     part: usize,
     /// The first row of weights of its plane.
     row: usize,
+    /// The first row of weights of its expert; 0 without experts.
+    expert_row: usize,
+    /// Whether there is such an expert.
+    is_known: bool,
     /// The first row of activations of its cube.
     token: usize,
+    /// The row of activations that ends its cube's.
+    end: usize,
     /// Its plane's slice of the depth.
     slice: usize,
     /// Its cube's split of the depth.
     split: usize,
+    #[cube(comptime)]
+    has_experts: bool,
     #[cube(comptime)]
     blueprint: Blueprint,
 }
 
 #[cube]
 impl Position {
-    fn new(extent: Extent, #[comptime] blueprint: Blueprint) -> Position {
+    fn new(extent: Extent, tiles: &ComptimeOption<Tiles>, #[comptime] blueprint: Blueprint) -> Position {
         let cube = extent.grid.cube();
         let (split, tile) = (cube % comptime!(blueprint.splits), cube / comptime!(blueprint.splits));
+        let of_tokens = tile % extent.token_tiles;
+        let begin = of_tokens * comptime!(blueprint.tokens());
+        #[comptime]
+        let of_expert = match tiles {
+            ComptimeOption::Some(tiles) => {
+                let of_expert = tiles.tile(of_tokens);
+                // All units of a cube leave together.
+                if of_expert.begin == of_expert.end {
+                    terminate!();
+                }
+                of_expert
+            }
+            ComptimeOption::None => {
+                Tile { begin, end: extent.tokens, first_row: 0usize.runtime(), is_known: true.runtime() }
+            }
+        };
         let (lane, plane) = (UNIT_POS_X, UNIT_POS_Y as usize);
         let row_planes = comptime!(blueprint.row_planes);
         let row = (tile / extent.token_tiles) * comptime!(blueprint.rows())
@@ -96,9 +121,13 @@ impl Position {
             lane,
             part: usize::cast_from(part_of_row(lane, blueprint.unit)),
             row,
-            token: tile % extent.token_tiles * comptime!(blueprint.tokens()),
+            expert_row: of_expert.first_row,
+            is_known: of_expert.is_known,
+            token: of_expert.begin,
+            end: of_expert.end,
             slice: plane / row_planes,
             split,
+            has_experts: comptime!(tiles.is_some()),
             blueprint,
         }
     }
@@ -130,7 +159,7 @@ impl Position {
     fn weight_at(&self, #[comptime] i: usize, step: usize) -> At {
         let chunk = self.chunk(step);
         let chunk = if comptime!(self.blueprint.whole) { chunk } else { min(chunk, self.extent.chunks - 1) };
-        let row = min(self.weight_row(i), self.extent.n - 1);
+        let row = self.expert_row + min(self.weight_row(i), self.extent.n - 1);
         At::alternating(
             row,
             chunk,
@@ -146,11 +175,12 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     x: &[Words],
     out: &mut [O],
     extent: Extent,
+    tiles: ComptimeOption<Tiles>,
     #[comptime] blueprint: Blueprint,
     #[define(O)] _dtype: ElemType,
     #[define(W, X, S)] _sizes: [usize; 3],
 ) {
-    let position = Position::new(extent, blueprint);
+    let position = Position::new(extent, &tiles, blueprint);
     let mut sums = zeros::<S>(blueprint);
     let stage = comptime!(blueprint.staged_vectors());
     let mut staged = Shared::<[Words]>::new_slice(comptime!(2 * stage));
@@ -173,7 +203,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
         add_slices(&mut sums, position);
     }
     if position.slice == 0 {
-        store(&sums, out, position);
+        store(&sums, out, position, &tiles);
     }
 }
 
@@ -475,7 +505,12 @@ fn add_slices<S: Size>(sums: &mut Array<Vector<f32, S>>, position: Position) {
 
 /// Stores the plane's sums.
 #[cube]
-fn store<O: Float, S: Size>(sums: &Array<Vector<f32, S>>, out: &mut [O], position: Position) {
+fn store<O: Float, S: Size>(
+    sums: &Array<Vector<f32, S>>,
+    out: &mut [O],
+    position: Position,
+    tiles: &ComptimeOption<Tiles>,
+) {
     let (extent, blueprint) = (position.extent, comptime!(position.blueprint));
     let unit = comptime!(blueprint.unit);
     #[unroll]
@@ -484,7 +519,12 @@ fn store<O: Float, S: Size>(sums: &Array<Vector<f32, S>>, out: &mut [O], positio
         for i in 0..comptime!(unit.sums()) {
             let token =
                 position.token + comptime!(tile * unit.tokens()) + usize::cast_from(sum_token(position.lane, i, unit));
-            if token < extent.tokens {
+            if token < position.end {
+                #[comptime]
+                let result = match tiles {
+                    ComptimeOption::Some(tiles) => tiles.pair(token),
+                    ComptimeOption::None => token,
+                };
                 #[unroll]
                 for row_tile in 0..blueprint.row_tiles {
                     let row = position.row
@@ -492,7 +532,12 @@ fn store<O: Float, S: Size>(sums: &Array<Vector<f32, S>>, out: &mut [O], positio
                         + usize::cast_from(sum_row(position.lane, i, unit));
                     if row < extent.n {
                         let sum = sums[comptime!(row_tile * blueprint.token_tiles + tile)].extract(i);
-                        out[position.split * extent.split_stride + token * extent.n + row] = rounded::<O>(sum);
+                        let at = position.split * extent.split_stride + result * extent.n + row;
+                        if comptime!(position.has_experts) {
+                            out[at] = rounded_or_nan::<O>(sum, position.is_known);
+                        } else {
+                            out[at] = rounded::<O>(sum);
+                        }
                     }
                 }
             }

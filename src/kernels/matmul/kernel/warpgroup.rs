@@ -30,6 +30,7 @@ use crate::kernels::arch::warpgroup::{
 };
 use crate::kernels::formats::MatrixView;
 use crate::kernels::matmul::pack::{CORES_PER_STEP, GROUP_BYTES, STEP_CHUNKS};
+use crate::kernels::routing::Tiles;
 use crate::kernels::vector::Words;
 
 /// Bytes of a vector, and from one barrier to the next.
@@ -42,11 +43,12 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
     x: &[Words],
     out: &mut [O],
     extent: Extent,
+    tiles: ComptimeOption<Tiles>,
     #[comptime] blueprint: Blueprint,
     #[define(O)] _dtype: ElemType,
     #[define(S)] _size: usize,
 ) {
-    let position = Position::new(extent, blueprint);
+    let position = Position::new(extent, &tiles, blueprint);
     let mut sums = zeros::<S>(blueprint);
     let stages = comptime!(blueprint.stages());
     let staged = Shared::<[Words]>::new_slice(comptime!(stages * blueprint.staged_vectors()));
@@ -102,7 +104,7 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
         add_slices(&mut sums, position);
     }
     if position.slice == 0 {
-        store(&sums, out, position);
+        store(&sums, out, position, &tiles);
     }
 }
 

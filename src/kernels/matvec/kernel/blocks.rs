@@ -35,7 +35,7 @@ impl Step {
     fn position(&self, work: CubeWork, #[comptime] turn: usize, #[comptime] place: usize) -> Position {
         let lanes = comptime!(work.blueprint.lanes_per_row as usize);
         let span = clamped(self.span + comptime!(turn * lanes), work.extent.spans);
-        Position { row: self.row, span, turn, place }
+        Position { expert_row: work.expert_row, row: self.row, span, turn, place }
     }
 }
 
@@ -69,7 +69,8 @@ pub(super) fn multiply_blocks(
             let span = if sure { span } else { clamped(span, spans) };
             #[unroll]
             for place in 0..blueprint.span {
-                let position = Position { row: first_row, span, turn, place };
+                let expert_row = inputs.work.expert_row;
+                let position = Position { expert_row, row: first_row, span, turn, place };
                 if sure {
                     add_chunk(matrix, inputs, prefetched, position, next, acc);
                 } else {

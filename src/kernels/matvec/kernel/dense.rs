@@ -24,7 +24,8 @@ pub(super) fn multiply_dense(matrix: &Matrix, inputs: &Inputs, first_row: usize,
             let mut weights = Sequence::<Vector<f32, Const<4>>>::new();
             #[unroll]
             for r in 0..blueprint.rows_per_group {
-                dense_vector(&matrix.view, clamped(first_row + r, matrix.n), vector, &mut weights, blueprint.ty);
+                let row = work.expert_row + clamped(first_row + r, matrix.n);
+                dense_vector(&matrix.view, row, vector, &mut weights, blueprint.ty);
             }
             #[unroll]
             for t in 0..blueprint.tokens {

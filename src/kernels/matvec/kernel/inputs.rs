@@ -7,6 +7,7 @@ use crate::kernels::formats::{At, MatrixView};
 use crate::kernels::launch::Grid;
 use crate::kernels::matvec::blueprint::Blueprint;
 use crate::kernels::quantize::staged::{Rows, Staging, stage, staged};
+use crate::kernels::routing::{Pair, Pairs};
 use crate::kernels::vector::Words;
 
 /// Buffers that a [`Matrix`] binds: its view as vectors and as words, and its codebook.
@@ -48,18 +49,52 @@ pub struct Extent {
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(super) struct CubeWork {
-    /// Its number.
+    /// Its number, among those of its pair where there are experts.
     pub(super) cube: usize,
     pub(super) extent: Extent,
+    /// The first row of weights of its expert; 0 without experts.
+    pub(super) expert_row: usize,
+    /// The row of the result of the launch's first row of activations.
+    pub(super) result_row: usize,
+    /// Whether there is such an expert.
+    pub(super) is_known: bool,
+    #[cube(comptime)]
+    pub(super) has_experts: bool,
     #[cube(comptime)]
     pub(super) blueprint: Blueprint,
 }
 
 #[cube]
 impl CubeWork {
-    /// This cube.
-    pub(super) fn new(extent: Extent, #[comptime] blueprint: Blueprint) -> CubeWork {
-        CubeWork { cube: extent.grid.cube(), extent, blueprint }
+    /// This cube, which is one of a pair's where there are such.
+    pub(super) fn new(extent: Extent, pairs: &ComptimeOption<Pairs>, #[comptime] blueprint: Blueprint) -> CubeWork {
+        let cube = extent.grid.cube();
+        #[comptime]
+        let pair = match pairs {
+            ComptimeOption::Some(pairs) => {
+                // Some grids have more cubes than there are.
+                if cube >= extent.grid.len {
+                    terminate!();
+                }
+                pairs.of_cube(cube)
+            }
+            ComptimeOption::None => {
+                let (token, first_row) = (extent.first_token, 0usize.runtime());
+                Pair { index: token, token, first_row, is_known: true.runtime(), cube }
+            }
+        };
+        let has_experts = comptime!(pairs.is_some());
+        let Extent { grid, spans, stride, tokens, .. } = extent;
+        let tokens = if has_experts { pair.token + 1 } else { tokens };
+        CubeWork {
+            cube: pair.cube,
+            extent: Extent { grid, spans, stride, first_token: pair.token, tokens },
+            expert_row: pair.first_row,
+            result_row: pair.index,
+            is_known: pair.is_known,
+            has_experts,
+            blueprint,
+        }
     }
 
     /// Row `t` of the launch's activations, among all.
@@ -122,7 +157,9 @@ pub(super) struct ActivationChunk {
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(super) struct Position {
-    /// The first row of the group.
+    /// The first row of weights of the cube's expert.
+    pub(super) expert_row: usize,
+    /// The first row of the group, among the expert's.
     pub(super) row: usize,
     /// The span of a row.
     pub(super) span: usize,
@@ -138,7 +175,7 @@ pub(super) struct Position {
 impl Position {
     /// The chunk of row `r` of the group.
     pub(super) fn of_row(&self, matrix: &Matrix, #[comptime] r: usize, #[comptime] blueprint: Blueprint) -> At {
-        At::in_span(clamped(self.row + r, matrix.n), self.span, blueprint.span, self.place)
+        At::in_span(self.expert_row + clamped(self.row + r, matrix.n), self.span, blueprint.span, self.place)
     }
 
     /// The chunk in its row.

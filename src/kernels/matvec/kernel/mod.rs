@@ -20,6 +20,9 @@
 //!         lane 0: out[matrix][t][row + r] = acc[r][t]
 //! ```
 //!
+//! Where weights are a stack of experts, a cube takes rows of one expert for one row of activations, its pair: the matrix is the
+//! expert's, and all else is the same.
+//!
 //! Without prefetching, a chunk is loaded where it is decoded. What lies past the last row, token or span repeats the last
 //! one, so that no lane reads out of bounds or leaves the others of its plane; its sums are not stored.
 
@@ -39,8 +42,9 @@ use self::inputs::{ActivationView, CubeWork, Inputs, copy_codebook, stage_activa
 pub use self::inputs::{Codes, CodesLaunch, Extent, ExtentLaunch, MATRIX_BUFFERS, Matrix, MatrixLaunch};
 use self::reduce::reduce_lanes;
 use super::blueprint::Blueprint;
-use crate::kernels::floats::rounded;
+use crate::kernels::floats::{rounded, rounded_or_nan};
 use crate::kernels::formats::{Prefetched, traits};
+use crate::kernels::routing::Pairs;
 use crate::kernels::vector::Words;
 
 /// The product with activations that a launch before this one quantized.
@@ -50,10 +54,11 @@ pub fn multiply_codes<O: Float>(
     x: &Codes,
     out: &mut [O],
     extent: Extent,
+    pairs: ComptimeOption<Pairs>,
     #[comptime] blueprint: Blueprint,
     #[define(O)] _dtype: ElemType,
 ) {
-    let work = CubeWork::new(extent, blueprint);
+    let work = CubeWork::new(extent, &pairs, blueprint);
     let x = ActivationView::new_Codes(&x.codes, &x.scales);
     multiply_prepared(matrices, x, out, work);
 }
@@ -65,10 +70,11 @@ pub fn multiply_values<O: Float>(
     x: &[Vector<f32, Const<4>>],
     out: &mut [O],
     extent: Extent,
+    pairs: ComptimeOption<Pairs>,
     #[comptime] blueprint: Blueprint,
     #[define(O)] _dtype: ElemType,
 ) {
-    let work = CubeWork::new(extent, blueprint);
+    let work = CubeWork::new(extent, &pairs, blueprint);
     multiply_prepared(matrices, ActivationView::new_Values(x), out, work);
 }
 
@@ -79,10 +85,11 @@ pub fn multiply_staged<X: Float, O: Float>(
     x: &[Vector<X, Const<4>>],
     out: &mut [O],
     extent: Extent,
+    pairs: ComptimeOption<Pairs>,
     #[comptime] blueprint: Blueprint,
     #[define(X, O)] _dtypes: [ElemType; 2],
 ) {
-    let work = CubeWork::new(extent, blueprint);
+    let work = CubeWork::new(extent, &pairs, blueprint);
     let first = matrices.index(0usize);
     let mut prefetched = Sequence::<Prefetched>::new();
     if comptime!(blueprint.prefetch) {
@@ -223,8 +230,13 @@ fn multiply_rows<O: Float>(
                 for t in 0..blueprint.tokens {
                     let token = work.extent.first_token + t;
                     if token < work.extent.tokens {
-                        let at = matrix.start + token * matrix.n + first_row + r;
-                        out[at] = rounded::<O>(acc[comptime!(blueprint.sum(r, t))]);
+                        let at = matrix.start + (work.result_row + t) * matrix.n + first_row + r;
+                        let sum = acc[comptime!(blueprint.sum(r, t))];
+                        if comptime!(work.has_experts) {
+                            out[at] = rounded_or_nan::<O>(sum, work.is_known);
+                        } else {
+                            out[at] = rounded::<O>(sum);
+                        }
                     }
                 }
             }
