@@ -100,7 +100,6 @@ impl Gpu {
         let units = units.min(self.max_units_per_cube);
         let steps = (problem.chunks / span).div_ceil(self.plane as usize);
         // Rows share the loads of the activations, where there are enough for all groups.
-        let groups = self.groups(units);
         let most = match problem.tokens {
             // Super-blocks have more to load and to decode: the loads of one row are enough, where it has that many steps.
             1 if problem.ty.block_size() > CHUNK && steps >= LOADED_CHUNKS => 1,
@@ -108,7 +107,16 @@ impl Gpu {
             _ if span > LOADED_CHUNKS => 2,
             _ => 4,
         };
-        let rows = power_of_two((problem.n + groups / 2) / groups, 1, most);
+        let rows = |units: u32| {
+            let groups = self.groups(units);
+            power_of_two((problem.n + groups / 2) / groups, 1, most)
+        };
+        // A core has registers for one cube of 512 units. Rows for more such cubes than cores, but not for twice as many, take
+        // two rounds, of which the second is short: smaller cubes do them in one.
+        let cubes = problem.n.div_ceil(rows(units) * (units / self.plane) as usize);
+        let is_short = problem.tokens == 1 && units == 512 && cubes.div_ceil(self.cores as usize) == 2;
+        let units = if is_short { 256 } else { units };
+        let rows = rows(units);
         // More tokens take more registers.
         let (words, chunks) = if problem.tokens == 1 { (32, LOADED_CHUNKS / span) } else { (20, LOADED_CHUNKS) };
         let chunk_words = format(problem.ty).map_or(1, Format::chunk_words).max(1);
