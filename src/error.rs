@@ -111,6 +111,16 @@ pub enum Error {
         /// Rows of the matrix.
         rows: usize,
     },
+    /// Scales or biases that do not fit the rows that they are for.
+    #[error("{values} {what} for a matrix of {rows} rows")]
+    Companion {
+        /// `scales` or `biases`.
+        what: &'static str,
+        /// Their number.
+        values: usize,
+        /// Rows of the matrix.
+        rows: usize,
+    },
     /// A matrix that is no stack of so many experts.
     #[error("a matrix of {rows} rows is no stack of {experts} experts")]
     Experts {

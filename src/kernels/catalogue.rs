@@ -287,7 +287,7 @@ fn of_experts(client: &Client, format: &'static Format) -> Vec<Entry> {
             let (x, routing) = (zeros(client, FloatType::F32, tokens, k)?, zero_routing(client, tokens)?);
             let sorted = routing.sorted(client, blueprint.tokens());
             let packed = pack_sorted(client, &x, unit, blueprint.run, &sorted, 1);
-            Some(multiply_experts(client, &weights, &packed, &sorted, &routing, FloatType::F32, blueprint))
+            Some(multiply_experts(client, &weights, &packed, &routing, FloatType::F32, blueprint))
         };
         let entry = Entry::new("matmul of experts", Some(format.ty), format!("f32, {tokens} tokens"), launch);
         Entry { arithmetic: Some("bf16"), tiles: Some(blueprint), ..entry }

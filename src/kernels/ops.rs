@@ -140,7 +140,7 @@ pub fn matmul_experts(
             let blueprint = MatmulBlueprint::of_experts(&hardware, unit, problem, routing.experts());
             let sorted = routing.sorted(client, blueprint.tokens());
             let packed = pack_sorted(client, x, unit, run(unit, ty, chunks), &sorted, sharers);
-            multiply_experts(client, weights, &packed, &sorted, routing, x.ty(), blueprint)
+            multiply_experts(client, weights, &packed, routing, x.ty(), blueprint)
         }
         // Products of f32, where only CubeCL's operations reach matrix units, are closer than theirs.
         _ => matvec(ActivationType::Float),

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
+use super::epilogue::{EpilogueLaunch, Epilogues};
 use super::formats::{CHUNK, ComponentOffsets, Format, MatrixViewLaunch, format};
 use super::launch::buffer;
 use super::repack;
@@ -52,6 +53,7 @@ pub struct Weights {
     handle: Handle,
     /// The format's codebook on the device, one zero word where it has none.
     pub(super) codebook: Handle,
+    pub(super) epilogues: Epilogues,
 }
 
 impl Weights {
@@ -69,7 +71,7 @@ impl Weights {
         let offsets = (format.layout)().place(n, blocks)?;
         let handle = client.memory_persistent_allocation((), |()| client.empty(4 * offsets.words.max(4)));
         repack::upload(client, format, data, endian, &offsets, &handle);
-        Some(Self { format, n, k, offsets, handle, codebook })
+        Some(Self { format, n, k, offsets, handle, codebook, epilogues: Epilogues::default() })
     }
 
     /// The format.
@@ -113,6 +115,18 @@ impl Weights {
         let words = &words[..self.offsets.words];
         (self.format.layout)().to_gguf(words, self.n, self.k / self.ty().block_size(), &mut out);
         out
+    }
+
+    /// The same weights with products that are scaled, by one factor or one for each of as many runs of rows, or biased by a value
+    /// a row: f32 on the device, as many as that.
+    pub fn with(&self, scales: Option<Handle>, biases: Option<Handle>) -> Self {
+        let Epilogues { scales: own_scales, biases: own_biases } = self.epilogues.clone();
+        Self { epilogues: Epilogues { scales: scales.or(own_scales), biases: biases.or(own_biases) }, ..self.clone() }
+    }
+
+    /// What is done to the sums of products, as a kernel argument.
+    pub(super) fn epilogue(&self) -> EpilogueLaunch {
+        self.epilogues.arg(self.n)
     }
 
     /// The matrix as a kernel argument.

@@ -79,6 +79,38 @@ impl DeviceTensor {
         Ok(Self(Arc::new(Inner { device: device.clone(), weights, selection: Selection::default() })))
     }
 
+    /// The same weights with products that are `scale` times as large, or, where there are several, with one for each of as many
+    /// runs of rows: the experts of a stack. So files have the second scale of NVFP4, as `NAME.scale`. Values that are
+    /// dequantized, and rows, stay those of the blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Companion`] where the number of scales does not divide that of rows.
+    pub fn with_scale(&self, scale: &[f32]) -> Result<Self> {
+        if scale.is_empty() || !self.n().is_multiple_of(scale.len()) {
+            return Err(Error::Companion { what: "scales", values: scale.len(), rows: self.n() });
+        }
+        let scales = self.0.device.client().create_from_slice(bytemuck::cast_slice(scale));
+        Ok(self.with(self.0.weights.with(Some(scales), None)))
+    }
+
+    /// The same weights with products to which `bias` is added, a value for each row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Companion`] where there are more or fewer values.
+    pub fn with_bias(&self, bias: &[f32]) -> Result<Self> {
+        if bias.is_empty() || bias.len() != self.n() {
+            return Err(Error::Companion { what: "biases", values: bias.len(), rows: self.n() });
+        }
+        let biases = self.0.device.client().create_from_slice(bytemuck::cast_slice(bias));
+        Ok(self.with(self.0.weights.with(None, Some(biases))))
+    }
+
+    fn with(&self, weights: Weights) -> Self {
+        Self(Arc::new(Inner { device: self.0.device.clone(), weights, selection: Selection::default() }))
+    }
+
     /// The tensor's device.
     pub fn device(&self) -> &CubeDevice {
         &self.0.device

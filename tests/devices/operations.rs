@@ -45,6 +45,7 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("multiplies_several_matrices_at_once", Formats::Some(VARIED), multiplies_several_matrices_at_once),
     ("multiplies_non_finite_activations", Formats::All, multiplies_non_finite_activations),
     ("multiplies_by_experts", Formats::Some(STACKED), multiplies_by_experts),
+    ("scales_and_biases_products", Formats::Some(LONG), scales_and_biases_products),
     ("multiplies_by_experts_that_are_not_there", Formats::Some(LONG), multiplies_by_experts_that_are_not_there),
 ];
 
@@ -307,6 +308,50 @@ fn multiplies_by_experts(device: &CubeDevice, fixture: &Fixture) {
                 let again = tensor.matmul_experts(&x, &shape, &routing, arithmetic).unwrap();
                 assert_same(&again, &y, "the same input gives the same bits");
             }
+        }
+    }
+}
+
+/// A factor of each expert and a bias of each row, in products of the whole stack and of some experts, alone and beside a matrix
+/// that has none.
+fn scales_and_biases_products(device: &CubeDevice, fixture: &Fixture) {
+    let (case, rows) = stacked(fixture, 4);
+    let plain = upload(device, fixture, &case);
+    let (scales, bias) = ([0.5f32, -2.0, 3.0, 0.0], noise(3, case.n));
+    let tensor = plain.with_scale(&scales).unwrap().with_bias(&bias).unwrap();
+    let client = device.client();
+    for tokens in [3, 40] {
+        let x = noise(tokens as u64, tokens * case.k);
+        let accuracy = tensor.accuracy(tokens, Arithmetic::Auto);
+        let assert_row = |y: f32, row: usize, x: &[f32]| {
+            let (scale, bias) = (scales[row / rows] as f64, bias[row] as f64);
+            let exact: f64 = case.row(row).iter().zip(x).map(|(&w, &x)| w as f64 * x as f64).sum();
+            // The scaled sum and the product are rounded once each.
+            let rounding = 2f64.powi(-23) * ((scale * exact).abs() + bias.abs());
+            let bound = accuracy.error_bound(case.row(row), x) * scale.abs() + rounding;
+            let (product, off) = (exact * scale + bias, (y as f64 - exact * scale - bias).abs());
+            assert!(!compares() || off <= bound, "{tokens} tokens, row {row}: {y} for {product}, bound {bound}");
+        };
+        let on_device = client.create_from_slice(bytemuck::cast_slice(&x));
+        let on_device = Activations::contiguous(on_device, FloatType::F32, vec![tokens, case.k]).unwrap();
+        let together = DeviceTensor::matmul_many_on_device(&[&plain, &tensor], &on_device, Arithmetic::Auto).unwrap();
+        let [alone, whole] = [0, 1].map(|i| client.read_one(together[i].clone()).unwrap());
+        let expected = plain.matmul(&x, &[tokens, case.k], Arithmetic::Auto).unwrap();
+        assert_same(&FloatType::F32.to_f32(&alone, tokens * case.n), &expected, "beside one with a factor");
+        let whole = FloatType::F32.to_f32(&whole, tokens * case.n);
+        whole.iter().enumerate().for_each(|(i, &y)| assert_row(y, i % case.n, &x[i / case.n * case.k..][..case.k]));
+        let ids: Vec<u32> = (0..tokens).flat_map(|token| chosen(token, 2)).collect();
+        let routing = device.routing(&ids, 2, 4).unwrap();
+        let y = tensor.matmul_experts(&x, &[tokens, case.k], &routing, Arithmetic::Auto).unwrap();
+        for (i, &y) in y.iter().enumerate() {
+            let row = ids[i / rows] as usize * rows + i % rows;
+            assert_row(y, row, &x[i / rows / 2 * case.k..][..case.k]);
+        }
+    }
+    for wrong in [0, 3, case.n + 1] {
+        let values = vec![1.0; wrong];
+        for error in [plain.with_scale(&values).unwrap_err(), plain.with_bias(&values).unwrap_err()] {
+            assert!(matches!(error, Error::Companion { values, .. } if values == wrong), "{error}");
         }
     }
 }

@@ -11,6 +11,7 @@ use cubek_std::InputBinding;
 
 use crate::kernels::activations::{Activations, cast, pack};
 use crate::kernels::dequantize::dequantize;
+use crate::kernels::epilogue::finish;
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::CHUNK;
 use crate::kernels::weights::Weights;
@@ -58,6 +59,7 @@ pub fn striped(client: &Client, weights: &Weights, x: &Activations) -> Result<Ha
             &mut elems,
         )?;
     }
+    finish(client, &out, tokens, n, &weights.epilogues);
     let out_ty = x.ty();
     Ok(match out_ty {
         FloatType::F32 => out,

@@ -12,7 +12,7 @@ use crate::kernels::arch::matrix_unit::MatrixUnit;
 use crate::kernels::floats::FloatType;
 use crate::kernels::hardware::Hardware;
 use crate::kernels::launch::{buffer, cubes, elementwise};
-use crate::kernels::routing::{Routing, Sorted, TilesLaunch};
+use crate::kernels::routing::{Routing, TilesLaunch};
 use crate::kernels::weights::Weights;
 
 /// [`multiply`] by the rule's blueprint for the device's `unit`.
@@ -38,8 +38,8 @@ pub fn multiply(
     blueprint: Blueprint,
 ) -> Handle {
     let tiles = x.tokens.div_ceil(blueprint.tokens());
-    let shape = Shape { n: weights.n(), results: x.tokens, tiles };
-    multiply_with(client, weights, x, to, blueprint, shape, None)
+    let shape = Shape { n: weights.n(), results: x.tokens, tiles, routed: None };
+    multiply_with(client, weights, x, to, blueprint, shape)
 }
 
 /// Rows of activations, as [`sort`] put them into tiles of the blueprint's tokens, times the transpose of their experts' weights,
@@ -50,22 +50,23 @@ pub fn multiply_experts(
     client: &Client,
     weights: &Weights,
     x: &PackedActivations,
-    sorted: &Sorted,
     routing: &Routing,
     to: FloatType,
     blueprint: Blueprint,
 ) -> Handle {
     let n = weights.n() / routing.experts();
-    let shape = Shape { n, results: routing.pairs(), tiles: sorted.count };
-    let tiles = sorted.tiles(routing.experts(), n);
-    multiply_with(client, weights, x, to, Blueprint { splits: 1, ..blueprint }, shape, Some(tiles))
+    let sorted = routing.sorted(client, blueprint.tokens());
+    let routed = Some(sorted.tiles(routing.experts(), n));
+    let shape = Shape { n, results: routing.pairs(), tiles: sorted.count, routed };
+    multiply_with(client, weights, x, to, Blueprint { splits: 1, ..blueprint }, shape)
 }
 
-/// Rows of weights that a tile is multiplied with, rows of the result, and tiles of activations.
+/// Rows of weights that a tile is multiplied with, rows of the result, tiles of activations, and the experts of these.
 struct Shape {
     n: usize,
     results: usize,
     tiles: usize,
+    routed: Option<TilesLaunch>,
 }
 
 fn multiply_with(
@@ -75,9 +76,8 @@ fn multiply_with(
     to: FloatType,
     blueprint: Blueprint,
     shape: Shape,
-    tiles: Option<TilesLaunch>,
 ) -> Handle {
-    let Shape { n, results: tokens, tiles: token_tiles } = shape;
+    let Shape { n, results: tokens, tiles: token_tiles, routed } = shape;
     let Blueprint { splits, .. } = blueprint;
     let out = client.empty((tokens * n * to.bytes()).next_multiple_of(16).max(16));
     // Sums of splits are added up in vectors of four.
@@ -91,7 +91,7 @@ fn multiply_with(
     let extent = ExtentLaunch::new(grid, n, weights.chunks(), x.tokens, token_tiles, split_stride);
     let words = unit.words_per_row();
     let (view, elem) = (weights.view(), sums_ty.elem());
-    let tiles = tiles.into();
+    let (epilogue, tiles) = (weights.epilogue(), routed.into());
     let (x, y) = (buffer(&x.handle, 16), buffer(&sums, sums_ty.bytes()));
     // SAFETY: rows are below `n`, chunks below the row's and tokens below `tokens`: the kernel clamps what it reads, and
     // stores nothing past them. Experts are below their number (clamped too), and packed rows below theirs, where `sort` has
@@ -100,10 +100,14 @@ fn multiply_with(
     unsafe {
         if let MatrixUnit::Wgmma { .. } = unit {
             let size = unit.sums();
-            multiply_warpgroups::launch_unchecked(client, count, dim, view, x, y, extent, tiles, blueprint, elem, size);
+            multiply_warpgroups::launch_unchecked(
+                client, count, dim, view, x, y, extent, epilogue, tiles, blueprint, elem, size,
+            );
         } else {
             let sizes = [unit.rows_per_lane() * words, words, unit.sums()];
-            multiply_tiles::launch_unchecked(client, count, dim, view, x, y, extent, tiles, blueprint, elem, sizes);
+            multiply_tiles::launch_unchecked(
+                client, count, dim, view, x, y, extent, epilogue, tiles, blueprint, elem, sizes,
+            );
         }
     }
     if splits > 1 {

@@ -77,9 +77,10 @@ pub fn matvec_many_with(
     let plans: Vec<Plan> = weights.iter().enumerate().map(plan).collect();
     let mut left: Vec<usize> = (0..weights.len()).collect();
     let mut prepared = [None, None];
+    let most = most_matrices(client, weights);
     while let Some(&first) = left.first() {
         let joins = |i: &usize| weights[*i].ty() == weights[first].ty() && plans[*i].sums_as(&plans[first]);
-        let members: Vec<usize> = left.iter().copied().filter(joins).take(most_matrices(client)).collect();
+        let members: Vec<usize> = left.iter().copied().filter(joins).take(most).collect();
         left.retain(|i| !members.contains(i));
         // The plan of the matrix with the most rows serves all.
         let largest = members.iter().copied().max_by_key(|&i| weights[i].n()).unwrap_or(first);
@@ -96,9 +97,10 @@ fn operand_of(weights: &Weights, operand: ActivationType) -> ActivationType {
 }
 
 /// Matrices whose buffers a kernel has bindings for, beside those of the activations, the results and the arguments.
-fn most_matrices(client: &Client) -> usize {
+fn most_matrices(client: &Client, weights: &[&Weights]) -> usize {
     let bindings = client.properties().hardware.max_bindings as usize;
-    (bindings.saturating_sub(4) / MATRIX_BUFFERS).clamp(1, MAX_MATRICES)
+    let of_epilogue = weights.iter().map(|weights| weights.epilogues.buffers()).max().unwrap_or(0);
+    (bindings.saturating_sub(4) / (MATRIX_BUFFERS + of_epilogue)).clamp(1, MAX_MATRICES)
 }
 
 /// One buffer for the results of several matrices.
@@ -207,6 +209,7 @@ impl Product<'_> {
             let own = if most.is_some() { count } else { tasks.div_ceil(groups) };
             matrices.push(MatrixLaunch::new(
                 weights.view(),
+                weights.epilogue(),
                 rows(weights),
                 start,
                 own,

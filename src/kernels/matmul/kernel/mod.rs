@@ -34,6 +34,7 @@ use crate::gguf::GgmlType;
 use crate::kernels::arch::matrix_unit::{
     MatrixUnit, bf16_pair, multiply_add, part_of_row, quiet, sum_row, sum_token, token_row, weight_row,
 };
+use crate::kernels::epilogue::Epilogue;
 use crate::kernels::floats::{rounded, rounded_or_nan};
 use crate::kernels::formats::{
     At, CHUNK, Chunk, MatrixView, Prefetched, Raw, decode, dense_four, traits, unsigned, unsigned_four,
@@ -175,6 +176,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
     x: &[Words],
     out: &mut [O],
     extent: Extent,
+    epilogue: Epilogue,
     tiles: ComptimeOption<Tiles>,
     #[comptime] blueprint: Blueprint,
     #[define(O)] _dtype: ElemType,
@@ -203,7 +205,7 @@ pub fn multiply_tiles<O: Float, W: Size, X: Size, S: Size>(
         add_slices(&mut sums, position);
     }
     if position.slice == 0 {
-        store(&sums, out, position, &tiles);
+        store(&sums, out, position, &epilogue, &tiles);
     }
 }
 
@@ -509,6 +511,7 @@ fn store<O: Float, S: Size>(
     sums: &Array<Vector<f32, S>>,
     out: &mut [O],
     position: Position,
+    epilogue: &Epilogue,
     tiles: &ComptimeOption<Tiles>,
 ) {
     let (extent, blueprint) = (position.extent, comptime!(position.blueprint));
@@ -532,6 +535,7 @@ fn store<O: Float, S: Size>(
                         + usize::cast_from(sum_row(position.lane, i, unit));
                     if row < extent.n {
                         let sum = sums[comptime!(row_tile * blueprint.token_tiles + tile)].extract(i);
+                        let sum = epilogue.product(sum, position.expert_row + row, position.split == 0);
                         let at = position.split * extent.split_stride + result * extent.n + row;
                         if comptime!(position.has_experts) {
                             out[at] = rounded_or_nan::<O>(sum, position.is_known);

@@ -28,6 +28,7 @@ use crate::kernels::arch::warpgroup::{
     CORE_ROWS, address, arrive, arrive_and_expect, begin_products, copy_async, descriptor, end_products, make_barrier,
     multiply_add_async, publish_barriers, wait_at, wait_for_products,
 };
+use crate::kernels::epilogue::Epilogue;
 use crate::kernels::formats::MatrixView;
 use crate::kernels::matmul::pack::{CORES_PER_STEP, GROUP_BYTES, STEP_CHUNKS};
 use crate::kernels::routing::Tiles;
@@ -43,6 +44,7 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
     x: &[Words],
     out: &mut [O],
     extent: Extent,
+    epilogue: Epilogue,
     tiles: ComptimeOption<Tiles>,
     #[comptime] blueprint: Blueprint,
     #[define(O)] _dtype: ElemType,
@@ -104,7 +106,7 @@ pub fn multiply_warpgroups<O: Float, S: Size>(
         add_slices(&mut sums, position);
     }
     if position.slice == 0 {
-        store(&sums, out, position, &tiles);
+        store(&sums, out, position, &epilogue, &tiles);
     }
 }
 

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::clamped;
+use crate::kernels::epilogue::Epilogue;
 use crate::kernels::formats::{At, MatrixView};
 use crate::kernels::launch::Grid;
 use crate::kernels::matvec::blueprint::Blueprint;
@@ -10,13 +11,14 @@ use crate::kernels::quantize::staged::{Rows, Staging, stage, staged};
 use crate::kernels::routing::{Pair, Pairs};
 use crate::kernels::vector::Words;
 
-/// Buffers that a [`Matrix`] binds: its view as vectors and as words, and its codebook.
+/// Buffers that a [`Matrix`] binds beside those of its epilogue: its view as vectors and as words, and its codebook.
 pub const MATRIX_BUFFERS: usize = 3;
 
 /// A matrix of a launch.
 #[derive(CubeType, CubeLaunch)]
 pub struct Matrix {
     pub(super) view: MatrixView,
+    pub(super) epilogue: Epilogue,
     /// Rows.
     pub(super) n: usize,
     /// Where its results begin.

@@ -232,6 +232,7 @@ fn multiply_rows<O: Float>(
                     if token < work.extent.tokens {
                         let at = matrix.start + (work.result_row + t) * matrix.n + first_row + r;
                         let sum = acc[comptime!(blueprint.sum(r, t))];
+                        let sum = matrix.epilogue.product(sum, work.expert_row + first_row + r, true);
                         if comptime!(work.has_experts) {
                             out[at] = rounded_or_nan::<O>(sum, work.is_known);
                         } else {
