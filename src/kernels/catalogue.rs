@@ -9,7 +9,8 @@ use cubecl::server::Handle;
 use super::activations::{self, Activations};
 use super::arch::matrix_unit::MatrixUnit;
 use super::decoder::attention::{Attention, attend};
-use super::decoder::elementwise::{Activation, Map, add_bias, gate, map, take_row};
+use super::decoder::elementwise::{Activation, Map, gate, map, take_row};
+use super::decoder::experts::{Choice, choose, mix};
 use super::decoder::largest::largest;
 use super::decoder::norm::{RmsNorm, add_norm, norm};
 use super::decoder::rotary::{Heads, KeyValues, Pairs, Rotary, Turns, turn_and_store};
@@ -362,15 +363,19 @@ fn of_decoders() -> Vec<Entry> {
             add("rotary embedding", format!("{words}{before}"), Box::new(launch));
         }
         // One token's keys are seen in parts, those of many as a whole.
-        for (tokens, softcap) in [(1, 0.0), (1, 50.0), (1 << 16, 0.0)] {
+        for (tokens, softcap, has_sinks) in
+            [(1, 0.0, false), (1, 50.0, false), (1, 0.0, true), (1 << 16, 0.0, false), (1 << 16, 0.0, true)]
+        {
             let launch = move |client: &Client| {
-                let attention = Attention { heads, window: 0, softcap };
+                let sinks = has_sinks.then(|| f32s(client, queries));
+                let attention = Attention { heads, window: 0, softcap, sinks };
                 Some(attend(client, &f32s(client, queries * len), tokens, &attention, &cache(client)))
             };
-            add("attention", format!("{words}, {tokens} tokens, cap {softcap}"), Box::new(launch));
+            let sinks = if has_sinks { ", sinks" } else { "" };
+            add("attention", format!("{words}, {tokens} tokens, cap {softcap}{sinks}"), Box::new(launch));
         }
     }
-    for activation in [Activation::Silu, Activation::Gelu] {
+    for activation in [Activation::Silu, Activation::Gelu, Activation::ClampedSwiglu] {
         let launch = move |client: &Client| {
             let x = f32s(client, WIDTH);
             Some(gate(client, [&x, &x], WIDTH, activation))
@@ -381,8 +386,12 @@ fn of_decoders() -> Vec<Entry> {
         let launch = move |client: &Client| Some(map(client, &f32s(client, WIDTH), WIDTH, function, 1.0));
         add("map", format!("{function:?}"), Box::new(launch));
     }
-    let biased = move |client: &Client| Some(add_bias(client, &f32s(client, WIDTH), 1, &f32s(client, WIDTH), WIDTH));
-    add("bias", String::new(), Box::new(biased));
+    let chosen = move |client: &Client| {
+        Some(choose(client, &f32s(client, WIDTH), 1, Choice { experts: WIDTH, slots: 2, scale: 1.0 }).ids)
+    };
+    add("choice of experts", String::new(), Box::new(chosen));
+    let mixed = move |client: &Client| Some(mix(client, &f32s(client, WIDTH), &f32s(client, 1), [1, 1, WIDTH]));
+    add("mixture of experts", String::new(), Box::new(mixed));
     let found = move |client: &Client| Some(largest(client, &f32s(client, WIDTH), WIDTH));
     add("largest", String::new(), Box::new(found));
     let taken = move |client: &Client| Some(take_row(client, &f32s(client, WIDTH), 0, WIDTH));

@@ -110,6 +110,14 @@ pub fn matmul(client: &Client, matrix: Matrix, x: &Activations, arithmetic: Arit
     }
 }
 
+/// [`matmul`] by f32 products for any number of tokens.
+#[cfg(feature = "models")]
+pub fn matmul_closely(client: &Client, matrix: Matrix, x: &Activations) -> Handle {
+    let Matrix { weights, selection } = matrix;
+    let pick = |tokens| selection.blueprint(client, weights, ActivationType::Float, tokens);
+    matvec_with(client, weights, x, ActivationType::Float, pick)
+}
+
 /// Each row of `x` times the transpose of the weights of its tokens' experts, which `weights` has one after the other: contiguous
 /// `[tokens, slots, n]` values of `x`'s type.
 ///

@@ -44,7 +44,7 @@ pub(super) struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// The attention of a layer, with norms of queries and keys where the file has them.
+    /// The attention of a layer, with norms of queries and keys, and sinks, where the file has them.
     pub fn load(source: &Source<'_>, place: Place, d_model: usize, heads: Heads) -> Result<Self> {
         let name = |part: &str| format!("blk.{}.{part}", place.layer);
         let (queries, kv) = (heads.queries * heads.len, heads.kv * heads.len);
@@ -72,13 +72,17 @@ impl SelfAttention {
                 [all_rows("attn_q", queries)?, all_rows("attn_k", kv)?, all_rows("attn_v", kv)?]
             }
         };
+        let sinks = match source.has(&name("attn_sinks.weight")) {
+            true => Some(source.vectors(&[(name("attn_sinks.weight"), heads.queries)])?),
+            false => None,
+        };
         Ok(Self {
             q,
             k,
             v,
             out: source.linear(&name("attn_output"), d_model, queries)?,
             rotary: Rotary { heads, bias, norms, scale: (heads.len as f32).powf(-0.5) },
-            attention: Attention { heads, window: 0, softcap: 0.0 },
+            attention: Attention { heads, window: 0, softcap: 0.0, sinks },
             place,
         })
     }

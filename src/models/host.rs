@@ -1,4 +1,4 @@
-//! [`HostMatrix`]: weights on the host, which Candle's kernels multiply faster than CubeCL's CPU runtime.
+//! [`HostMatrix`], [`HostExperts`]: weights on the host, which Candle's kernels multiply faster than CubeCL's CPU runtime.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use cubecl::server::Handle;
 use half::f16;
 
+use super::experts::Pairs;
 use super::step::{Rows, Step};
 use crate::Result;
 use crate::gguf::GgmlType;
@@ -16,24 +17,46 @@ use crate::kernels::weights::GgufMatrix;
 use crate::storage::Device;
 use crate::storage::candle::QTensor;
 
+/// What is done to products: they are scaled, then biased.
+#[derive(Clone, Debug, Default)]
+struct Companions {
+    /// A factor of all rows, or one an expert.
+    scales: Option<Vec<f32>>,
+    /// A value for each row, of each expert.
+    biases: Option<Vec<f32>>,
+}
+
+impl Companions {
+    /// Turns the sums of an expert, or of the only matrix, into products.
+    fn finish(&self, sums: &mut [f32], expert: usize) {
+        if let Some(scales) = &self.scales {
+            sums.iter_mut().for_each(|sum| *sum *= scales[expert]);
+        }
+        if let Some(biases) = &self.biases {
+            let biases = &biases[expert * sums.len()..];
+            sums.iter_mut().zip(biases).for_each(|(sum, bias)| *sum += bias);
+        }
+    }
+}
+
 /// A matrix in host memory.
 #[derive(Clone, Debug)]
 pub(super) struct HostMatrix {
     tensor: Arc<QTensor>,
     n: usize,
+    companions: Companions,
 }
 
 impl HostMatrix {
     /// A matrix of a file.
     pub fn load(matrix: GgufMatrix<'_>) -> Result<Self> {
-        let GgufMatrix { ty, n, k, .. } = matrix;
-        let (format, data) = matrix.little_endian()?;
-        let (ty, data) = match ty {
-            // Candle's kernels of the one are not vectorized, of the other it has none.
-            GgmlType::Q5_0 | GgmlType::IQ4NL => (GgmlType::Q8_0, Cow::Owned(as_q8_0(format, &data))),
-            _ => (ty, data),
-        };
-        Ok(Self { tensor: Arc::new(QTensor::from_gguf(ty, data, (n, k), &Device::Cpu)?), n })
+        let (n, k) = (matrix.n, matrix.k);
+        Ok(Self { tensor: tensor(matrix, &[n, k])?, n, companions: Companions::default() })
+    }
+
+    /// The same with products that are scaled and biased.
+    pub fn with(self, scale: Option<f32>, biases: Option<Vec<f32>>) -> Self {
+        Self { companions: Companions { scales: scale.map(|scale| vec![scale]), biases }, ..self }
     }
 
     /// Rows.
@@ -50,14 +73,69 @@ impl HostMatrix {
         let values = x.read(step.device, step.tokens)?;
         let x = Tensor::from_vec(values, (step.tokens, x.width), &candle_core::Device::Cpu)?;
         let product = |matrix: &&Self| {
-            let out = matrix.tensor.matmul_t(&x, Arithmetic::Auto)?.flatten_all()?.to_vec1::<f32>()?;
-            // Kernels read four values at a time.
-            let mut bytes: Vec<u8> = bytemuck::cast_slice(&out).to_vec();
-            bytes.resize(bytes.len().next_multiple_of(16), 0);
-            Ok(step.client.create_from_slice(&bytes))
+            let mut out = matrix.tensor.matmul_t(&x, Arithmetic::Auto)?.flatten_all()?.to_vec1::<f32>()?;
+            out.chunks_exact_mut(matrix.n.max(1)).for_each(|sums| matrix.companions.finish(sums, 0));
+            Ok(uploaded(step, &out))
         };
         matrices.iter().map(product).collect()
     }
+}
+
+/// A stack of experts in host memory.
+#[derive(Debug)]
+pub(super) struct HostExperts {
+    tensor: QTensor,
+    /// Rows of an expert.
+    n: usize,
+    companions: Companions,
+}
+
+impl HostExperts {
+    /// A stack of a file, whose experts are one after the other.
+    pub fn load(matrix: GgufMatrix<'_>, experts: usize) -> Result<Self> {
+        let (n, k) = (matrix.n / experts.max(1), matrix.k);
+        Ok(Self { tensor: tensor(matrix, &[experts, n, k])?, n, companions: Companions::default() })
+    }
+
+    /// The same with products that are scaled by a factor an expert, and biased.
+    pub fn with(self, scales: Option<Vec<f32>>, biases: Option<Vec<f32>>) -> Self {
+        Self { companions: Companions { scales, biases }, ..self }
+    }
+
+    /// The product of each pair, where `of` has the rows of `x`.
+    pub fn products(&self, pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<Rows> {
+        let Pairs { tokens: step, routing, .. } = pairs;
+        let ids = step.device.read(routing.handle().clone())?;
+        let ids = ids.chunks_exact(4).take(routing.pairs()).map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]]));
+        let ids: Vec<u32> = ids.collect();
+        let (host, shape) = (candle_core::Device::Cpu, (step.tokens, of.tokens / step.tokens, x.width));
+        let rows = Tensor::from_vec(x.read(step.device, of.tokens)?, shape, &host)?;
+        let named = Tensor::from_slice(&ids, (step.tokens, routing.slots()), &host)?;
+        let mut out = self.tensor.indexed_moe_forward(&rows, &named)?.flatten_all()?.to_vec1::<f32>()?;
+        for (sums, &id) in out.chunks_exact_mut(self.n.max(1)).zip(&ids) {
+            self.companions.finish(sums, id as usize);
+        }
+        Ok(Rows { handle: uploaded(step, &out), width: self.n })
+    }
+}
+
+/// The weights of a file as a tensor of a shape, in a format that Candle multiplies fast.
+fn tensor<T: From<QTensor>>(matrix: GgufMatrix<'_>, shape: &[usize]) -> Result<T> {
+    let (format, data) = matrix.little_endian()?;
+    let (ty, data) = match matrix.ty {
+        // Candle's kernels of the one are not vectorized, of the other it has none.
+        GgmlType::Q5_0 | GgmlType::IQ4NL => (GgmlType::Q8_0, Cow::Owned(as_q8_0(format, &data))),
+        ty => (ty, data),
+    };
+    Ok(QTensor::from_gguf(ty, data, shape, &Device::Cpu)?.into())
+}
+
+/// Values on the step's device.
+fn uploaded(step: &Step<'_>, values: &[f32]) -> Handle {
+    // Kernels read four values at a time.
+    let mut bytes: Vec<u8> = bytemuck::cast_slice(values).to_vec();
+    bytes.resize(bytes.len().next_multiple_of(16).max(16), 0);
+    step.client.create_from_slice(&bytes)
 }
 
 /// The same values in Q8_0, of blocks that begin with their scale, an f16, and whose values are whole multiples of it.

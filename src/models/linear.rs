@@ -1,7 +1,5 @@
 //! [`Linear`]: a product with weights, and the bias after it.
 
-use cubecl::server::Handle;
-
 use super::error::Result;
 #[cfg(feature = "candle")]
 use super::host::HostMatrix;
@@ -11,23 +9,16 @@ use crate::kernels::floats::FloatType;
 use crate::kernels::ops::Arithmetic;
 use crate::storage::DeviceTensor;
 
-/// A layer of weights.
+/// A layer of weights, with their factor and biases, where it is multiplied.
 #[derive(Clone, Debug)]
-pub(super) struct Linear {
-    pub weight: Weight,
-    pub bias: Option<Handle>,
-}
-
-/// A matrix, where it is multiplied.
-#[derive(Clone, Debug)]
-pub(super) enum Weight {
+pub(super) enum Linear {
     Device(DeviceTensor),
     /// By Candle's kernels.
     #[cfg(feature = "candle")]
     Host(HostMatrix),
 }
 
-impl Weight {
+impl Linear {
     fn n(&self) -> usize {
         match self {
             Self::Device(tensor) => tensor.n(),
@@ -35,31 +26,35 @@ impl Weight {
             Self::Host(matrix) => matrix.n(),
         }
     }
-}
 
-impl Linear {
     /// The layer of a step's rows.
     pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
-        let [out] = Self::products([self], step, x)?;
-        Ok(self.biased(step, out))
+        let [out] = Self::forward_many([self], step, x)?;
+        Ok(out)
+    }
+
+    /// [`forward`](Self::forward) by products of f32 for any number of tokens: a layer whose results are compared with each other.
+    pub fn forward_closely(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
+        match self {
+            Self::Device(tensor) => {
+                let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![step.tokens, x.width])?;
+                Ok(Rows { handle: tensor.matmul_closely_on_device(&x)?, width: tensor.n() })
+            }
+            #[cfg(feature = "candle")]
+            Self::Host(_) => self.forward(step, x),
+        }
     }
 
     /// Several layers of the same rows.
     pub fn forward_many<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
-        let mut products = Self::products(layers, step, x)?.into_iter();
-        Ok(layers.map(|layer| layer.biased(step, products.next().expect("a product of each layer"))))
-    }
-
-    /// [`forward_many`](Self::forward_many) without the biases.
-    fn products<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
         let mut on_device = Vec::with_capacity(N);
         #[cfg(feature = "candle")]
         let mut on_host = Vec::new();
         for layer in layers {
-            match &layer.weight {
-                Weight::Device(tensor) => on_device.push(tensor),
+            match layer {
+                Self::Device(tensor) => on_device.push(tensor),
                 #[cfg(feature = "candle")]
-                Weight::Host(matrix) => on_host.push(matrix),
+                Self::Host(matrix) => on_host.push(matrix),
             }
         }
         let mut products = Vec::with_capacity(N);
@@ -71,14 +66,6 @@ impl Linear {
         #[cfg(feature = "candle")]
         products.extend(HostMatrix::products(&on_host, step, x)?);
         let mut products = products.into_iter();
-        Ok(layers
-            .map(|layer| Rows { handle: products.next().expect("a product of each matrix"), width: layer.weight.n() }))
-    }
-
-    fn biased(&self, step: &Step<'_>, out: Rows) -> Rows {
-        match &self.bias {
-            Some(bias) => step.add_bias(&out, bias),
-            None => out,
-        }
+        Ok(layers.map(|layer| Rows { handle: products.next().expect("a product of each matrix"), width: layer.n() }))
     }
 }

@@ -1,11 +1,12 @@
 //! LLaMA (Touvron et al., 2023) and what is made like it: LLaMA 2 and 3, Mistral, Qwen 2 (biases of q, k and v), Qwen 3 (norms
-//! of each head's queries and keys), Phi 3 (q, k and v in one matrix, gate and up in another).
+//! of each head's queries and keys), Phi 3 (q, k and v in one matrix, gate and up in another); and with experts Mixtral, Qwen 3's
+//! mixtures, and gpt-oss (attention sinks, every other layer with a sliding window, biases everywhere).
 //!
 //! ```text
 //! x = embedding(ids)
 //! for each layer:
 //!     x = x + attention(norm(x))
-//!     x = x + swiglu(norm(x))
+//!     x = x + swiglu(norm(x)), or a mixture of such
 //! logits = output(norm(x))
 //! ```
 
@@ -44,12 +45,19 @@ pub(super) fn load(source: &Source<'_>) -> Result<Box<dyn Architecture>> {
     let pairs = if source.architecture() == "llama" { Pairs::Neighbours } else { Pairs::Halves };
     let dims = source.rope_dims(heads.len)?;
     let rope = source.rope(pairs, dims, source.rope_base("rope.freq_base", 10_000.0)?)?;
+    let is_gpt_oss = source.architecture() == "gpt-oss";
+    let window = if is_gpt_oss { source.number("attention.sliding_window")? } else { 0 };
+    let (feed_forward_norm, activation) = match is_gpt_oss {
+        true => ("post_attention_norm", Activation::ClampedSwiglu),
+        false => ("ffn_norm", Activation::Silu),
+    };
     let layer = |layer: usize| {
+        let attention = SelfAttention::load(source, Place { layer, rope: 0 }, d_model, heads)?;
         Ok(Layer {
             attention_norm: source.norm(&format!("blk.{layer}.attn_norm"), d_model)?,
-            attention: SelfAttention::load(source, Place { layer, rope: 0 }, d_model, heads)?,
-            feed_forward_norm: source.norm(&format!("blk.{layer}.ffn_norm"), d_model)?,
-            feed_forward: FeedForward::load(source, layer, d_model, Activation::Silu)?,
+            attention: if layer.is_multiple_of(2) { attention.within(window) } else { attention },
+            feed_forward_norm: source.norm(&format!("blk.{layer}.{feed_forward_norm}"), d_model)?,
+            feed_forward: FeedForward::load(source, layer, d_model, activation)?,
         })
     };
     let layers = (0..blocks).map(layer).collect::<Result<_>>()?;

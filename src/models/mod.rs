@@ -35,6 +35,7 @@
 mod attention;
 mod cache;
 mod error;
+mod experts;
 mod feed_forward;
 mod gemma;
 #[cfg(feature = "candle")]
@@ -65,13 +66,15 @@ use crate::storage::{Backend, CubeDevice, Device};
 type Load = fn(&Source<'_>) -> Result<Box<dyn Architecture>>;
 
 /// The architectures by their names in `general.architecture`.
-const ARCHITECTURES: [(&str, Load); 6] = [
+const ARCHITECTURES: [(&str, Load); 8] = [
     ("gemma2", gemma::load_2),
     ("gemma3", gemma::load_3),
+    ("gpt-oss", llama::load),
     ("llama", llama::load),
     ("phi3", llama::load),
     ("qwen2", llama::load),
     ("qwen3", llama::load),
+    ("qwen3moe", llama::load),
 ];
 
 /// The most tokens of a step: the values of more would take memory that few devices have to spare.

@@ -6,7 +6,8 @@ use cubecl::server::Handle;
 use super::cache::Cache;
 use super::error::Result;
 use crate::kernels::decoder::attention::{Attention, attend};
-use crate::kernels::decoder::elementwise::{Activation, Map, add_bias, gate, map, take_row};
+use crate::kernels::decoder::elementwise::{Activation, Map, gate, map, take_row};
+use crate::kernels::decoder::experts::{Choice, Chosen, choose, mix};
 use crate::kernels::decoder::largest::largest;
 use crate::kernels::decoder::norm::{RmsNorm, add_norm, norm};
 use crate::kernels::decoder::rotary::{Rotary, turn_and_store};
@@ -110,9 +111,15 @@ impl Step<'_> {
         (Rows { handle, width: x.width }, Self { tokens: 1, ..*self })
     }
 
-    /// Each row plus `bias`.
-    pub fn add_bias(&self, x: &Rows, bias: &Handle) -> Rows {
-        Rows { handle: add_bias(self.client, &x.handle, self.tokens, bias, x.width), width: x.width }
+    /// The experts of each token by the router's logits.
+    pub fn choose(&self, logits: &Rows, choice: Choice) -> Chosen {
+        choose(self.client, &logits.handle, self.tokens, choice)
+    }
+
+    /// The sum of each token's `slots` rows times their weights.
+    pub fn mix(&self, rows: &Rows, weights: &Handle, slots: usize) -> Rows {
+        let handle = mix(self.client, &rows.handle, weights, [self.tokens, slots, rows.width]);
+        Rows { handle, width: rows.width }
     }
 }
 

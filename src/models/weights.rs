@@ -3,9 +3,10 @@
 use cubecl::server::Handle;
 
 use super::error::{Error, Result};
+use super::experts::Experts;
 #[cfg(feature = "candle")]
-use super::host::HostMatrix;
-use super::linear::{Linear, Weight};
+use super::host::{HostExperts, HostMatrix};
+use super::linear::Linear;
 use super::rope::{Rope, Scaling, Yarn};
 use crate::gguf::{FromValue, Gguf};
 use crate::kernels::decoder::norm::RmsNorm;
@@ -158,13 +159,21 @@ impl<'a> Source<'a> {
         Ok(GgufMatrix { ty: tensor.dtype()?, n, k, data: tensor.data()?, endian: tensor.endian() })
     }
 
-    /// Rows `first..first + n` of a matrix of `rows` rows of `k` weights, where they are multiplied.
-    fn weight(&self, name: &str, [rows, k]: [usize; 2], [first, n]: [usize; 2]) -> Result<Weight> {
-        let all = self.of_shape(name, [rows, k])?;
+    /// Rows `first..first + n` of the `[rows, k]` of `NAME.weight`, with the factor of `NAME.scale` and, where there is one, a bias.
+    fn of_rows(
+        &self,
+        name: &str,
+        [rows, k]: [usize; 2],
+        [first, n]: [usize; 2],
+        bias: Option<Vec<f32>>,
+    ) -> Result<Linear> {
+        let (tensor, scale) = (format!("{name}.weight"), format!("{name}.scale"));
+        let all = self.of_shape(&tensor, [rows, k])?;
         // Rows are whole blocks, and there are bytes for all of them.
         let row = all.data.len() / rows.max(1);
         let some = GgufMatrix { n, data: &all.data[first * row..(first + n) * row], ..all };
-        self.loaded(name, some, |matrix| self.load(matrix))
+        let scale = if self.has(&scale) { Some(self.values(&scale, 1)?) } else { None };
+        self.loaded(&tensor, some, |matrix| self.load(matrix, scale.as_deref(), bias))
     }
 
     /// What is made of a tensor's blocks, counted as read.
@@ -179,12 +188,13 @@ impl<'a> Source<'a> {
         loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
     }
 
-    fn load(&self, matrix: GgufMatrix<'_>) -> crate::Result<Weight> {
+    fn load(&self, matrix: GgufMatrix<'_>, scale: Option<&[f32]>, bias: Option<Vec<f32>>) -> crate::Result<Linear> {
         #[cfg(feature = "candle")]
         if self.on_host {
-            return Ok(Weight::Host(HostMatrix::load(matrix)?));
+            let scale = scale.and_then(|scale| scale.first().copied());
+            return Ok(Linear::Host(HostMatrix::load(matrix)?.with(scale, bias)));
         }
-        Ok(Weight::Device(self.upload(matrix)?))
+        Ok(Linear::Device(with_companions(self.upload(matrix)?, scale, bias.as_deref())?))
     }
 
     fn upload(&self, matrix: GgufMatrix<'_>) -> crate::Result<DeviceTensor> {
@@ -199,19 +209,29 @@ impl<'a> Source<'a> {
 
     /// The layer of `NAME.weight`, with the values of `NAME.bias` if there are any.
     pub fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let shape = [outputs, inputs];
-        let weight = self.weight(&format!("{name}.weight"), shape, [0, outputs])?;
         let bias = format!("{name}.bias");
-        let bias = match self.has(&bias) {
-            true => Some(self.vectors(&[(bias, outputs)])?),
-            false => None,
-        };
-        Ok(Linear { weight, bias })
+        let bias = if self.has(&bias) { Some(self.values(&bias, outputs)?) } else { None };
+        self.of_rows(name, [outputs, inputs], [0, outputs], bias)
     }
 
     /// The layer of `n` rows, from row `first` on, of the `[rows, inputs]` of `NAME.weight`.
-    pub fn linear_of_rows(&self, name: &str, shape: [usize; 2], [first, n]: [usize; 2]) -> Result<Linear> {
-        Ok(Linear { weight: self.weight(&format!("{name}.weight"), shape, [first, n])?, bias: None })
+    pub fn linear_of_rows(&self, name: &str, shape: [usize; 2], rows: [usize; 2]) -> Result<Linear> {
+        self.of_rows(name, shape, rows, None)
+    }
+
+    /// The stack of `NAME.weight`, `[experts, n, k]`, with the factor and the biases of each expert that `NAME.scale` and `NAME.bias`
+    /// have.
+    pub fn experts(&self, name: &str, [experts, n, k]: [usize; 3]) -> Result<Experts> {
+        let [tensor, scale, bias] = ["weight", "scale", "bias"].map(|part| format!("{name}.{part}"));
+        let scale = if self.has(&scale) { Some(self.values(&scale, experts)?) } else { None };
+        let bias = if self.has(&bias) { Some(self.values_of(&bias, [experts, n])?) } else { None };
+        self.loaded(&tensor, self.of_shape(&tensor, [experts * n, k])?, |matrix| {
+            #[cfg(feature = "candle")]
+            if self.on_host {
+                return Ok(Experts::Host(HostExperts::load(matrix, experts)?.with(scale, bias)));
+            }
+            Ok(Experts::Device(with_companions(self.upload(matrix)?, scale.as_deref(), bias.as_deref())?))
+        })
     }
 
     /// The embedding of tokens, and the layer that gives their logits: `output.weight`, or the embedding's own weights.
@@ -222,19 +242,22 @@ impl<'a> Source<'a> {
         let output = match self.has("output.weight") {
             true => self.linear("output", vocabulary, d_model)?,
             #[cfg(feature = "candle")]
-            false if self.on_host => {
-                Linear { weight: self.weight(name, [vocabulary, d_model], [0, vocabulary])?, bias: None }
-            }
-            false => Linear { weight: Weight::Device(table.clone()), bias: None },
+            false if self.on_host => self.linear("token_embd", vocabulary, d_model)?,
+            false => Linear::Device(table.clone()),
         };
         Ok((table, output))
     }
 
     /// The values of a vector.
     pub fn values(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.loaded(name, self.of_shape(name, [1, len])?, |matrix| {
+        self.values_of(name, [1, len])
+    }
+
+    /// The values of a matrix.
+    fn values_of(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+        self.loaded(name, self.of_shape(name, shape)?, |matrix| {
             let (format, data) = matrix.little_endian()?;
-            let mut values = vec![0.0; len];
+            let mut values = vec![0.0; shape[0] * shape[1]];
             format.dequantize_blocks(&data, &mut values);
             Ok(values)
         })
@@ -264,4 +287,10 @@ impl<'a> Source<'a> {
     pub fn softcap(&self, name: &str) -> Result<Option<f32>> {
         Ok(self.optional::<f64>(name)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
     }
+}
+
+/// A tensor with the factors and biases that a file has for it.
+fn with_companions(tensor: DeviceTensor, scale: Option<&[f32]>, bias: Option<&[f32]>) -> crate::Result<DeviceTensor> {
+    let tensor = scale.map_or_else(|| Ok(tensor.clone()), |scale| tensor.with_scale(scale))?;
+    bias.map_or_else(|| Ok(tensor.clone()), |bias| tensor.with_bias(bias))
 }

@@ -16,6 +16,8 @@ use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
 use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{Blueprint, matvec_many_with, matvec_with};
+#[cfg(feature = "models")]
+use crate::kernels::ops::matmul_closely;
 use crate::kernels::ops::{Arithmetic, Matrix, matmul, matmul_experts, matmul_many, resolve};
 use crate::kernels::routing::Routing;
 use crate::kernels::tune::Selection;
@@ -240,6 +242,18 @@ impl DeviceTensor {
     pub fn matmul_on_device(&self, x: &Activations, arithmetic: Arithmetic) -> Result<Handle> {
         self.check(x)?;
         Ok(matmul(&self.0.device.client(), self.matrix(), x, arithmetic))
+    }
+
+    /// [`matmul_on_device`](Self::matmul_on_device) by products of f32 for any number of tokens: nearer than those of matrix units,
+    /// and slower.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_on_device`](Self::matmul_on_device).
+    #[cfg(feature = "models")]
+    pub(crate) fn matmul_closely_on_device(&self, x: &Activations) -> Result<Handle> {
+        self.check(x)?;
+        Ok(matmul_closely(&self.0.device.client(), self.matrix(), x))
     }
 
     /// [`matmul_on_device`](Self::matmul_on_device) for several matrices, bit for bit, with the results in their order.

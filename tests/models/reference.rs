@@ -49,7 +49,8 @@ impl<'a> Reference<'a> {
             let normed: Vec<Vector> = xs.iter().map(|x| self.norm(&name("attn_norm"), x)).collect();
             let seen = self.attention(i, &normed);
             self.add(&mut xs, seen, &name("post_attention_norm"));
-            let fed = xs.iter().map(|x| self.feed_forward(i, &self.norm(&name("ffn_norm"), x))).collect();
+            let norm = name(if self.tiny.gpt_oss { "post_attention_norm" } else { "ffn_norm" });
+            let fed = xs.iter().map(|x| self.feed_forward(i, &self.norm(&norm, x))).collect();
             self.add(&mut xs, fed, &name("post_ffw_norm"));
         }
         let last = self.norm("output_norm", xs.last().unwrap());
@@ -73,6 +74,20 @@ impl<'a> Reference<'a> {
         products.map(|(i, y)| y + bias.map_or(0.0, |bias| bias[i])).collect()
     }
 
+    /// The product with one of a stack of experts.
+    fn expert(&self, name: &str, expert: usize, experts: usize, x: &[f64]) -> Vector {
+        let stack = &self.tensors[&format!("{name}.weight")];
+        let rows = stack.len() / experts / x.len();
+        let scale = self.tensors.get(&format!("{name}.scale")).map_or(1.0, |scales| scales[expert]);
+        let bias = self.tensors.get(&format!("{name}.bias"));
+        let product = |row: usize| {
+            let row = expert * rows + row;
+            let sum: f64 = stack[row * x.len()..][..x.len()].iter().zip(x).map(|(w, x)| w * x).sum();
+            sum * scale + bias.map_or(0.0, |bias| bias[row])
+        };
+        (0..rows).map(product).collect()
+    }
+
     fn norm(&self, name: &str, x: &[f64]) -> Vector {
         let weights = &self.tensors[&format!("{name}.weight")];
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
@@ -93,7 +108,7 @@ impl<'a> Reference<'a> {
     }
 
     fn sees_all(&self, layer: usize) -> bool {
-        let pattern = if self.tiny.architecture == "gemma2" { 2 } else { 6 };
+        let pattern = if ["gemma2", "gpt-oss"].contains(&self.tiny.architecture) { 2 } else { 6 };
         self.tiny.window.is_none() || (layer + 1).is_multiple_of(pattern)
     }
 
@@ -104,7 +119,7 @@ impl<'a> Reference<'a> {
 
     fn turned(&self, layer: usize, x: &[f64], position: usize) -> Vector {
         let half = x.len() / 2;
-        let base = if self.sees_all(layer) { f64::from(self.tiny.base) } else { 10_000.0 };
+        let base = if self.sees_all(layer) || self.tiny.gpt_oss { f64::from(self.tiny.base) } else { 10_000.0 };
         let long = if self.capacity > ORIGINAL_CONTEXT { "long" } else { "short" };
         let factors = ["rope_freqs.weight".to_owned(), format!("rope_factors_{long}.weight")];
         let factors = factors.iter().find_map(|name| self.tensors.get(name));
@@ -143,7 +158,9 @@ impl<'a> Reference<'a> {
                     self.capped(dot / (self.tiny.head as f64).sqrt(), 0).exp()
                 };
                 let scores: Vector = seen.iter().map(score).collect();
-                let sum: f64 = scores.iter().sum();
+                let sink =
+                    self.tensors.get(&format!("blk.{layer}.attn_sinks.weight")).map_or(0.0, |sinks| sinks[head].exp());
+                let sum = scores.iter().sum::<f64>() + sink;
                 let value =
                     |i: usize| seen.iter().zip(&scores).map(|(&key, w)| w / sum * v[key][shared][i]).sum::<f64>();
                 all.extend((0..self.tiny.head).map(value));
@@ -155,6 +172,29 @@ impl<'a> Reference<'a> {
 
     fn feed_forward(&self, layer: usize, x: &[f64]) -> Vector {
         let name = |part: &str| format!("blk.{layer}.ffn_{part}");
+        if let Some((_, slots)) = self.tiny.experts {
+            let logits = self.linear(&name("gate_inp"), x);
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            let chosen = &order[..slots];
+            let all: f64 = chosen.iter().map(|&expert| logits[expert].exp()).sum();
+            let mut out = vec![0.0; D_MODEL];
+            for &expert in chosen {
+                let of = |part: &str, x: &[f64]| self.expert(&name(part), expert, logits.len(), x);
+                let (gate, up) = (of("gate_exps", x), of("up_exps", x));
+                let gated = gate.into_iter().zip(up).map(|(gate, up)| match self.tiny.gpt_oss {
+                    true => {
+                        let gate = gate.min(7.0);
+                        gate / (1.0 + (-1.702 * gate).exp()) * (up.clamp(-7.0, 7.0) + 1.0)
+                    }
+                    false => gate / (1.0 + (-gate).exp()) * up,
+                });
+                let weight = logits[expert].exp() / all;
+                let down = of("down_exps", &gated.collect::<Vector>());
+                out.iter_mut().zip(down).for_each(|(out, down)| *out += weight * down);
+            }
+            return out;
+        }
         let activation = |x: f64| match self.tiny.architecture {
             "gemma2" | "gemma3" => {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));

@@ -42,6 +42,12 @@ pub struct Tiny {
     pub head_norms: bool,
     pub after_norms: bool,
     pub tied: bool,
+    /// Experts of a feed-forward block, and those of a token.
+    pub experts: Option<(usize, usize)>,
+    /// Whether each expert has a factor.
+    pub scales: bool,
+    /// Whether all products have biases, attention has sinks and the norm before a feed-forward block another name.
+    pub gpt_oss: bool,
     /// A tensor that is left out.
     pub without: Option<&'static str>,
 }
@@ -68,11 +74,14 @@ const LLAMA: Tiny = Tiny {
     head_norms: false,
     after_norms: false,
     tied: false,
+    experts: None,
+    scales: false,
+    gpt_oss: false,
     without: None,
 };
 
 impl Tiny {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         LLAMA,
         Self { name: "llama 3", pair_factors: true, base: 500_000.0, kv_heads: 1, ..LLAMA },
         Self { name: "qwen 2", architecture: "qwen2", biases: true, tied: true, factor: Some(4.0), ..LLAMA },
@@ -107,6 +116,27 @@ impl Tiny {
             base: 1_000_000.0,
             ..LLAMA
         },
+        Self { name: "mixtral", experts: Some((4, 2)), ..LLAMA },
+        Self {
+            name: "qwen 3 mixture",
+            architecture: "qwen3moe",
+            head_norms: true,
+            experts: Some((8, 3)),
+            scales: true,
+            ..LLAMA
+        },
+        Self {
+            name: "gpt-oss",
+            architecture: "gpt-oss",
+            layers: 3,
+            biases: true,
+            experts: Some((5, 2)),
+            gpt_oss: true,
+            window: Some(3),
+            factor: Some(4.0),
+            yarn: true,
+            ..LLAMA
+        },
     ];
 
     /// The tensors with their shapes, outermost first.
@@ -126,13 +156,33 @@ impl Tiny {
                 }
             }
             add(name("attn_output.weight"), &[D_MODEL, queries]);
-            if !self.fused {
-                add(name("ffn_gate.weight"), &[hidden, D_MODEL]);
+            if self.gpt_oss {
+                add(name("attn_output.bias"), &[D_MODEL]);
+                add(name("attn_sinks.weight"), &[self.heads]);
             }
-            add(name("ffn_up.weight"), &[if self.fused { 2 * hidden } else { hidden }, D_MODEL]);
-            add(name("ffn_down.weight"), &[D_MODEL, hidden]);
+            if let Some((experts, _)) = self.experts {
+                add(name("ffn_gate_inp.weight"), &[experts, D_MODEL]);
+                if self.gpt_oss {
+                    add(name("ffn_gate_inp.bias"), &[experts]);
+                }
+                for (part, n, k) in [("gate", hidden, D_MODEL), ("up", hidden, D_MODEL), ("down", D_MODEL, hidden)] {
+                    add(name(&format!("ffn_{part}_exps.weight")), &[experts, n, k]);
+                    if self.gpt_oss {
+                        add(name(&format!("ffn_{part}_exps.bias")), &[experts, n]);
+                    }
+                    if self.scales {
+                        add(name(&format!("ffn_{part}_exps.scale")), &[experts]);
+                    }
+                }
+            } else {
+                if !self.fused {
+                    add(name("ffn_gate.weight"), &[hidden, D_MODEL]);
+                }
+                add(name("ffn_up.weight"), &[if self.fused { 2 * hidden } else { hidden }, D_MODEL]);
+                add(name("ffn_down.weight"), &[D_MODEL, hidden]);
+            }
             add(name("attn_norm.weight"), &[D_MODEL]);
-            add(name("ffn_norm.weight"), &[D_MODEL]);
+            add(name(if self.gpt_oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }), &[D_MODEL]);
             if self.head_norms {
                 add(name("attn_q_norm.weight"), &[self.head]);
                 add(name("attn_k_norm.weight"), &[self.head]);
@@ -171,7 +221,9 @@ impl Tiny {
         let (middle, spread) = match shape {
             [_] if name.ends_with("bias") => (0.0, 0.5),
             [_] => (1.5, 0.5),
-            [_, k, ..] => (0.0, 1.5 / (*k as f32).sqrt()),
+            // Wide enough that rounding turns no choice between experts.
+            [_, k] if name.ends_with("gate_inp.weight") => (0.0, 8.0 / (*k as f32).sqrt()),
+            [_, .., k] => (0.0, 1.5 / (*k as f32).sqrt()),
             [] => (0.0, 1.0),
         };
         (0..count).map(|_| middle + spread * random()).collect()
@@ -199,6 +251,13 @@ impl Tiny {
         number("attention.head_count_kv", self.kv_heads);
         number("attention.key_length", self.head);
         number("attention.value_length", self.head);
+        if let Some((experts, slots)) = self.experts {
+            number("expert_count", experts);
+            number("expert_used_count", slots);
+            if self.architecture != "llama" {
+                number("expert_feed_forward_length", self.hidden);
+            }
+        }
         if let Some(window) = self.window {
             number("attention.sliding_window", window);
         }

@@ -34,7 +34,7 @@ const MAX_PARTS: usize = 64;
 const PLANES_PER_CORE: usize = 8;
 
 /// What a token sees of the cache, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attention {
     /// The heads.
     pub heads: Heads,
@@ -42,11 +42,14 @@ pub struct Attention {
     pub window: usize,
     /// What bounds the scores, by a tanh; 0 for nothing.
     pub softcap: f32,
+    /// A score for each query that takes its share of the softmax and gives nothing: an attention sink (Xiao et al., 2024).
+    pub sinks: Option<Handle>,
 }
 
 /// What the queries of `tokens` tokens, scaled and turned, take from the cache: `[tokens, queries, len]`.
 pub fn attend(client: &Client, q: &Handle, tokens: usize, attention: &Attention, cache: &KeyValues) -> Handle {
-    let Attention { heads, window, softcap } = *attention;
+    let &Attention { heads, window, softcap, .. } = attention;
+    let sinks = || attention.sinks.as_ref().map(|sinks| SinksLaunch::new(buffer(sinks, 4)));
     let plan = Plan::of(client, heads, softcap > 0.0);
     let blocks = tokens * heads.queries / plan.block;
     let parts = parts(client, plan.team, blocks);
@@ -62,6 +65,7 @@ pub fn attend(client: &Client, q: &Handle, tokens: usize, attention: &Attention,
         window,
         softcap,
         parts,
+        sinks().into(),
         grid,
     );
     let whole = parts == 1;
@@ -72,8 +76,8 @@ pub fn attend(client: &Client, q: &Handle, tokens: usize, attention: &Attention,
     let merged = values(client, tokens * heads.queries * heads.len);
     let (count, dim, grid) = plan.team.launch(client, tokens * heads.queries);
     let (from, state) = (buffer(&out, 4), buffer(&state, 4));
-    let seen = PartsLaunch::new(from, state, parts, grid);
-    merge_parts::launch(client, count, dim, seen, buffer(&merged, 4), heads.len, plan.team);
+    let seen = PartsLaunch::new(from, state, parts, sinks().into(), grid);
+    merge_parts::launch(client, count, dim, seen, buffer(&merged, 4), heads, plan.team);
     merged
 }
 
@@ -133,7 +137,14 @@ struct Seen {
     window: usize,
     softcap: f32,
     parts: usize,
+    sinks: ComptimeOption<Sinks>,
     grid: Grid,
+}
+
+/// The sink of each query.
+#[derive(CubeType, CubeLaunch)]
+struct Sinks {
+    scores: Box<[f32]>,
 }
 
 /// A part of the keys that a block of queries sees: a plane's work, in which groups of lanes take key after key.
@@ -262,7 +273,8 @@ fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] w
             let row = query * inputs.parts + part;
             let mut factor = 1.0f32;
             if comptime!(whole) {
-                factor = 1.0f32 / sums[g];
+                let (kept, sum) = with_sink(&inputs.sinks, first_query + g, largest[g], sums[g]);
+                factor = kept / sum;
             } else if lane == 0 {
                 state[2 * row] = largest[g];
                 state[2 * row + 1] = sums[g];
@@ -272,6 +284,23 @@ fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] w
                 out[row * len4 + lane + comptime!(i * lanes)] = acc[comptime!(g * fours + i)] * Four::new(factor);
             }
         }
+    }
+}
+
+/// What values are multiplied by, and the sum of a softmax, for the largest score and the sum so far, with the sink of a query.
+#[cube]
+fn with_sink(sinks: &ComptimeOption<Sinks>, query: usize, largest: f32, sum: f32) -> (f32, f32) {
+    #[comptime]
+    let sink = match sinks {
+        ComptimeOption::Some(sinks) => sinks.scores[query],
+        ComptimeOption::None => LEAST.runtime(),
+    };
+    if comptime!(sinks.is_some()) {
+        let most = max(largest, sink);
+        let kept = f32::exp(largest - most);
+        (kept, sum * kept + f32::exp(sink - most))
+    } else {
+        (1.0f32.runtime(), sum)
     }
 }
 
@@ -287,12 +316,14 @@ struct Parts {
     seen: Box<[f32]>,
     state: Box<[f32]>,
     parts: usize,
+    sinks: ComptimeOption<Sinks>,
     grid: Grid,
 }
 
 /// The parts of a query as one.
 #[cube(launch)]
-fn merge_parts(of: &Parts, out: &mut [f32], #[comptime] len: usize, #[comptime] team: Team) {
+fn merge_parts(of: &Parts, out: &mut [f32], #[comptime] heads: Heads, #[comptime] team: Team) {
+    let len = comptime!(heads.len);
     let query = row_of(&of.grid, team);
     if query >= of.grid.len {
         terminate!();
@@ -306,11 +337,12 @@ fn merge_parts(of: &Parts, out: &mut [f32], #[comptime] len: usize, #[comptime] 
     for part in 0..of.parts {
         sum += of.state[2 * (first + part) + 1] * f32::exp(of.state[2 * (first + part)] - most);
     }
+    let (kept, sum) = with_sink(&of.sinks, query % comptime!(heads.queries), most, sum);
     for i in range_stepped(unit_of(team), len, comptime!(team.units() as usize)) {
         let mut value = 0.0f32;
         for part in 0..of.parts {
             value += of.seen[(first + part) * len + i] * f32::exp(of.state[2 * (first + part)] - most);
         }
-        out[query * len + i] = value / sum;
+        out[query * len + i] = value * kept / sum;
     }
 }

@@ -16,6 +16,8 @@ pub enum Activation {
     Silu,
     /// GELU by its tanh approximation.
     Gelu,
+    /// `x / (1 + exp(-1.702 x))` of a gate of 7 at the most, times one more than an up from -7 to 7: gpt-oss's.
+    ClampedSwiglu,
 }
 
 /// A function of each value.
@@ -43,14 +45,6 @@ pub fn map(client: &Client, x: &Handle, count: usize, map: Map, parameter: f32) 
     out
 }
 
-/// `rows` rows of `x` with `bias` added to each.
-pub fn add_bias(client: &Client, x: &Handle, rows: usize, bias: &Handle, width: usize) -> Handle {
-    let out = values(client, rows * width);
-    let (cubes, dim, grid) = elementwise(client, rows * width);
-    add_bias_rows::launch(client, cubes, dim, buffer(x, 4), buffer(bias, 4), buffer(&out, 4), grid, width);
-    out
-}
-
 /// Row `row` of `x` in a buffer of its own: not every device binds a buffer from any row on.
 pub fn take_row(client: &Client, x: &Handle, row: usize, width: usize) -> Handle {
     let out = values(client, width);
@@ -71,8 +65,11 @@ fn take_values(x: &[f32], out: &mut [f32], grid: &Grid, first: usize) {
 fn gate_values(gate: &[Four], up: &[Four], out: &mut [Four], grid: &Grid, #[comptime] activation: Activation) {
     let position = grid.unit();
     if position < grid.len {
-        let x = gate[position];
         let one = Four::new(1.0f32);
+        let is_clamped = comptime!(activation == Activation::ClampedSwiglu);
+        let limit = Four::new(7.0f32);
+        let x = if is_clamped { min(gate[position], limit) } else { gate[position] };
+        let up = if is_clamped { clamp(up[position], -limit, limit) + one } else { up[position] };
         let sigmoid = match comptime!(activation) {
             Activation::Silu => one / (one + Four::exp(-x)),
             // (1 + tanh(y)) / 2 is the sigmoid of 2y.
@@ -80,8 +77,9 @@ fn gate_values(gate: &[Four], up: &[Four], out: &mut [Four], grid: &Grid, #[comp
                 let y = Four::new(1.595_769f32) * (x + Four::new(0.044_715f32) * x * x * x);
                 one / (one + Four::exp(-y))
             }
+            Activation::ClampedSwiglu => one / (one + Four::exp(Four::new(-1.702f32) * x)),
         };
-        out[position] = x * sigmoid * up[position];
+        out[position] = x * sigmoid * up;
     }
 }
 
@@ -97,13 +95,5 @@ fn map_values(x: &[Four], out: &mut [Four], grid: &Grid, parameter: f32, #[compt
                 parameter - Four::new(2.0f32) * parameter / (doubled + Four::new(1.0f32))
             }
         };
-    }
-}
-
-#[cube(launch)]
-fn add_bias_rows(x: &[f32], bias: &[f32], out: &mut [f32], grid: &Grid, width: usize) {
-    let position = grid.unit();
-    if position < grid.len {
-        out[position] = x[position] + bias[position % width];
     }
 }

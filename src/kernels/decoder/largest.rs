@@ -74,6 +74,6 @@ fn largest_of_part(from: &[u32], to: &mut [u32], parts: &Parts, #[comptime] of_v
 
 /// Whether a value goes before the best so far: it is larger, or equal and at a smaller index.
 #[cube]
-fn is_better(value: f32, index: u32, best: f32, place: u32) -> bool {
+pub(super) fn is_better(value: f32, index: u32, best: f32, place: u32) -> bool {
     value > best || (value == best && index < place)
 }

@@ -1,10 +1,12 @@
-//! What a decoder computes between its products: norms, rotary embeddings, attention over a cache, gates, the likeliest token.
+//! What a decoder computes between its products: norms, rotary embeddings, attention over a cache, gates, the
+//! choice among experts, the likeliest token.
 //!
 //! All values are f32, rows of a token each. Positions are read from the device, so that a step may be recorded once and
 //! replayed for every token.
 
 pub mod attention;
 pub mod elementwise;
+pub mod experts;
 pub mod largest;
 pub mod norm;
 pub mod rotary;

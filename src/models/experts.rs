@@ -1,0 +1,107 @@
+//! [`Mixture`]: a feed-forward block of experts, of which each token has some.
+
+use cubecl::server::Handle;
+
+use super::error::{Error, Result};
+#[cfg(feature = "candle")]
+use super::host::HostExperts;
+use super::linear::Linear;
+use super::step::{Rows, Step};
+use super::weights::Source;
+use crate::kernels::activations::Activations;
+use crate::kernels::decoder::elementwise::Activation;
+use crate::kernels::decoder::experts::Choice;
+use crate::kernels::floats::FloatType;
+use crate::kernels::ops::Arithmetic;
+use crate::kernels::routing::Routing;
+use crate::storage::DeviceTensor;
+
+/// `sum of weight * down(activation(gate(x)) * up(x))` over the experts that a router chooses for a token.
+#[derive(Debug)]
+pub(super) struct Mixture {
+    router: Linear,
+    choice: Choice,
+    activation: Activation,
+    gate: Experts,
+    up: Experts,
+    down: Experts,
+}
+
+/// A stack of experts, where it is multiplied.
+#[derive(Debug)]
+pub(super) enum Experts {
+    Device(DeviceTensor),
+    /// By Candle's kernels.
+    #[cfg(feature = "candle")]
+    Host(HostExperts),
+}
+
+impl Mixture {
+    /// Whether a layer's feed-forward block is one.
+    pub fn is_in(source: &Source<'_>, layer: usize) -> bool {
+        source.has(&format!("blk.{layer}.ffn_gate_inp.weight"))
+    }
+
+    pub fn load(source: &Source<'_>, layer: usize, d_model: usize, activation: Activation) -> Result<Self> {
+        let name = |part: &str| format!("blk.{layer}.ffn_{part}");
+        let (experts, slots) = (source.number("expert_count")?, source.number("expert_used_count")?);
+        if slots > experts {
+            let (key, reason) = (source.key("expert_used_count"), "is more than there are");
+            return Err(Error::Hyperparameter { key, found: slots as f64, reason });
+        }
+        let hidden = match source.optional_number("expert_feed_forward_length")? {
+            Some(hidden) => hidden,
+            None => source.number("feed_forward_length")?,
+        };
+        let scale = source.optional::<f64>("expert_weights_scale")?.filter(|&scale| scale != 0.0);
+        Ok(Self {
+            router: source.linear(&name("gate_inp"), experts, d_model)?,
+            choice: Choice { experts, slots, scale: scale.unwrap_or(1.0) as f32 },
+            activation,
+            gate: source.experts(&name("gate_exps"), [experts, hidden, d_model])?,
+            up: source.experts(&name("up_exps"), [experts, hidden, d_model])?,
+            down: source.experts(&name("down_exps"), [experts, d_model, hidden])?,
+        })
+    }
+
+    pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
+        let chosen = step.choose(&self.router.forward_closely(step, x)?, self.choice);
+        let pairs = Pairs::new(step, chosen.ids, self.choice)?;
+        let [gate, up] = [self.gate.forward(&pairs, &pairs.tokens, x)?, self.up.forward(&pairs, &pairs.tokens, x)?];
+        let gated = pairs.each.gate([&gate, &up], self.activation);
+        let down = self.down.forward(&pairs, &pairs.each, &gated)?;
+        Ok(step.mix(&down, &chosen.weights, self.choice.slots))
+    }
+}
+
+/// The pairs of a step's tokens and their experts.
+pub(super) struct Pairs<'a> {
+    /// The step, of rows that are a token's.
+    pub tokens: Step<'a>,
+    /// The same of rows that are a pair's.
+    pub each: Step<'a>,
+    pub routing: Routing,
+}
+
+impl<'a> Pairs<'a> {
+    fn new(step: &Step<'a>, ids: Handle, choice: Choice) -> Result<Self> {
+        let routing = Routing::new(ids, step.tokens, choice.slots, choice.experts)?;
+        Ok(Self { tokens: *step, each: Step { tokens: routing.pairs(), ..*step }, routing })
+    }
+}
+
+impl Experts {
+    /// The product of each pair, where `of` has the rows of `x`.
+    fn forward(&self, pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<Rows> {
+        match self {
+            Self::Device(stack) => {
+                let width = stack.n() / pairs.routing.experts();
+                let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![of.tokens, x.width])?;
+                let handle = stack.matmul_experts_on_device(&x, &pairs.routing, Arithmetic::Auto)?;
+                Ok(Rows { handle, width })
+            }
+            #[cfg(feature = "candle")]
+            Self::Host(stack) => Ok(stack.products(pairs, of, x)?),
+        }
+    }
+}
