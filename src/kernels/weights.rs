@@ -124,6 +124,11 @@ impl Weights {
         Self { epilogues: Epilogues { scales: scales.or(own_scales), biases: biases.or(own_biases) }, ..self.clone() }
     }
 
+    /// The biases of products.
+    pub fn biases(&self) -> Option<&Handle> {
+        self.epilogues.biases.as_ref()
+    }
+
     /// What is done to the sums of products, as a kernel argument.
     pub(super) fn epilogue(&self) -> EpilogueLaunch {
         self.epilogues.arg(self.n)

@@ -34,6 +34,8 @@ pub struct DeviceTensor(Arc<Inner>);
 struct Inner {
     device: CubeDevice,
     weights: Weights,
+    /// See [`with_scale`](DeviceTensor::with_scale).
+    scale: Vec<f32>,
     selection: Selection,
 }
 
@@ -78,7 +80,7 @@ impl DeviceTensor {
         let size = || Error::Size { ty, n, k, bytes: data.len() };
         let weights = Weights::upload(&client, GgufMatrix { ty, n, k, data, endian }, codebook).ok_or_else(size)?;
         client.check([weights.handle()]).map_err(|error| device.failed(error))?;
-        Ok(Self(Arc::new(Inner { device: device.clone(), weights, selection: Selection::default() })))
+        Ok(Self::of(device, weights, Vec::new()))
     }
 
     /// The same weights with products that are `scale` times as large, or, where there are several, with one for each of as many
@@ -93,7 +95,7 @@ impl DeviceTensor {
             return Err(Error::Companion { what: "scales", values: scale.len(), rows: self.n() });
         }
         let scales = self.0.device.client().create_from_slice(bytemuck::cast_slice(scale));
-        Ok(self.with(self.0.weights.with(Some(scales), None)))
+        Ok(Self::of(&self.0.device, self.0.weights.with(Some(scales), None), scale.to_vec()))
     }
 
     /// The same weights with products to which `bias` is added, a value for each row.
@@ -106,11 +108,32 @@ impl DeviceTensor {
             return Err(Error::Companion { what: "biases", values: bias.len(), rows: self.n() });
         }
         let biases = self.0.device.client().create_from_slice(bytemuck::cast_slice(bias));
-        Ok(self.with(self.0.weights.with(None, Some(biases))))
+        Ok(Self::of(&self.0.device, self.0.weights.with(None, Some(biases)), self.0.scale.clone()))
     }
 
-    fn with(&self, weights: Weights) -> Self {
-        Self(Arc::new(Inner { device: self.0.device.clone(), weights, selection: Selection::default() }))
+    /// The same weights, factors and biases on another device, or once more on this one.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_gguf`](Self::from_gguf), [`Error::Device`] also where the tensor's own device failed.
+    pub fn copied_to(&self, device: &CubeDevice) -> Result<Self> {
+        let mut copy = Self::from_gguf(device, self.ty(), self.n(), self.k(), &self.data()?, Endian::Little)?;
+        if !self.scale().is_empty() {
+            copy = copy.with_scale(self.scale())?;
+        }
+        if let Some(biases) = self.0.weights.biases() {
+            copy = copy.with_bias(&FloatType::F32.to_f32(&self.read(biases.clone())?, self.n()))?;
+        }
+        Ok(copy)
+    }
+
+    fn of(device: &CubeDevice, weights: Weights, scale: Vec<f32>) -> Self {
+        Self(Arc::new(Inner { device: device.clone(), weights, scale, selection: Selection::default() }))
+    }
+
+    /// The factors of the products, one for each of as many runs of rows; none where there are no factors.
+    pub fn scale(&self) -> &[f32] {
+        &self.0.scale
     }
 
     /// The tensor's device.

@@ -7,7 +7,7 @@ mod cube_device;
 use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, Tolerance};
-use cube_gguf::burn::{QEmbedding, QLinear};
+use cube_gguf::burn::{QEmbedding, QExperts, QLinear};
 use cube_gguf::gguf::{Files, GgmlType};
 use cube_gguf::{Arithmetic, DeviceTensor, Error, FloatType};
 
@@ -144,6 +144,71 @@ fn gradients_are_those_of_a_dense_layer() {
     let expected = gradient(&|x| dense.forward(x));
     // n terms, each off by 2^-24 of the largest, which no sum of them is much smaller than.
     found.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-4, 1e-4));
+    // A factor of the products is one of the gradient.
+    let scaled = QLinear::new(layer.weight().with_scale(&[0.25]).unwrap()).with_arithmetic(Arithmetic::Float);
+    let found = gradient(&|x| scaled.forward(x) * 4.0);
+    found.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-4, 1e-4));
+}
+
+/// Tokens and their experts of a stack.
+const IDS: [[i32; 2]; 3] = [[1, 0], [1, 1], [0, 1]];
+
+/// The stack of a fixture's first and second half, and its values.
+fn experts() -> (QExperts, Vec<f32>) {
+    let weights = weights("q4_k");
+    let values = weights.dequantize(FloatType::F32).unwrap();
+    (QExperts::new(weights, 2).unwrap(), values)
+}
+
+#[test]
+fn experts_give_the_products_of_the_device_tensor() {
+    let (experts, _) = experts();
+    let (weights, device) = (experts.weight(), device(experts.weight()));
+    let (k, n) = (experts.d_input(), experts.d_output());
+    let routing = weights.device().routing(IDS.as_flattened(), 2, 2).unwrap();
+    // Ids that the device has computed, of a wider type.
+    let ids = (Tensor::<2, Int>::from_data(IDS, &device) + 5 - 5).cast(burn::tensor::IntDType::I64);
+    for rows in [1, 2] {
+        let x: Vec<f32> = noise(3 * rows * k).iter().map(|x| x * 2.0).collect();
+        let expected = weights.matmul_experts(&x, &[3, rows, k], &routing, Arithmetic::Auto).unwrap();
+        let y = experts.forward(tensor(noise(3 * rows * k), [3, rows, k], &device) * 2.0, ids.clone());
+        assert_eq!((y.dims(), values(y)), ([3, 2, n], expected));
+    }
+    let none = experts.forward(Tensor::zeros([0, 1, k], &device), Tensor::zeros([0, 2], &device));
+    assert_eq!(none.dims(), [0, 2, n]);
+    let unknown = Tensor::<2, Int>::from_data([[0, 2], [-1, 1], [0, 0]], &device);
+    let y = values(experts.forward(tensor(noise(3 * k), [3, 1, k], &device), unknown));
+    let is_nan: Vec<bool> = y.chunks_exact(n).map(|row| row.iter().all(|y| y.is_nan())).collect();
+    assert_eq!(is_nan, [false, true, true, false, false, false]);
+}
+
+/// Those of dense layers of the dequantized experts.
+#[test]
+fn gradients_of_experts_are_those_of_dense_layers() {
+    let (experts, all) = experts();
+    let (k, n, device) = (experts.d_input(), experts.d_output(), device(experts.weight()).autodiff());
+    let scales = [0.5, 2.0];
+    let scaled = QExperts::new(experts.weight().with_scale(&scales).unwrap(), 2).unwrap();
+    let scaled = scaled.with_arithmetic(Arithmetic::Float);
+    let factors = noise(6 * n);
+    for rows in [1, 2] {
+        let x = tensor(noise(3 * rows * k), [3, rows, k], &device).require_grad();
+        let y = scaled.forward(x.clone(), Tensor::from_data(IDS, &device));
+        let gradients = (y * tensor(factors.clone(), [3, 2, n], &device)).sum().backward();
+        let found = values(x.grad(&gradients).expect("a gradient of the input"));
+        let mut expected = vec![0.0f64; 3 * rows * k];
+        for (pair, &expert) in IDS.as_flattened().iter().enumerate() {
+            for row in 0..n {
+                let weights = &all[(expert as usize * n + row) * k..][..k];
+                let factor = f64::from(factors[pair * n + row]) * scales[expert as usize] as f64;
+                let of_pair = &mut expected[pair * rows / 2 * k..][..k];
+                of_pair.iter_mut().zip(weights).for_each(|(sum, &w)| *sum += factor * f64::from(w));
+            }
+        }
+        for (found, expected) in found.into_iter().zip(expected) {
+            assert!((f64::from(found) - expected).abs() <= 1e-4 * expected.abs().max(1.0), "{found} for {expected}");
+        }
+    }
 }
 
 #[test]
@@ -185,6 +250,13 @@ fn what_does_not_fit_is_an_error_that_says_so() {
     );
     let error = layer.with_bias(Tensor::<1>::zeros([n + 1], &device)).unwrap_err();
     assert!(matches!(&error, Error::Activations { shape, .. } if *shape == [n + 1]), "{error}");
+    assert!(matches!(QExperts::new(weights.clone(), n + 1), Err(Error::Experts { .. })));
+    let experts = QExperts::new(weights.clone(), 1).unwrap();
+    let ids = || Tensor::<2, Int>::zeros([2, 3], &device);
+    let error = experts.try_forward(Tensor::zeros([2, 2, k], &device), ids()).unwrap_err();
+    assert!(matches!(error, Error::Routed { tokens: 2, slots: 3, .. }), "{error}");
+    let error = experts.try_forward(Tensor::zeros([2, 1, k + 1], &device), ids()).unwrap_err();
+    assert!(matches!(error, Error::Activations { .. }), "{error}");
     let error = QEmbedding::new(weights).try_forward::<1, 3>(Tensor::<1, Int>::zeros([2], &device)).unwrap_err();
     assert!(matches!(error, Error::Rank { rank: 3, wanted: 2 }), "{error}");
 }

@@ -4,7 +4,6 @@ use burn::backend::DispatchDevice;
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::Device;
 
-use crate::gguf::Endian;
 use crate::kernels::ops::Arithmetic;
 use crate::storage::device::CubeDevice;
 use crate::storage::tensor::DeviceTensor;
@@ -36,10 +35,7 @@ impl QMatrix {
         if self.check_device(device).is_ok() {
             return Ok(self);
         }
-        let device = CubeDevice::try_from(device)?;
-        let tensor = &self.tensor;
-        let data = tensor.data()?;
-        let tensor = DeviceTensor::from_gguf(&device, tensor.ty(), tensor.n(), tensor.k(), &data, Endian::Little)?;
+        let tensor = self.tensor.copied_to(&CubeDevice::try_from(device)?)?;
         Ok(Self { tensor, ..self })
     }
 }
@@ -118,7 +114,7 @@ impl TryFrom<&Device> for CubeDevice {
 #[cfg(all(test, feature = "cpu", feature = "hip"))]
 mod tests {
     use super::*;
-    use crate::gguf::GgmlType;
+    use crate::gguf::{Endian, GgmlType};
     use crate::storage::device::Backend;
 
     #[test]

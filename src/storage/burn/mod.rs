@@ -1,4 +1,5 @@
-//! Burn modules over device tensors (feature `burn`): [`QLinear`] and [`QEmbedding`] take and give ordinary Burn tensors.
+//! Burn modules over device tensors (feature `burn`): [`QLinear`], [`QEmbedding`] and [`QExperts`] take and give ordinary Burn
+//! tensors.
 //!
 //! Burn's GPU backend is CubeCL, like this crate's kernels: tensors meet in the device's memory, without a copy and without
 //! waiting, on Burn's plain backend and on its fusing one (Burn's feature `fusion`).
@@ -23,9 +24,11 @@
 //! ```
 
 mod embedding;
+mod experts;
 mod linear;
 mod matrix;
 mod ops;
 
 pub use embedding::QEmbedding;
+pub use experts::QExperts;
 pub use linear::QLinear;
