@@ -15,6 +15,7 @@ use super::decoder::largest::largest;
 use super::decoder::norm::{RmsNorm, add_norm, norm};
 use super::decoder::rotary::{Heads, KeyValues, Pairs, Rotary, Turns, turn_and_store};
 use super::dequantize;
+use super::epilogue::{RowsOf, scale_rows};
 use super::floats::{FloatType, has_buffers};
 use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
 use super::hardware::Hardware;
@@ -88,13 +89,17 @@ pub fn entries(client: &Client) -> Vec<Entry> {
         .collect();
     let mut entries = of_activations(&floats);
     entries.extend(of_routing(client, &floats));
+    entries.extend(of_factors());
     for format in FORMATS {
         entries.extend(of_weights(format));
         entries.extend(of_products(client, format, &floats));
         entries.extend(of_staged_products(client, format));
         entries.push(of_several_matrices(format));
         entries.extend(of_tiles(client, format));
-        entries.extend(of_experts(client, format));
+        // Files have factors of the one's experts, and biases of the other's.
+        let companions: &[bool] =
+            if matches!(format.ty, GgmlType::NVFP4 | GgmlType::MXFP4) { &[false, true] } else { &[false] };
+        companions.iter().for_each(|&has| entries.extend(of_experts(client, format, has)));
     }
     entries.extend(of_stripes(client));
     entries.extend(of_decoders());
@@ -139,6 +144,21 @@ const EXPERTS: usize = 2;
 /// Tokens whose only expert is the first.
 fn zero_routing(client: &Client, tokens: usize) -> Option<Routing> {
     Routing::new(client.create_from_slice(&vec![0; 4 * tokens]), tokens, 1, EXPERTS).ok()
+}
+
+/// Factors of dequantized rows: whatever the format.
+fn of_factors() -> Vec<Entry> {
+    let scaled = |client: &Client, by_ids: bool| {
+        let zeros = |count: usize| client.create_from_slice(&vec![0; 4 * count]);
+        let (values, ids) = (zeros(CHUNK), zeros(1));
+        let rows = if by_ids { RowsOf::Ids(&ids) } else { RowsOf::Range(0) };
+        scale_rows(client, &values, [1, 1, CHUNK], rows, &zeros(1));
+        Some(values)
+    };
+    let entry = |configuration: &str, by_ids| {
+        Entry::new("scale rows", None, configuration, move |client: &Client| scaled(client, by_ids))
+    };
+    vec![entry("a range", false), entry("by ids", true)]
 }
 
 fn of_weights(format: &'static Format) -> Vec<Entry> {
@@ -267,30 +287,42 @@ fn of_tiles(client: &Client, format: &'static Format) -> Vec<Entry> {
 }
 
 /// Products with experts: the kernels of one token and of a tile whose rows have others' places.
-fn of_experts(client: &Client, format: &'static Format) -> Vec<Entry> {
+fn of_experts(client: &Client, format: &'static Format, has_companions: bool) -> Vec<Entry> {
+    let companions = if has_companions { ", factors and biases" } else { "" };
+    let with_companions = move |client: &Client, weights: Weights| match has_companions {
+        true => {
+            let ones = |count: usize| Some(client.create_from_slice(&vec![0; 4 * count]));
+            weights.with(ones(EXPERTS), ones(weights.n()))
+        }
+        false => weights,
+    };
     let arithmetic = Some(if format.traits.dense { "float" } else { "int8" });
     let one = move |client: &Client| {
-        let weights = weights(client, format, false)?;
+        let weights = with_companions(client, weights(client, format, false)?);
         let (x, routing) = (zeros(client, FloatType::F32, 1, weights.k())?, zero_routing(client, 1)?);
         let operand = if format.traits.dense { ActivationType::Float } else { ActivationType::Int8 };
         let blueprint = for_row(&Hardware::of(client), format.ty, weights.chunks(), operand, 1);
         let route = Route { routing: &routing, sharers: 1 };
         Some(matvec_experts_with(client, &weights, &x, route, operand, blueprint))
     };
-    let one = Entry { arithmetic, ..Entry::new("matvec of experts", Some(format.ty), "f32, 1 token", one) };
+    let one = Entry {
+        arithmetic,
+        ..Entry::new("matvec of experts", Some(format.ty), format!("f32, 1 token{companions}"), one)
+    };
     let tokens = TILES_OF_TOKENS[0];
     let tile = MatrixUnit::of(client.properties()).map(|unit| {
         let problem = MatmulProblem { ty: format.ty, tokens, n: 4096, chunks: 128 };
         let blueprint = MatmulBlueprint::of_experts(&Hardware::of(client), unit, problem, EXPERTS);
         let launch = move |client: &Client| {
             let k = format.ty.block_size().max(CHUNK * blueprint.step_chunks());
-            let weights = upload(client, format, EXPERTS * MatrixUnit::ROWS, k)?;
+            let weights = with_companions(client, upload(client, format, EXPERTS * MatrixUnit::ROWS, k)?);
             let (x, routing) = (zeros(client, FloatType::F32, tokens, k)?, zero_routing(client, tokens)?);
             let sorted = routing.sorted(client, blueprint.tokens());
             let packed = pack_sorted(client, &x, unit, blueprint.run, &sorted, 1);
             Some(multiply_experts(client, &weights, &packed, &routing, FloatType::F32, blueprint))
         };
-        let entry = Entry::new("matmul of experts", Some(format.ty), format!("f32, {tokens} tokens"), launch);
+        let configuration = format!("f32, {tokens} tokens{companions}");
+        let entry = Entry::new("matmul of experts", Some(format.ty), configuration, launch);
         Entry { arithmetic: Some("bf16"), tiles: Some(blueprint), ..entry }
     });
     [one].into_iter().chain(tile).collect()

@@ -28,13 +28,16 @@ impl Epilogues {
 
     /// As an argument of a launch with a matrix of `n` rows.
     pub fn arg(&self, n: usize) -> EpilogueLaunch {
-        let scales = self.scales.as_ref().map(|scales| {
-            let count = (used_bytes(scales) / 4).max(1);
-            ScalesLaunch::new(buffer(scales, 4), (n / count).max(1))
-        });
+        let scales = self.scales.as_ref().map(|scales| scales_of(scales, n));
         let biases = self.biases.as_ref().map(|biases| BiasesLaunch::new(buffer(biases, 4)));
         EpilogueLaunch::new(scales.into(), biases.into())
     }
+}
+
+/// The factors of a matrix of `n` rows, as an argument of a launch.
+fn scales_of(scales: &Handle, n: usize) -> ScalesLaunch {
+    let count = (used_bytes(scales) / 4).max(1);
+    ScalesLaunch::new(buffer(scales, 4), (n / count).max(1))
 }
 
 /// The factors and biases of a matrix's rows.
@@ -63,6 +66,53 @@ pub fn finish(client: &Client, sums: &Handle, tokens: usize, n: usize, epilogues
     }
     let (count, dim, grid) = elementwise(client, tokens * n);
     finish_sums::launch(client, count, dim, buffer(sums, 4), grid, epilogues.arg(n), n);
+}
+
+/// Rows of a matrix: a range, or those that u32 ids on the device name.
+pub enum RowsOf<'a> {
+    /// From the first on.
+    Range(usize),
+    Ids(&'a Handle),
+}
+
+/// Multiplies `count` rows of `k` dequantized f32 weights of a matrix of `n` rows by their factors, in place.
+pub fn scale_rows(client: &Client, values: &Handle, [count, n, k]: [usize; 3], rows: RowsOf<'_>, scales: &Handle) {
+    let (cubes, dim, grid) = elementwise(client, count * k);
+    let (first, ids) = match rows {
+        RowsOf::Range(first) => (first, None),
+        RowsOf::Ids(ids) => (0, Some(NamedLaunch::new(buffer(ids, 4)))),
+    };
+    let rows = ScaledRowsLaunch::new(grid, k, n, first, ids.into());
+    scale_values::launch(client, cubes, dim, buffer(values, 4), rows, scales_of(scales, n));
+}
+
+/// Rows of dequantized weights.
+#[derive(CubeType, CubeLaunch)]
+struct ScaledRows {
+    grid: Grid,
+    k: usize,
+    n: usize,
+    first: usize,
+    named: ComptimeOption<Named>,
+}
+
+#[derive(CubeType, CubeLaunch)]
+struct Named {
+    ids: Box<[u32]>,
+}
+
+#[cube(launch)]
+fn scale_values(values: &mut [f32], rows: ScaledRows, scales: Scales) {
+    let position = rows.grid.unit();
+    if position < rows.grid.len {
+        let row = position / rows.k;
+        #[comptime]
+        let of_matrix = match &rows.named {
+            ComptimeOption::Some(named) => min(usize::cast_from(named.ids[row]), rows.n - 1),
+            ComptimeOption::None => rows.first + row,
+        };
+        values[position] *= scales.values[of_matrix / scales.rows];
+    }
 }
 
 #[cube(launch)]

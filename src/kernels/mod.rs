@@ -6,7 +6,7 @@ pub mod arch;
 pub mod catalogue;
 pub mod decoder;
 pub mod dequantize;
-mod epilogue;
+pub mod epilogue;
 pub mod floats;
 pub mod formats;
 pub mod hardware;

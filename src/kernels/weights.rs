@@ -124,6 +124,11 @@ impl Weights {
         Self { epilogues: Epilogues { scales: scales.or(own_scales), biases: biases.or(own_biases) }, ..self.clone() }
     }
 
+    /// The factors of products.
+    pub fn scales(&self) -> Option<&Handle> {
+        self.epilogues.scales.as_ref()
+    }
+
     /// The biases of products.
     pub fn biases(&self) -> Option<&Handle> {
         self.epilogues.biases.as_ref()

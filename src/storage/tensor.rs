@@ -8,10 +8,11 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::device::CubeDevice;
-use crate::gguf::{Endian, GgmlType, TensorInfo};
+use crate::gguf::{Endian, GgmlType, Gguf, TensorInfo};
 use crate::kernels::accuracy::Accuracy;
-use crate::kernels::activations::Activations;
+use crate::kernels::activations::{Activations, cast};
 use crate::kernels::dequantize;
+use crate::kernels::epilogue::{RowsOf, scale_rows};
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
 use crate::kernels::hardware::Hardware;
@@ -50,6 +51,24 @@ impl DeviceTensor {
         Self::from_gguf(device, tensor.dtype()?, n, k, tensor.data()?, tensor.endian())
     }
 
+    /// Uploads the tensor `name` of a file as [`load`](Self::load) does, with the factors and biases that the file has for it:
+    /// those of `NAME.weight` are called `NAME.scale` and `NAME.bias`. (`NAME.input_scale`, of files for other programs, is for the
+    /// quantization of activations; ggml uses it in no product.)
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load) and [`with_scale`](Self::with_scale); [`Error::Gguf`] where there is no such tensor.
+    pub fn load_from(device: &CubeDevice, file: &Gguf<'_>, name: &str) -> Result<Self> {
+        let mut tensor = Self::load(device, &file.tensor(name)?)?;
+        if let Some(scale) = companion(file, name, "scale")? {
+            tensor = tensor.with_scale(&scale)?;
+        }
+        if let Some(bias) = companion(file, name, "bias")? {
+            tensor = tensor.with_bias(&bias)?;
+        }
+        Ok(tensor)
+    }
+
     /// Uploads the GGUF blocks of an `n` x `k` matrix; a vector is a matrix of one row.
     ///
     /// The data goes through a staging buffer of 16 MiB and is repacked on the device.
@@ -83,9 +102,8 @@ impl DeviceTensor {
         Ok(Self::of(device, weights, Vec::new()))
     }
 
-    /// The same weights with products that are `scale` times as large, or, where there are several, with one for each of as many
-    /// runs of rows: the experts of a stack. So files have the second scale of NVFP4, as `NAME.scale`. Values that are
-    /// dequantized, and rows, stay those of the blocks.
+    /// The same weights `scale` times as large, or, where there are several, with one for each of as many runs of rows: the experts
+    /// of a stack. So files have the second scale of NVFP4, as `NAME.scale`. [`data`](Self::data) stays that of the blocks.
     ///
     /// # Errors
     ///
@@ -173,7 +191,21 @@ impl DeviceTensor {
 
     /// All values as contiguous `[n, k]` floats on the device.
     pub fn dequantize_on_device(&self, to: FloatType) -> Handle {
-        dequantize::dequantize(&self.0.device.client(), &self.0.weights, 0, self.n(), to)
+        self.decoded(to, self.n(), RowsOf::Range(0))
+    }
+
+    /// Rows as floats, times their factors.
+    fn decoded(&self, to: FloatType, count: usize, rows: RowsOf<'_>) -> Handle {
+        let (client, weights) = (self.0.device.client(), &self.0.weights);
+        let scales = weights.scales();
+        let ty = if scales.is_some() { FloatType::F32 } else { to };
+        let values = match rows {
+            RowsOf::Range(first) => dequantize::dequantize(&client, weights, first, count, ty),
+            RowsOf::Ids(ids) => dequantize::rows(&client, weights, ids, count, ty),
+        };
+        let Some(scales) = scales else { return values };
+        scale_rows(&client, &values, [count, self.n(), self.k()], rows, scales);
+        if to == ty { values } else { cast(&client, &values, count * self.k(), to) }
     }
 
     /// Rows `first..first + rows` as contiguous floats on the device.
@@ -186,8 +218,7 @@ impl DeviceTensor {
         if end > self.n() {
             return Err(Error::RowOutOfRange { id: end as i64 - 1, rows: self.n() });
         }
-        let client = self.0.device.client();
-        Ok(dequantize::dequantize(&client, &self.0.weights, first, rows, to))
+        Ok(self.decoded(to, rows, RowsOf::Range(first)))
     }
 
     /// All values, read back: ggml's own values, rounded once where `to` is not f32.
@@ -234,7 +265,7 @@ impl DeviceTensor {
         let client = self.0.device.client();
         // A kernel cannot bind an empty buffer.
         let on_device = client.create_from_slice(bytemuck::cast_slice(if ids.is_empty() { &[0] } else { &ids[..] }));
-        Ok(dequantize::rows(&client, &self.0.weights, &on_device, ids.len(), to))
+        Ok(self.decoded(to, ids.len(), RowsOf::Ids(&on_device)))
     }
 
     /// The rows that `count` u32 ids on the device name, as contiguous `[count, k]` values on the device. An id that names no
@@ -248,7 +279,7 @@ impl DeviceTensor {
         if self.n() == 0 && count > 0 {
             return Err(Error::RowOutOfRange { id: 0, rows: 0 });
         }
-        Ok(dequantize::rows(&self.0.device.client(), &self.0.weights, ids, count, to))
+        Ok(self.decoded(to, count, RowsOf::Ids(ids)))
     }
 
     /// The resolved arithmetic of a product with `tokens` rows of activations on this device.
@@ -446,4 +477,17 @@ impl fmt::Debug for DeviceTensor {
 /// The device's bytes as words; they need not be aligned.
 fn words(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The values of the tensor that a file has beside `NAME.weight`, as `NAME.scale` is.
+pub(crate) fn companion(file: &Gguf<'_>, weight: &str, part: &str) -> Result<Option<Vec<f32>>> {
+    let name = weight.strip_suffix(".weight").map(|name| format!("{name}.{part}"));
+    let Some(tensor) = name.and_then(|name| file.tensor(&name).ok()) else { return Ok(None) };
+    let ty = tensor.dtype()?;
+    let format = format(ty).ok_or(Error::NotWeights { ty })?;
+    let data = format.little_endian(tensor.data()?, tensor.endian()).ok_or(Error::BigEndian { ty })?;
+    let (n, k) = tensor.matrix();
+    let mut values = vec![0.0; n * k];
+    format.dequantize_blocks(&data, &mut values);
+    Ok(Some(values))
 }

@@ -68,6 +68,19 @@ fn text_follows_a_prompt() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("prompt 5 tokens"));
 }
 
+/// Mixtures of experts, by the device's kernels and by the host's.
+#[test]
+fn experts_write_the_same_text_everywhere() {
+    let folder = Folder::new("generate-experts");
+    for tiny in Tiny::ALL.into_iter().filter(|tiny| tiny.experts.is_some()) {
+        let file = model(&folder, tiny, None);
+        let text = |device| {
+            stdout(&["generate", &file, "--prompt", "abcdefghijkl", "-n", "8", "--temp", "0", "--device", device])
+        };
+        assert_eq!(text("cube-cpu"), text("cpu"), "{}", tiny.name);
+    }
+}
+
 #[test]
 fn a_seed_gives_one_text() {
     let folder = Folder::new("generate-seed");

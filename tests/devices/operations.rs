@@ -320,6 +320,14 @@ fn scales_and_biases_products(device: &CubeDevice, fixture: &Fixture) {
     let (scales, bias) = ([0.5f32, -2.0, 3.0, 0.0], noise(3, case.n));
     let tensor = plain.with_scale(&scales).unwrap().with_bias(&bias).unwrap();
     let client = device.client();
+    let scaled = |row: usize| case.row(row).iter().map(move |w| w * scales[row / rows]);
+    let all: Vec<f32> = (0..case.n).flat_map(scaled).collect();
+    assert_same(&tensor.dequantize(FloatType::F32).unwrap(), &all, "all values");
+    let halves: Vec<f32> = all.iter().map(|&w| f16::from_f32(w).to_f32()).collect();
+    assert_same(&tensor.dequantize(FloatType::F16).unwrap(), &halves, "all values as halves");
+    let ids = [case.n - 1, 0, rows].map(|id| id as i64);
+    let some: Vec<f32> = ids.iter().flat_map(|&id| scaled(id as usize)).collect();
+    assert_same(&tensor.rows(&ids, FloatType::F32).unwrap(), &some, "some rows");
     for tokens in [3, 40] {
         let x = noise(tokens as u64, tokens * case.k);
         let accuracy = tensor.accuracy(tokens, Arithmetic::Auto);

@@ -227,6 +227,7 @@ mod candle {
         ("keeps_blocks_without_a_shape", keeps_blocks_without_a_shape),
         ("embeds", embeds),
         ("mixes_experts", mixes_experts),
+        ("finds_the_factors_of_a_file", finds_the_factors_of_a_file),
     ];
 
     /// The types that Candle's CPU code has a product for.
@@ -478,6 +479,74 @@ mod candle {
             let message = matrix.indexed_moe_forward(&x, &ids_tensor).unwrap_err().to_string();
             assert!(message.contains("are no stack of experts"), "{message}");
         }
+    }
+
+    /// NVFP4's second scale, and a stack's, one an expert: part of the weights however they are loaded.
+    fn finds_the_factors_of_a_file(device: &CubeDevice) {
+        use cube_gguf::candle::{VarBuilder, gguf_file::Content};
+        use cube_gguf::gguf::{Gguf, Writer};
+        use cube_gguf::{Arithmetic, DeviceTensor};
+
+        let fixture = Fixture::load(GgmlType::NVFP4);
+        let whole = fixture.case("quantized");
+        let case = whole.repeated(6, whole.k);
+        let (one, two, bias) = ([0.375f32], [0.5f32, -3.0], noise(9, 6));
+        let mut writer = Writer::new();
+        writer.tensor("a.weight", &[case.k as u64, 6], GgmlType::NVFP4).unwrap();
+        writer.tensor("a.scale", &[1], GgmlType::F32).unwrap();
+        writer.tensor("a.bias", &[6], GgmlType::F32).unwrap();
+        writer.tensor("b.weight", &[case.k as u64, 3, 2], GgmlType::NVFP4).unwrap();
+        writer.tensor("b.scale", &[2], GgmlType::F32).unwrap();
+        let mut out = writer.begin(Vec::new()).unwrap();
+        for data in [&case.data[..], bytemuck::cast_slice(&one), bytemuck::cast_slice(&bias), &case.data[..]] {
+            out.data(data).unwrap();
+        }
+        out.data(bytemuck::cast_slice(&two)).unwrap();
+        let file = out.finish().unwrap();
+        let gguf = Gguf::parse(&file).unwrap();
+
+        let values_of = |scale: &[f32]| -> Vec<f32> {
+            (0..6).flat_map(|row| case.row(row).iter().map(move |w| w * scale[row * scale.len() / 6])).collect()
+        };
+        let (a, b) = (values_of(&one), values_of(&two));
+        let x = noise(10, case.k);
+        let xs = Tensor::from_slice(&x, (1, case.k), &CandleDevice::Cpu).unwrap();
+        let assert_products = |weights: &[f32], accuracy: cube_gguf::Accuracy, found: &[f32], bias: &[f32]| {
+            for (i, &y) in found.iter().enumerate().filter(|_| compares()) {
+                let row = &weights[i * case.k..][..case.k];
+                let exact: f64 = row.iter().zip(&x).map(|(&w, &x)| w as f64 * x as f64).sum();
+                let bias = bias.get(i).copied().unwrap_or(0.0) as f64;
+                // The bound is of factors that are applied to each weight, or to the sum, which rounds once more.
+                let bound = accuracy.error_bound(row, &x) + 2f64.powi(-22) * (exact.abs() + bias.abs());
+                assert!((y as f64 - exact - bias).abs() <= bound, "row {i}: {y} for {}", exact + bias);
+            }
+        };
+        for home in [Device::Cube(device.clone()), Device::Cpu] {
+            let mut reader = std::io::Cursor::new(&file);
+            let content = Content::read(&mut reader).unwrap();
+            let builder = VarBuilder::from_gguf_buffer(&file, &home).unwrap();
+            let read = content.tensor(&mut reader, "a.weight", &home).unwrap();
+            let stack = content.tensor(&mut reader, "b.weight", &home).unwrap();
+            let built = builder.get((6, case.k), "a.weight").unwrap();
+            for (tensor, expected) in [(&read, &a), (built.as_ref(), &a), (&stack, &b)] {
+                assert_same(&values(&tensor.dequantize(&CandleDevice::Cpu).unwrap()), expected, "values");
+                assert_bytes(&tensor.data().unwrap(), &case.data, "blocks");
+            }
+            let auto = Arithmetic::Auto;
+            for tensor in [&read, built.as_ref()] {
+                let y = values(&tensor.matmul_t(&xs, auto).unwrap());
+                assert_products(&a, tensor.accuracy(1, auto), &y, &[]);
+            }
+            let ids = Tensor::new(&[[0u32, 1]], &CandleDevice::Cpu).unwrap();
+            let y = stack.indexed_moe_forward(&xs.unsqueeze(0).unwrap(), &ids).unwrap();
+            assert_products(&b, stack.accuracy(1, auto), &values(&y), &[]);
+        }
+        let loaded = DeviceTensor::load_from(device, &gguf, "a.weight").unwrap();
+        let y = loaded.matmul(&x, &[1, case.k], Arithmetic::Auto).unwrap();
+        assert_products(&a, loaded.accuracy(1, Arithmetic::Auto), &y, &bias);
+        // Another device's copy has all of it.
+        let copy = loaded.copied_to(device).unwrap().matmul(&x, &[1, case.k], Arithmetic::Auto).unwrap();
+        assert_same(&copy, &y, "a copy");
     }
 
     fn embeds(device: &CubeDevice) {

@@ -12,7 +12,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{
     Autodiff, AutodiffBackend, Backend, Dispatch, TensorMetadata, backend_extension, get_or_init_device_settings,
 };
-use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Int, Shape, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, kernel};
 use burn_fusion::custom::{CustomOpIr, HandleContainer, Operation, OperationIr, OperationOutput, StreamId, TensorIr};
@@ -252,8 +252,6 @@ impl QKernels for CubeBackend {
                 get_or_init_device_settings::<Self>(&device).bool_dtype,
             );
             let of_expert = Self::float_mask_fill(dy.clone(), Self::bool_expand(others, dy.shape()), 0.0.into());
-            let scale = tensor.scale().get(expert * tensor.scale().len() / experts).copied().unwrap_or(1.0);
-            let of_expert = Self::float_mul_scalar(of_expert, scale.into());
             dx = Self::float_add(dx, Self::float_matmul(of_expert, weights));
         }
         let dx = Self::float_reshape(dx, Shape::new([tokens, slots, k]));
@@ -265,17 +263,7 @@ impl QKernels for CubeBackend {
         let shape = dy.shape();
         let weights = weights_like(&dy, w.tensor.dequantize_on_device(float_type(dy.dtype)), [n, k]);
         let rows = Shape::new([shape.num_elements() / n, n]);
-        let dy = Self::float_reshape(dy, rows);
-        let dy = match w.tensor.scale() {
-            [] => dy,
-            scale => {
-                let of_row = |row: usize| scale[row * scale.len() / n];
-                let data = TensorData::new((0..n).map(of_row).collect::<Vec<f32>>(), [1, n]).convert_dtype(dy.dtype);
-                let factors = Self::float_from_data(data, &dy.device);
-                Self::float_mul(dy, factors)
-            }
-        };
-        let dx = Self::float_matmul(dy, weights);
+        let dx = Self::float_matmul(Self::float_reshape(dy, rows), weights);
         Ok(Self::float_reshape(dx, with_last(shape, k)))
     }
 

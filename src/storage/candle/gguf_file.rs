@@ -14,6 +14,7 @@ use super::qtensor::matrix;
 use super::{QTensor, WeightDevice};
 use crate::GgmlDType;
 use crate::gguf::{self, Encode, Endian, Header, MAX_ARRAY_DEPTH, Writer, encode_array_head};
+use crate::storage::device::Device;
 
 /// A tensor in a file.
 #[derive(Clone, Debug)]
@@ -103,7 +104,8 @@ impl Content {
         })
     }
 
-    /// Reads a tensor and puts it on a device.
+    /// Reads a tensor and puts it on a device. The factors that the file has for `NAME.weight` as `NAME.scale`, of NVFP4, are
+    /// part of it.
     ///
     /// # Errors
     ///
@@ -120,7 +122,12 @@ impl Content {
             }
             candle_core::bail!("cannot find tensor info for {name}");
         };
-        info.read(reader, self.tensor_data_offset, device).map_err(|error| error.context(format!("tensor {name}")))
+        let of_tensor = |error: candle_core::Error| error.context(format!("tensor {name}"));
+        let tensor = info.read(reader, self.tensor_data_offset, device).map_err(of_tensor)?;
+        let scale = name.strip_suffix(".weight").and_then(|name| self.tensor_infos.get(&format!("{name}.scale")));
+        let Some(scale) = scale else { return Ok(tensor) };
+        let scale = scale.read(reader, self.tensor_data_offset, &Device::Cpu)?.dequantize(&Device::Cpu)?;
+        tensor.with_scale(&scale.flatten_all()?.to_vec1::<f32>()?).map_err(of_tensor)
     }
 }
 

@@ -135,12 +135,19 @@ pub(super) fn candle_matmul(tensor: &Arc<QTensor>, ty: GgmlType, x: &Tensor) -> 
 pub struct HostBlocks {
     format: &'static Format,
     data: Vec<u8>,
+    /// Factors, one for each of as many runs of rows; none where the values are the blocks'.
+    scale: Vec<f32>,
 }
 
 impl HostBlocks {
     pub(super) fn new(ty: GgmlType, data: Vec<u8>) -> Result<Self> {
         let format = format(ty).ok_or(Error::NotWeights { ty })?;
-        Ok(Self { format, data })
+        Ok(Self { format, data, scale: Vec::new() })
+    }
+
+    /// The same blocks with values that are so many times as large.
+    pub(super) fn with_scale(self, scale: Vec<f32>) -> Self {
+        Self { scale, ..self }
     }
 
     pub(super) fn ty(&self) -> GgmlType {
@@ -155,11 +162,19 @@ impl HostBlocks {
     fn row(&self, row: usize, k: usize, out: &mut [f32]) {
         let bytes = k / self.ty().block_size() * self.ty().block_bytes();
         self.format.dequantize_blocks(&self.data[row * bytes..][..bytes], out);
+        let rows = self.data.len() / bytes.max(1);
+        if let Some(scale) = self.scale.get(row * self.scale.len() / rows.max(1)) {
+            out.iter_mut().for_each(|value| *value *= scale);
+        }
     }
 
     pub(super) fn dequantize(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.data.len() / self.ty().block_bytes() * self.ty().block_size()];
         self.format.dequantize_blocks(&self.data, &mut out);
+        let run = (out.len() / self.scale.len().max(1)).max(1);
+        for (values, scale) in out.chunks_mut(run).zip(&self.scale) {
+            values.iter_mut().for_each(|value| *value *= scale);
+        }
         out
     }
 

@@ -148,6 +148,44 @@ impl QTensor {
         }
     }
 
+    /// The same tensor with values `scale` times as large, or, where there are several factors, with one for each of as many runs of
+    /// rows: the experts of a stack. So files have the second scale of NVFP4, which [`Content::tensor`] and
+    /// [`VarBuilder`](super::VarBuilder) find for themselves.
+    ///
+    /// [`Content::tensor`]: super::gguf_file::Content::tensor
+    ///
+    /// # Errors
+    ///
+    /// Where the number of factors does not divide that of rows, or the device failed.
+    pub fn with_scale(self, scale: &[f32]) -> Result<Self> {
+        let (n, k) = matrix(&self.shape, self.dtype())?;
+        if scale.is_empty() || !n.is_multiple_of(scale.len()) {
+            return Err(Error::Companion { what: "scales", values: scale.len(), rows: n }.into());
+        }
+        let inner = match self.inner {
+            Inner::Cube(tensor) => Inner::Cube(tensor.with_scale(scale)?),
+            inner => {
+                // Candle's kernels take no factor.
+                let (ty, data) = match &inner {
+                    Inner::Kernels(tensor) => (tensor.ty(), Cow::Owned(tensor.data()?)),
+                    Inner::Host(blocks) => (blocks.ty(), Cow::Borrowed(blocks.data())),
+                    Inner::Candle(tensor) => (ggml_type(tensor.dtype()), tensor.data()?),
+                    Inner::Experts { ty, matrices } => {
+                        let data = matrices.iter().map(|matrix| matrix.data());
+                        (*ty, Cow::Owned(data.collect::<Result<Vec<_>>>()?.concat()))
+                    }
+                    Inner::Cube(_) => unreachable!("matched above"),
+                };
+                match Inner::host(HostBlocks::new(ty, data.into_owned())?, n, k)? {
+                    Inner::Kernels(tensor) => Inner::Kernels(tensor.with_scale(scale)?),
+                    Inner::Host(blocks) => Inner::Host(blocks.with_scale(scale.to_vec())),
+                    _ => unreachable!("blocks that Candle does not multiply"),
+                }
+            }
+        };
+        Ok(Self { inner, ..self })
+    }
+
     /// Quantizes `src` by Candle's CPU code; the result is on the device that `src`'s stands for, as weights that are loaded.
     ///
     /// ```

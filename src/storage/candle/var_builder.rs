@@ -11,6 +11,7 @@ use super::gguf_file::without_nul;
 use super::{QTensor, WeightDevice};
 use crate::gguf::{Files, Gguf};
 use crate::kernels::formats::format;
+use crate::storage::tensor::companion;
 use crate::{Device, Error};
 
 /// A tensor, or why it holds no weights.
@@ -62,6 +63,11 @@ impl VarBuilder {
                 Ok(ty) => {
                     let data = tensor.data().map_err(candle_error)?;
                     let loaded = QTensor::from_gguf(ty, data.into(), tensor.shape(), &home);
+                    let scale = companion(gguf, tensor.name(), "scale").map_err(candle_error)?;
+                    let loaded = loaded.and_then(|tensor| match scale {
+                        Some(scale) => tensor.with_scale(&scale),
+                        None => Ok(tensor),
+                    });
                     Ok(Arc::new(loaded.map_err(|error| error.context(format!("tensor {}", tensor.name())))?))
                 }
                 Err(reason) => Err(reason),
