@@ -15,7 +15,7 @@ use super::decoder::largest::largest;
 use super::decoder::norm::{RmsNorm, add_norm, norm};
 use super::decoder::rotary::{Heads, KeyValues, Pairs, Rotary, Turns, turn_and_store};
 use super::dequantize;
-use super::epilogue::{RowsOf, scale_rows};
+use super::epilogue::{Epilogues, RowsOf, finish, scale_rows};
 use super::floats::{FloatType, has_buffers};
 use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
 use super::hardware::Hardware;
@@ -146,7 +146,7 @@ fn zero_routing(client: &Client, tokens: usize) -> Option<Routing> {
     Routing::new(client.create_from_slice(&vec![0; 4 * tokens]), tokens, 1, EXPERTS).ok()
 }
 
-/// Factors of dequantized rows: whatever the format.
+/// Factors of dequantized rows, and of products that another kernel has summed: whatever the format.
 fn of_factors() -> Vec<Entry> {
     let scaled = |client: &Client, by_ids: bool| {
         let zeros = |count: usize| client.create_from_slice(&vec![0; 4 * count]);
@@ -158,7 +158,13 @@ fn of_factors() -> Vec<Entry> {
     let entry = |configuration: &str, by_ids| {
         Entry::new("scale rows", None, configuration, move |client: &Client| scaled(client, by_ids))
     };
-    vec![entry("a range", false), entry("by ids", true)]
+    let finished = move |client: &Client| {
+        let zeros = || client.create_from_slice(&[0; 4]);
+        let (sums, epilogues) = (zeros(), Epilogues { scales: Some(zeros()), biases: Some(zeros()) });
+        finish(client, &sums, 1, 1, &epilogues);
+        Some(sums)
+    };
+    vec![entry("a range", false), entry("by ids", true), Entry::new("finish sums", None, "", finished)]
 }
 
 fn of_weights(format: &'static Format) -> Vec<Entry> {
@@ -303,7 +309,7 @@ fn of_experts(client: &Client, format: &'static Format, has_companions: bool) ->
         let operand = if format.traits.dense { ActivationType::Float } else { ActivationType::Int8 };
         let blueprint = for_row(&Hardware::of(client), format.ty, weights.chunks(), operand, 1);
         let route = Route { routing: &routing, sharers: 1 };
-        Some(matvec_experts_with(client, &weights, &x, route, operand, blueprint))
+        matvec_experts_with(client, &[&weights], &x, route, operand, blueprint).pop()
     };
     let one = Entry {
         arithmetic,

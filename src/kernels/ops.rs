@@ -118,41 +118,55 @@ pub fn matmul_closely(client: &Client, matrix: Matrix, x: &Activations) -> Handl
     matvec_with(client, weights, x, ActivationType::Float, pick)
 }
 
-/// Each row of `x` times the transpose of the weights of its tokens' experts, which `weights` has one after the other: contiguous
-/// `[tokens, slots, n]` values of `x`'s type.
+/// Each row of `x` times the transpose of the weights of its tokens' experts, for each of some stacks, which have theirs one after
+/// the other: contiguous `[tokens, slots, n]` values of `x`'s type. Stacks of one format and as many rows share launches.
 ///
 /// `x` has a row for each token, or one for each of a token's slots. A failure of the device shows up at the next read.
 pub fn matmul_experts(
     client: &Client,
-    weights: &Weights,
+    stacks: &[&Weights],
     x: &Activations,
     routing: &Routing,
     arithmetic: Arithmetic,
-) -> Handle {
-    let (pairs, n) = (routing.pairs(), weights.n() / routing.experts());
-    if pairs == 0 || n == 0 {
-        return client.empty(16);
-    }
-    let sharers = pairs / x.tokens();
+) -> Vec<Handle> {
     let hardware = Hardware::of(client);
-    let (ty, chunks) = (weights.ty(), weights.chunks());
-    let matvec = |operand| {
-        let problem = Problem { ty, operand, tokens: 1, n: pairs * n, chunks };
-        let blueprint = untuned(&hardware, problem);
-        matvec_experts_with(client, weights, x, Route { routing, sharers }, operand, blueprint)
-    };
-    match (resolve(client, ty, routing.tokens(), arithmetic), MatrixUnit::of(client.properties())) {
-        (Accuracy::Int8 { .. }, _) => matvec(ActivationType::Int8),
-        (Accuracy::MatrixUnits, Some(unit)) => {
-            let problem = MatmulProblem { ty, tokens: pairs, n, chunks };
-            let blueprint = MatmulBlueprint::of_experts(&hardware, unit, problem, routing.experts());
-            let sorted = routing.sorted(client, blueprint.tokens());
-            let packed = pack_sorted(client, x, unit, run(unit, ty, chunks), &sorted, sharers);
-            multiply_experts(client, weights, &packed, routing, x.ty(), blueprint)
+    let (mut results, mut packed) = (BTreeMap::new(), BTreeMap::new());
+    for (place, &first) in stacks.iter().enumerate() {
+        if results.contains_key(&place) {
+            continue;
         }
-        // Products of f32, where only CubeCL's operations reach matrix units, are closer than theirs.
-        _ => matvec(ActivationType::Float),
+        let (ty, chunks, n) = (first.ty(), first.chunks(), first.n() / routing.experts());
+        let pairs = routing.pairs();
+        if pairs == 0 || n == 0 {
+            results.insert(place, client.empty(16));
+            continue;
+        }
+        let sharers = pairs / x.tokens();
+        let mut matvec = |operand| {
+            let joins = |at: &usize| (stacks[*at].ty(), stacks[*at].n()) == (ty, first.n());
+            let members: Vec<usize> = (place..stacks.len()).filter(joins).collect();
+            let together: Vec<&Weights> = members.iter().map(|&at| stacks[at]).collect();
+            let problem = Problem { ty, operand, tokens: 1, n: pairs * n * members.len(), chunks };
+            let (route, blueprint) = (Route { routing, sharers }, untuned(&hardware, problem));
+            results
+                .extend(members.into_iter().zip(matvec_experts_with(client, &together, x, route, operand, blueprint)));
+        };
+        match (resolve(client, ty, routing.tokens(), arithmetic), MatrixUnit::of(client.properties())) {
+            (Accuracy::Int8 { .. }, _) => matvec(ActivationType::Int8),
+            (Accuracy::MatrixUnits, Some(unit)) => {
+                let problem = MatmulProblem { ty, tokens: pairs, n, chunks };
+                let blueprint = MatmulBlueprint::of_experts(&hardware, unit, problem, routing.experts());
+                let (run, tile) = (run(unit, ty, chunks), blueprint.tokens());
+                let packed = packed
+                    .entry((run, tile))
+                    .or_insert_with(|| pack_sorted(client, x, unit, run, &routing.sorted(client, tile), sharers));
+                results.insert(place, multiply_experts(client, first, packed, routing, x.ty(), blueprint));
+            }
+            // Products of f32, where only CubeCL's operations reach matrix units, are closer than theirs.
+            _ => matvec(ActivationType::Float),
+        }
     }
+    results.into_values().collect()
 }
 
 /// [`matmul`] for several matrices, bit for bit. They share the prepared activations, and for few tokens matrices of one

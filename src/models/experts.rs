@@ -67,9 +67,9 @@ impl Mixture {
     pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
         let chosen = step.choose(&self.router.forward_closely(step, x)?, self.choice);
         let pairs = Pairs::new(step, chosen.ids, self.choice)?;
-        let [gate, up] = [self.gate.forward(&pairs, &pairs.tokens, x)?, self.up.forward(&pairs, &pairs.tokens, x)?];
+        let [gate, up] = Experts::forward_many([&self.gate, &self.up], &pairs, &pairs.tokens, x)?;
         let gated = pairs.each.gate([&gate, &up], self.activation);
-        let down = self.down.forward(&pairs, &pairs.each, &gated)?;
+        let [down] = Experts::forward_many([&self.down], &pairs, &pairs.each, &gated)?;
         Ok(step.mix(&down, &chosen.weights, self.choice.slots))
     }
 }
@@ -91,17 +91,32 @@ impl<'a> Pairs<'a> {
 }
 
 impl Experts {
-    /// The product of each pair, where `of` has the rows of `x`.
-    fn forward(&self, pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<Rows> {
-        match self {
-            Self::Device(stack) => {
-                let width = stack.n() / pairs.routing.experts();
-                let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![of.tokens, x.width])?;
-                let handle = stack.matmul_experts_on_device(&x, &pairs.routing, Arithmetic::Auto)?;
-                Ok(Rows { handle, width })
+    /// The products of each pair with some stacks, where `of` has the rows of `x`.
+    fn forward_many<const N: usize>(
+        stacks: [&Self; N],
+        pairs: &Pairs<'_>,
+        of: &Step<'_>,
+        x: &Rows,
+    ) -> Result<[Rows; N]> {
+        let mut on_device = Vec::with_capacity(N);
+        let mut products = Vec::with_capacity(N);
+        for stack in stacks {
+            match stack {
+                Self::Device(tensor) => on_device.push(tensor),
+                #[cfg(feature = "candle")]
+                Self::Host(stack) => products.push(stack.products(pairs, of, x)?),
             }
-            #[cfg(feature = "candle")]
-            Self::Host(stack) => Ok(stack.products(pairs, of, x)?),
         }
+        // A model's stacks are all on its device or all on the host.
+        if !on_device.is_empty() {
+            let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![of.tokens, x.width])?;
+            let routing = &pairs.routing;
+            let handles =
+                DeviceTensor::matmul_experts_many_on_device(&on_device, &x, routing, Arithmetic::Auto)?.into_iter();
+            let rows = handles.zip(&on_device);
+            products.extend(rows.map(|(handle, stack)| Rows { handle, width: stack.n() / routing.experts() }));
+        }
+        let mut products = products.into_iter();
+        Ok(stacks.map(|_| products.next().expect("a product of each stack")))
     }
 }

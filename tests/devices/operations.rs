@@ -291,6 +291,7 @@ fn chosen(token: usize, slots: usize) -> impl Iterator<Item = u32> {
 fn multiplies_by_experts(device: &CubeDevice, fixture: &Fixture) {
     let (case, rows) = stacked(fixture, 4);
     let tensor = upload(device, fixture, &case);
+    let taller = upload(device, fixture, &case.repeated(4 * (rows + 2), case.k));
     for (tokens, slots) in [(1, 3), (5, 2), (40, 3)] {
         let ids: Vec<u32> = (0..tokens).flat_map(|token| chosen(token, slots)).collect();
         let routing = device.routing(&ids, slots, 4).unwrap();
@@ -300,13 +301,27 @@ fn multiplies_by_experts(device: &CubeDevice, fixture: &Fixture) {
             for arithmetic in [Arithmetic::Auto, Arithmetic::Float] {
                 let y = tensor.matmul_experts(&x, &shape, &routing, arithmetic).unwrap();
                 let product = tensor.accuracy(tokens, arithmetic);
-                for (pair, (&id, y)) in ids.iter().zip(y.chunks_exact(rows)).enumerate() {
-                    let of_expert: Vec<usize> = (0..rows).map(|row| id as usize * rows + row).collect();
-                    let x = &x[pair * shape[1] / slots * case.k..][..case.k];
-                    assert_product_is(product, &case.rows(&of_expert), x, y, 0.0);
-                }
+                let assert_pairs = |y: &[f32]| {
+                    for (pair, (&id, y)) in ids.iter().zip(y.chunks_exact(rows)).enumerate() {
+                        let of_expert: Vec<usize> = (0..rows).map(|row| id as usize * rows + row).collect();
+                        let x = &x[pair * shape[1] / slots * case.k..][..case.k];
+                        assert_product_is(product, &case.rows(&of_expert), x, y, 0.0);
+                    }
+                };
+                assert_pairs(&y);
                 let again = tensor.matmul_experts(&x, &shape, &routing, arithmetic).unwrap();
                 assert_same(&again, &y, "the same input gives the same bits");
+                // Beside a stack of the same format that has more rows, and another of as many.
+                let client = device.client();
+                let on_device = client.create_from_slice(bytemuck::cast_slice(&x));
+                let on_device = Activations::contiguous(on_device, FloatType::F32, shape.to_vec()).unwrap();
+                let stacks = [&tensor, &taller, &tensor];
+                let many = DeviceTensor::matmul_experts_many_on_device(&stacks, &on_device, &routing, arithmetic);
+                let many = many.unwrap();
+                assert_eq!(many.len(), 3);
+                for i in [0, 2] {
+                    assert_pairs(&FloatType::F32.to_f32(&client.read_one(many[i].clone()).unwrap(), y.len()));
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::largest::is_better;
+use super::largest::Best;
 use super::team::{Team, row_of, unit_of};
 use super::values;
 use crate::kernels::launch::{Grid, buffer, elementwise};
@@ -70,39 +70,25 @@ fn choose_experts(logits: &[u32], ids: &mut [u32], weights: &mut [f32], choices:
     let mut largest = 0.0f32;
     let mut sum = 0.0f32;
     // The choice before this one, after which all that are left come.
-    let mut before = 0.0f32;
-    let mut before_at = 0u32;
+    let mut before = Best::none();
     for slot in 0..choices.slots {
-        let mut best = f32::NEG_INFINITY.runtime();
-        let mut place = u32::MAX.runtime();
+        let mut best = Best::none();
         for expert in range_stepped(unit_of(team), choices.experts, comptime!(team.units() as usize)) {
-            let bits = logits[first + expert];
-            let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
-            let value = select(is_nan, f32::INFINITY.runtime(), f32::reinterpret(bits));
-            let index = expert as u32;
-            let is_left = slot == 0 || is_better(before, before_at, value, index);
-            let is_better = is_left && is_better(value, index, best, place);
-            best = select(is_better, value, best);
-            place = select(is_better, index, place);
+            let logit = Best::of(logits[first + expert], expert as u32);
+            if slot == 0 || before.is_before(logit) {
+                best.take(logit);
+            }
         }
-        #[unroll]
-        for step in 0..comptime!(team.lanes.ilog2()) {
-            let distance = comptime!(1u32 << step);
-            let value = plane_shuffle_xor(best, distance);
-            let index = plane_shuffle_xor(place, distance);
-            let is_better = is_better(value, index, best, place);
-            best = select(is_better, value, best);
-            place = select(is_better, index, place);
-        }
-        largest = select(slot == 0, best, largest);
-        let weight = f32::exp(best - largest);
+        best.take_of_team(team);
+        largest = select(slot == 0, best.value, largest);
+        let weight = f32::exp(best.value - largest);
         sum += weight;
         if unit_of(team) == 0 {
-            ids[of_token + slot] = place;
+            ids[of_token + slot] = best.place;
             weights[of_token + slot] = weight;
         }
-        before = best;
-        before_at = place;
+        before.value = best.value;
+        before.place = best.place;
     }
     if unit_of(team) == 0 {
         let factor = choices.scale / sum;

@@ -45,35 +45,60 @@ fn largest_of_part(from: &[u32], to: &mut [u32], parts: &Parts, #[comptime] of_v
         terminate!();
     }
     let (first, end) = (part * parts.len, min((part + 1) * parts.len, parts.count));
-    let mut best = f32::NEG_INFINITY.runtime();
-    // Past all others: the first value takes its place.
-    let mut place = u32::MAX.runtime();
+    let mut best = Best::none();
     for at in range_stepped(first + unit_of(team), end, comptime!(team.units() as usize)) {
         let bits = if comptime!(of_values) { from[at] } else { from[2 * at + 1] };
         let index = if comptime!(of_values) { at as u32 } else { from[2 * at] };
-        let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
-        let value = select(is_nan, f32::INFINITY.runtime(), f32::reinterpret(bits));
-        let is_better = is_better(value, index, best, place);
-        best = select(is_better, value, best);
-        place = select(is_better, index, place);
+        best.take(Best::of(bits, index));
     }
-    #[unroll]
-    for step in 0..comptime!(team.lanes.ilog2()) {
-        let distance = comptime!(1u32 << step);
-        let value = plane_shuffle_xor(best, distance);
-        let index = plane_shuffle_xor(place, distance);
-        let is_better = is_better(value, index, best, place);
-        best = select(is_better, value, best);
-        place = select(is_better, index, place);
-    }
+    best.take_of_team(team);
     if unit_of(team) == 0 {
-        to[2 * part] = place;
-        to[2 * part + 1] = u32::reinterpret(best);
+        to[2 * part] = best.place;
+        to[2 * part + 1] = u32::reinterpret(best.value);
     }
 }
 
-/// Whether a value goes before the best so far: it is larger, or equal and at a smaller index.
+/// A value and its place among others. NaN counts as infinity.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub(super) struct Best {
+    pub value: f32,
+    pub place: u32,
+}
+
 #[cube]
-pub(super) fn is_better(value: f32, index: u32, best: f32, place: u32) -> bool {
-    value > best || (value == best && index < place)
+impl Best {
+    /// What every value goes before.
+    pub fn none() -> Best {
+        Best { value: f32::NEG_INFINITY.runtime(), place: u32::MAX.runtime() }
+    }
+
+    /// The value of these bits.
+    pub fn of(bits: u32, place: u32) -> Best {
+        let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
+        Best { value: select(is_nan, f32::INFINITY.runtime(), f32::reinterpret(bits)), place }
+    }
+
+    /// Whether it is the larger one, or of equals the first.
+    pub fn is_before(&self, other: Best) -> bool {
+        self.value > other.value || (self.value == other.value && self.place < other.place)
+    }
+
+    /// Becomes the other where that goes before it.
+    pub fn take(&mut self, other: Best) {
+        let is_before = other.is_before(Best { value: self.value, place: self.place });
+        self.value = select(is_before, other.value, self.value);
+        self.place = select(is_before, other.place, self.place);
+    }
+
+    /// Becomes the first of all those of a team's units, in each of them.
+    pub fn take_of_team(&mut self, #[comptime] team: Team) {
+        #[unroll]
+        for step in 0..comptime!(team.lanes.ilog2()) {
+            let distance = comptime!(1u32 << step);
+            let value = plane_shuffle_xor(self.value, distance);
+            let place = plane_shuffle_xor(self.place, distance);
+            self.take(Best { value, place });
+        }
+    }
 }

@@ -38,25 +38,32 @@ pub fn matvec_with(
     out.whole
 }
 
-/// Each row of `x` times the transpose of the weights of its pairs' experts, which `weights` has one after the other, as
-/// contiguous `[pairs, n]` values of `x`'s type: the weights of an expert are read for every pair.
+/// Each row of `x` times the transpose of the weights of its pairs' experts, for stacks of one format and as many rows, which have
+/// their experts one after the other: contiguous `[pairs, n]` values of `x`'s type of each stack. The weights of an expert are read for
+/// every pair.
 ///
 /// `blueprint` is for one token; it is clamped to the weights and activations.
 pub fn matvec_experts_with(
     client: &Client,
-    weights: &Weights,
+    stacks: &[&Weights],
     x: &Activations,
     route: Route<'_>,
     operand: ActivationType,
     blueprint: Blueprint,
-) -> Handle {
-    let n = weights.n() / route.routing.experts();
-    let out = Suballocation::new(client, [route.routing.pairs() * n * x.ty().bytes()]);
-    let operand = operand_of(weights, operand);
-    let blueprint = Blueprint { tokens: 1, ..blueprint }.clamped_to(weights, x, operand);
-    let plan = Plan { operand, launches: vec![(0, blueprint)] };
-    Product { client, weights: &[weights], x, out: &out, places: &[0], route: Some(route) }.run(&plan, &mut None);
-    out.whole
+) -> Vec<Handle> {
+    let (pairs, experts) = (route.routing.pairs(), route.routing.experts());
+    let bytes = |weights: &&Weights| pairs * (weights.n() / experts) * x.ty().bytes();
+    let out = Suballocation::new(client, stacks.iter().map(bytes));
+    let mut prepared = None;
+    let all: Vec<usize> = (0..stacks.len()).collect();
+    for places in all.chunks(most_matrices(client, stacks)) {
+        let weights: Vec<&Weights> = places.iter().map(|&place| stacks[place]).collect();
+        let operand = operand_of(weights[0], operand);
+        let blueprint = Blueprint { tokens: 1, ..blueprint }.clamped_to(weights[0], x, operand);
+        let plan = Plan { operand, launches: vec![(0, blueprint)] };
+        Product { client, weights: &weights, x, out: &out, places, route: Some(route) }.run(&plan, &mut prepared);
+    }
+    all.iter().map(|&place| out.handle(place)).collect()
 }
 
 /// The results of [`matvec_with`] for several matrices with the same number of columns, bit for bit. Activations are
