@@ -129,14 +129,13 @@ pub fn matmul_experts(
     routing: &Routing,
     arithmetic: Arithmetic,
 ) -> Vec<Handle> {
-    let hardware = Hardware::of(client);
+    let (hardware, pairs) = (Hardware::of(client), routing.pairs());
     let (mut results, mut packed) = (BTreeMap::new(), BTreeMap::new());
     for (place, &first) in stacks.iter().enumerate() {
         if results.contains_key(&place) {
             continue;
         }
         let (ty, chunks, n) = (first.ty(), first.chunks(), first.n() / routing.experts());
-        let pairs = routing.pairs();
         if pairs == 0 || n == 0 {
             results.insert(place, client.empty(16));
             continue;

@@ -1,6 +1,5 @@
 //! [`Weights`]: a weight matrix on a device, as operations take it.
 
-#[cfg(feature = "models")]
 use std::borrow::Cow;
 
 use cubecl::client::Client;
@@ -11,7 +10,6 @@ use super::formats::{CHUNK, ComponentOffsets, Format, MatrixViewLaunch, format};
 use super::launch::buffer;
 use super::repack;
 use crate::gguf::{Endian, GgmlType};
-#[cfg(feature = "models")]
 use crate::{Error, Result};
 
 /// The GGUF blocks of an `n` x `k` matrix.
@@ -29,7 +27,6 @@ pub struct GgufMatrix<'a> {
     pub endian: Endian,
 }
 
-#[cfg(feature = "models")]
 impl<'a> GgufMatrix<'a> {
     /// The format of the blocks, and the blocks in the byte order that its decoders read.
     ///
@@ -40,6 +37,18 @@ impl<'a> GgufMatrix<'a> {
         let ty = self.ty;
         let format = format(ty).ok_or(Error::NotWeights { ty })?;
         Ok((format, format.little_endian(self.data, self.endian).ok_or(Error::BigEndian { ty })?))
+    }
+
+    /// All values, decoded on the host.
+    ///
+    /// # Errors
+    ///
+    /// As [`little_endian`](Self::little_endian).
+    pub fn values(&self) -> Result<Vec<f32>> {
+        let (format, data) = self.little_endian()?;
+        let mut values = vec![0.0; self.n * self.k];
+        format.dequantize_blocks(&data, &mut values);
+        Ok(values)
     }
 }
 

@@ -91,6 +91,15 @@ impl<'a> Pairs<'a> {
 }
 
 impl Experts {
+    /// Rows of an expert, of so many.
+    fn n(&self, experts: usize) -> usize {
+        match self {
+            Self::Device(tensor) => tensor.n() / experts,
+            #[cfg(feature = "candle")]
+            Self::Host(stack) => stack.n(),
+        }
+    }
+
     /// The products of each pair with some stacks, where `of` has the rows of `x`.
     fn forward_many<const N: usize>(
         stacks: [&Self; N],
@@ -99,24 +108,27 @@ impl Experts {
         x: &Rows,
     ) -> Result<[Rows; N]> {
         let mut on_device = Vec::with_capacity(N);
-        let mut products = Vec::with_capacity(N);
+        #[cfg(feature = "candle")]
+        let mut on_host = Vec::new();
         for stack in stacks {
             match stack {
                 Self::Device(tensor) => on_device.push(tensor),
                 #[cfg(feature = "candle")]
-                Self::Host(stack) => products.push(stack.products(pairs, of, x)?),
+                Self::Host(stack) => on_host.push(stack),
             }
         }
-        // A model's stacks are all on its device or all on the host.
+        let (mut products, routing) = (Vec::with_capacity(N), &pairs.routing);
         if !on_device.is_empty() {
             let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![of.tokens, x.width])?;
-            let routing = &pairs.routing;
-            let handles =
-                DeviceTensor::matmul_experts_many_on_device(&on_device, &x, routing, Arithmetic::Auto)?.into_iter();
-            let rows = handles.zip(&on_device);
-            products.extend(rows.map(|(handle, stack)| Rows { handle, width: stack.n() / routing.experts() }));
+            products = DeviceTensor::matmul_experts_many_on_device(&on_device, &x, routing, Arithmetic::Auto)?;
         }
+        // A model's stacks are all on its device or all on the host.
+        #[cfg(feature = "candle")]
+        products.extend(HostExperts::products(&on_host, pairs, of, x)?);
         let mut products = products.into_iter();
-        Ok(stacks.map(|_| products.next().expect("a product of each stack")))
+        Ok(stacks.map(|stack| Rows {
+            handle: products.next().expect("a product of each stack"),
+            width: stack.n(routing.experts()),
+        }))
     }
 }

@@ -18,7 +18,7 @@ use crate::storage::Device;
 use crate::storage::candle::QTensor;
 
 /// What is done to products: they are scaled, then biased.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Companions {
     /// A factor of all rows, or one an expert.
     scales: Option<Vec<f32>>,
@@ -48,15 +48,10 @@ pub(super) struct HostMatrix {
 }
 
 impl HostMatrix {
-    /// A matrix of a file.
-    pub fn load(matrix: GgufMatrix<'_>) -> Result<Self> {
+    /// A matrix of a file, with products that are scaled and biased.
+    pub fn load(matrix: GgufMatrix<'_>, scales: Option<Vec<f32>>, biases: Option<Vec<f32>>) -> Result<Self> {
         let (n, k) = (matrix.n, matrix.k);
-        Ok(Self { tensor: tensor(matrix, &[n, k])?, n, companions: Companions::default() })
-    }
-
-    /// The same with products that are scaled and biased.
-    pub fn with(self, scale: Option<f32>, biases: Option<Vec<f32>>) -> Self {
-        Self { companions: Companions { scales: scale.map(|scale| vec![scale]), biases }, ..self }
+        Ok(Self { tensor: Arc::new(tensor(matrix, &[n, k])?), n, companions: Companions { scales, biases } })
     }
 
     /// Rows.
@@ -91,19 +86,27 @@ pub(super) struct HostExperts {
 }
 
 impl HostExperts {
-    /// A stack of a file, whose experts are one after the other.
-    pub fn load(matrix: GgufMatrix<'_>, experts: usize) -> Result<Self> {
+    /// A stack of a file, whose experts are one after the other, with products that are scaled by a factor an expert and biased.
+    pub fn load(
+        matrix: GgufMatrix<'_>,
+        experts: usize,
+        scales: Option<Vec<f32>>,
+        biases: Option<Vec<f32>>,
+    ) -> Result<Self> {
         let (n, k) = (matrix.n / experts.max(1), matrix.k);
-        Ok(Self { tensor: tensor(matrix, &[experts, n, k])?, n, companions: Companions::default() })
+        Ok(Self { tensor: tensor(matrix, &[experts, n, k])?, n, companions: Companions { scales, biases } })
     }
 
-    /// The same with products that are scaled by a factor an expert, and biased.
-    pub fn with(self, scales: Option<Vec<f32>>, biases: Option<Vec<f32>>) -> Self {
-        Self { companions: Companions { scales, biases }, ..self }
+    /// Rows of an expert.
+    pub fn n(&self) -> usize {
+        self.n
     }
 
-    /// The product of each pair, where `of` has the rows of `x`.
-    pub fn products(&self, pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<Rows> {
+    /// The products of each pair with each stack, where `of` has the rows of `x`.
+    pub fn products(stacks: &[&Self], pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<Vec<Handle>> {
+        if stacks.is_empty() {
+            return Ok(Vec::new());
+        }
         let Pairs { tokens: step, routing, .. } = pairs;
         let ids = step.device.read(routing.handle().clone())?;
         let ids = ids.chunks_exact(4).take(routing.pairs()).map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]]));
@@ -111,23 +114,26 @@ impl HostExperts {
         let (host, shape) = (candle_core::Device::Cpu, (step.tokens, of.tokens / step.tokens, x.width));
         let rows = Tensor::from_vec(x.read(step.device, of.tokens)?, shape, &host)?;
         let named = Tensor::from_slice(&ids, (step.tokens, routing.slots()), &host)?;
-        let mut out = self.tensor.indexed_moe_forward(&rows, &named)?.flatten_all()?.to_vec1::<f32>()?;
-        for (sums, &id) in out.chunks_exact_mut(self.n.max(1)).zip(&ids) {
-            self.companions.finish(sums, id as usize);
-        }
-        Ok(Rows { handle: uploaded(step, &out), width: self.n })
+        let product = |stack: &&Self| {
+            let mut out = stack.tensor.indexed_moe_forward(&rows, &named)?.flatten_all()?.to_vec1::<f32>()?;
+            for (sums, &id) in out.chunks_exact_mut(stack.n.max(1)).zip(&ids) {
+                stack.companions.finish(sums, id as usize);
+            }
+            Ok(uploaded(step, &out))
+        };
+        stacks.iter().map(product).collect()
     }
 }
 
 /// The weights of a file as a tensor of a shape, in a format that Candle multiplies fast.
-fn tensor<T: From<QTensor>>(matrix: GgufMatrix<'_>, shape: &[usize]) -> Result<T> {
+fn tensor(matrix: GgufMatrix<'_>, shape: &[usize]) -> Result<QTensor> {
     let (format, data) = matrix.little_endian()?;
     let (ty, data) = match matrix.ty {
         // Candle's kernels of the one are not vectorized, of the other it has none.
         GgmlType::Q5_0 | GgmlType::IQ4NL => (GgmlType::Q8_0, Cow::Owned(as_q8_0(format, &data))),
         ty => (ty, data),
     };
-    Ok(QTensor::from_gguf(ty, data, shape, &Device::Cpu)?.into())
+    Ok(QTensor::from_gguf(ty, data, shape, &Device::Cpu)?)
 }
 
 /// Values on the step's device.

@@ -173,7 +173,13 @@ impl<'a> Source<'a> {
         let row = all.data.len() / rows.max(1);
         let some = GgufMatrix { n, data: &all.data[first * row..(first + n) * row], ..all };
         let scale = if self.has(&scale) { Some(self.values(&scale, 1)?) } else { None };
-        self.loaded(&tensor, some, |matrix| self.load(matrix, scale.as_deref(), bias))
+        self.loaded(&tensor, some, |matrix| {
+            #[cfg(feature = "candle")]
+            if self.on_host {
+                return Ok(Linear::Host(HostMatrix::load(matrix, scale, bias)?));
+            }
+            Ok(Linear::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
+        })
     }
 
     /// What is made of a tensor's blocks, counted as read.
@@ -186,15 +192,6 @@ impl<'a> Source<'a> {
         let loaded = load(matrix);
         (self.progress)(matrix.data.len() as u64);
         loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
-    }
-
-    fn load(&self, matrix: GgufMatrix<'_>, scale: Option<&[f32]>, bias: Option<Vec<f32>>) -> crate::Result<Linear> {
-        #[cfg(feature = "candle")]
-        if self.on_host {
-            let scale = scale.and_then(|scale| scale.first().copied());
-            return Ok(Linear::Host(HostMatrix::load(matrix)?.with(scale, bias)));
-        }
-        Ok(Linear::Device(with_companions(self.upload(matrix)?, scale, bias.as_deref())?))
     }
 
     fn upload(&self, matrix: GgufMatrix<'_>) -> crate::Result<DeviceTensor> {
@@ -228,9 +225,9 @@ impl<'a> Source<'a> {
         self.loaded(&tensor, self.of_shape(&tensor, [experts * n, k])?, |matrix| {
             #[cfg(feature = "candle")]
             if self.on_host {
-                return Ok(Experts::Host(HostExperts::load(matrix, experts)?.with(scale, bias)));
+                return Ok(Experts::Host(HostExperts::load(matrix, experts, scale, bias)?));
             }
-            Ok(Experts::Device(with_companions(self.upload(matrix)?, scale.as_deref(), bias.as_deref())?))
+            Ok(Experts::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
         })
     }
 
@@ -255,12 +252,7 @@ impl<'a> Source<'a> {
 
     /// The values of a matrix.
     fn values_of(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
-        self.loaded(name, self.of_shape(name, shape)?, |matrix| {
-            let (format, data) = matrix.little_endian()?;
-            let mut values = vec![0.0; shape[0] * shape[1]];
-            format.dequantize_blocks(&data, &mut values);
-            Ok(values)
-        })
+        self.loaded(name, self.of_shape(name, shape)?, |matrix| matrix.values())
     }
 
     /// The values of vectors by their names and lengths, one after the other on the device.
@@ -287,10 +279,4 @@ impl<'a> Source<'a> {
     pub fn softcap(&self, name: &str) -> Result<Option<f32>> {
         Ok(self.optional::<f64>(name)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
     }
-}
-
-/// A tensor with the factors and biases that a file has for it.
-fn with_companions(tensor: DeviceTensor, scale: Option<&[f32]>, bias: Option<&[f32]>) -> crate::Result<DeviceTensor> {
-    let tensor = scale.map_or_else(|| Ok(tensor.clone()), |scale| tensor.with_scale(scale))?;
-    bias.map_or_else(|| Ok(tensor.clone()), |bias| tensor.with_bias(bias))
 }

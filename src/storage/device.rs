@@ -250,15 +250,18 @@ impl CubeDevice {
         if tokens * slots != ids.len() {
             return Err(Error::Ids { tokens, slots, experts, len: ids.len() });
         }
-        let expert = |id: &I| {
-            let id: i64 = (*id).into();
-            let known = u32::try_from(id).ok().filter(|&expert| (expert as usize) < experts);
-            known.ok_or(Error::ExpertOutOfRange { id, experts })
-        };
-        let ids = ids.iter().map(expert).collect::<Result<Vec<u32>>>()?;
+        let ids = indices(ids, experts, |id| Error::ExpertOutOfRange { id, experts })?;
         // A kernel cannot bind an empty buffer.
         let ids = bytemuck::cast_slice(if ids.is_empty() { &[0] } else { &ids[..] });
         Routing::new(self.client().create_from_slice(ids), tokens, slots, experts)
+    }
+
+    /// Checks that a buffer is in the memory of the device.
+    pub(crate) fn check_own(&self, handle: &Handle) -> Result<()> {
+        match handle.service == self.client().service_id() {
+            true => Ok(()),
+            false => Err(Error::ForeignActivations { device: self.to_string() }),
+        }
     }
 
     /// The device's copy of a format's codebook; one zero word where the format has none.
@@ -280,6 +283,15 @@ impl CubeDevice {
     pub(crate) fn failed(&self, error: impl fmt::Display) -> Error {
         Error::Device { device: self.to_string(), reason: error.to_string() }
     }
+}
+
+/// `ids` as indices below `count`, or the error of the first that is none.
+pub(crate) fn indices<I: Copy + Into<i64>>(ids: &[I], count: usize, error: impl Fn(i64) -> Error) -> Result<Vec<u32>> {
+    let index = |id: &I| {
+        let id: i64 = (*id).into();
+        u32::try_from(id).ok().filter(|&index| (index as usize) < count).ok_or_else(|| error(id))
+    };
+    ids.iter().map(index).collect()
 }
 
 impl PartialEq for CubeDevice {

@@ -7,7 +7,7 @@ use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
-use super::device::CubeDevice;
+use super::device::{CubeDevice, indices};
 use crate::gguf::{Endian, GgmlType, Gguf, TensorInfo};
 use crate::kernels::accuracy::Accuracy;
 use crate::kernels::activations::{Activations, cast};
@@ -16,6 +16,7 @@ use crate::kernels::epilogue::{RowsOf, scale_rows};
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::formats::format;
 use crate::kernels::hardware::Hardware;
+use crate::kernels::launch::used_bytes;
 use crate::kernels::matvec::{Blueprint, matvec_many_with, matvec_with};
 #[cfg(feature = "models")]
 use crate::kernels::ops::matmul_closely;
@@ -35,8 +36,6 @@ pub struct DeviceTensor(Arc<Inner>);
 struct Inner {
     device: CubeDevice,
     weights: Weights,
-    /// See [`with_scale`](DeviceTensor::with_scale).
-    scale: Vec<f32>,
     selection: Selection,
 }
 
@@ -59,14 +58,9 @@ impl DeviceTensor {
     ///
     /// As [`load`](Self::load) and [`with_scale`](Self::with_scale); [`Error::Gguf`] where there is no such tensor.
     pub fn load_from(device: &CubeDevice, file: &Gguf<'_>, name: &str) -> Result<Self> {
-        let mut tensor = Self::load(device, &file.tensor(name)?)?;
-        if let Some(scale) = companion(file, name, "scale")? {
-            tensor = tensor.with_scale(&scale)?;
-        }
-        if let Some(bias) = companion(file, name, "bias")? {
-            tensor = tensor.with_bias(&bias)?;
-        }
-        Ok(tensor)
+        let tensor = Self::load(device, &file.tensor(name)?)?;
+        let [scale, bias] = ["scale", "bias"].map(|part| companion(file, name, part));
+        tensor.with_companions(scale?.as_deref(), bias?.as_deref())
     }
 
     /// Uploads the GGUF blocks of an `n` x `k` matrix; a vector is a matrix of one row.
@@ -99,7 +93,7 @@ impl DeviceTensor {
         let size = || Error::Size { ty, n, k, bytes: data.len() };
         let weights = Weights::upload(&client, GgufMatrix { ty, n, k, data, endian }, codebook).ok_or_else(size)?;
         client.check([weights.handle()]).map_err(|error| device.failed(error))?;
-        Ok(Self::of(device, weights, Vec::new()))
+        Ok(Self::of(device, weights))
     }
 
     /// The same weights `scale` times as large, or, where there are several, with one for each of as many runs of rows: the experts
@@ -113,7 +107,7 @@ impl DeviceTensor {
             return Err(Error::Companion { what: "scales", values: scale.len(), rows: self.n() });
         }
         let scales = self.0.device.client().create_from_slice(bytemuck::cast_slice(scale));
-        Ok(Self::of(&self.0.device, self.0.weights.with(Some(scales), None), scale.to_vec()))
+        Ok(Self::of(&self.0.device, self.0.weights.with(Some(scales), None)))
     }
 
     /// The same weights with products to which `bias` is added, a value for each row.
@@ -126,7 +120,7 @@ impl DeviceTensor {
             return Err(Error::Companion { what: "biases", values: bias.len(), rows: self.n() });
         }
         let biases = self.0.device.client().create_from_slice(bytemuck::cast_slice(bias));
-        Ok(Self::of(&self.0.device, self.0.weights.with(None, Some(biases)), self.0.scale.clone()))
+        Ok(Self::of(&self.0.device, self.0.weights.with(None, Some(biases))))
     }
 
     /// The same weights, factors and biases on another device, or once more on this one.
@@ -135,23 +129,32 @@ impl DeviceTensor {
     ///
     /// As [`from_gguf`](Self::from_gguf), [`Error::Device`] also where the tensor's own device failed.
     pub fn copied_to(&self, device: &CubeDevice) -> Result<Self> {
-        let mut copy = Self::from_gguf(device, self.ty(), self.n(), self.k(), &self.data()?, Endian::Little)?;
-        if !self.scale().is_empty() {
-            copy = copy.with_scale(self.scale())?;
-        }
-        if let Some(biases) = self.0.weights.biases() {
-            copy = copy.with_bias(&FloatType::F32.to_f32(&self.read(biases.clone())?, self.n()))?;
-        }
-        Ok(copy)
+        let copy = Self::from_gguf(device, self.ty(), self.n(), self.k(), &self.data()?, Endian::Little)?;
+        let values = |handle: &Handle| -> Result<Vec<f32>> {
+            Ok(FloatType::F32.to_f32(&self.read(handle.clone())?, used_bytes(handle) / 4))
+        };
+        let [scale, bias] = [self.0.weights.scales(), self.0.weights.biases()].map(|handle| handle.map(values));
+        copy.with_companions(scale.transpose()?.as_deref(), bias.transpose()?.as_deref())
     }
 
-    fn of(device: &CubeDevice, weights: Weights, scale: Vec<f32>) -> Self {
-        Self(Arc::new(Inner { device: device.clone(), weights, scale, selection: Selection::default() }))
+    /// The same weights with the factors and the biases that there are.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_scale`](Self::with_scale) and [`with_bias`](Self::with_bias).
+    pub(crate) fn with_companions(self, scale: Option<&[f32]>, bias: Option<&[f32]>) -> Result<Self> {
+        let scaled = match scale {
+            Some(scale) => self.with_scale(scale)?,
+            None => self,
+        };
+        match bias {
+            Some(bias) => scaled.with_bias(bias),
+            None => Ok(scaled),
+        }
     }
 
-    /// The factors of the products, one for each of as many runs of rows; none where there are no factors.
-    pub fn scale(&self) -> &[f32] {
-        &self.0.scale
+    fn of(device: &CubeDevice, weights: Weights) -> Self {
+        Self(Arc::new(Inner { device: device.clone(), weights, selection: Selection::default() }))
     }
 
     /// The tensor's device.
@@ -257,11 +260,7 @@ impl DeviceTensor {
     /// As [`rows`](Self::rows).
     pub fn rows_on_device<I: Copy + Into<i64>>(&self, ids: &[I], to: FloatType) -> Result<Handle> {
         let rows = self.n();
-        let row = |id: &I| {
-            let id: i64 = (*id).into();
-            u32::try_from(id).ok().filter(|&row| (row as usize) < rows).ok_or(Error::RowOutOfRange { id, rows })
-        };
-        let ids = ids.iter().map(row).collect::<Result<Vec<u32>>>()?;
+        let ids = indices(ids, rows, |id| Error::RowOutOfRange { id, rows })?;
         let client = self.0.device.client();
         // A kernel cannot bind an empty buffer.
         let on_device = client.create_from_slice(bytemuck::cast_slice(if ids.is_empty() { &[0] } else { &ids[..] }));
@@ -368,9 +367,7 @@ impl DeviceTensor {
             return Err(Error::Routed { shape: x.shape().to_vec(), tokens, slots });
         }
         let client = device.client();
-        if routing.handle().service != client.service_id() {
-            return Err(Error::ForeignActivations { device: device.to_string() });
-        }
+        device.check_own(routing.handle())?;
         let stacks: Vec<&Weights> = stacks.iter().map(|stack| &stack.0.weights).collect();
         Ok(matmul_experts(&client, &stacks, x, routing, arithmetic))
     }
@@ -444,10 +441,7 @@ impl DeviceTensor {
         if x.shape().is_empty() || x.k() != self.k() {
             return Err(Error::Activations { shape: x.shape().to_vec(), k: self.k() });
         }
-        let client = self.0.device.client();
-        if x.handle().service != client.service_id() {
-            return Err(Error::ForeignActivations { device: self.0.device.to_string() });
-        }
+        self.0.device.check_own(x.handle())?;
         self.check_float(x.ty())
     }
 
@@ -502,11 +496,6 @@ fn words(bytes: &[u8]) -> Vec<u32> {
 pub(crate) fn companion(file: &Gguf<'_>, weight: &str, part: &str) -> Result<Option<Vec<f32>>> {
     let name = weight.strip_suffix(".weight").map(|name| format!("{name}.{part}"));
     let Some(tensor) = name.and_then(|name| file.tensor(&name).ok()) else { return Ok(None) };
-    let ty = tensor.dtype()?;
-    let format = format(ty).ok_or(Error::NotWeights { ty })?;
-    let data = format.little_endian(tensor.data()?, tensor.endian()).ok_or(Error::BigEndian { ty })?;
-    let (n, k) = tensor.matrix();
-    let mut values = vec![0.0; n * k];
-    format.dequantize_blocks(&data, &mut values);
-    Ok(Some(values))
+    let ((n, k), endian) = (tensor.matrix(), tensor.endian());
+    GgufMatrix { ty: tensor.dtype()?, n, k, data: tensor.data()?, endian }.values().map(Some)
 }

@@ -20,8 +20,9 @@ The columns: us is the median time of one operation, gbps_weights the GGUF bytes
 floating-point operations of a product. Activations are f32 and resident; quantizing them is part of the product.
 With --graph a queue of products is recorded once and replayed, which CUDA, HIP and wgpu can. With --chain each of 200
 products takes the result of the one before. Weights rotate over copies that together exceed four last-level caches, 256
-copies at most. With --experts each token has SLOTS of the experts, at random and known to the device alone: n is the rows of
-one, and gbps_weights is of the experts that some token has. The bytes of a copy and of a dequantization are those read and those written.
+copies at most. With --experts each token has SLOTS of the experts, at random and known to the device alone: n is the
+rows of one, and gbps_weights is of the experts that some token has. The bytes of a copy and of a dequantization are those
+read and those written.
 
 Examples:
   cube-gguf bench --types q4_0,q4_k,q6_k --tokens 1,8,512
@@ -130,7 +131,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
             let seconds = match arguments.op {
                 Operation::Launch => copies.time_launch(tokens),
                 Operation::Dequantize => copies.time_dequantize(dtype),
-                _ => match experts {
+                _ => match case.experts {
                     Some(experts) => copies.time_experts(tokens, arguments.graph, experts),
                     None => copies.time_matmul(tokens, arguments.graph, arguments.chain),
                 },

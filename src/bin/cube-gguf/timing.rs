@@ -228,11 +228,7 @@ impl Copies {
                     }
                     Ok(())
                 };
-                if graph {
-                    time_graph(device, GRAPH_QUEUE.max(queue), launch)
-                } else {
-                    time(queue, launch, || sync(device))
-                }
+                time_launches(device, graph, queue, launch)
             }
             Self::Host(tensors) => {
                 let k = tensors[0].shape().dims()[1];
@@ -272,10 +268,7 @@ impl Copies {
                 // A failed launch shows only at the read.
                 client.read_one(multiply(0)?).map_err(|error| failed(device, error))?;
                 let queue = CHOICES * tensors.len();
-                match graph {
-                    true => time_graph(device, GRAPH_QUEUE.max(queue), |i| multiply(i).map(drop)),
-                    false => time(queue, |i| multiply(i).map(drop), || sync(device)),
-                }
+                time_launches(device, graph, queue, |i| multiply(i).map(drop))
             }
             Self::Host(tensors) => {
                 let k = tensors[0].shape().dims()[2];
@@ -371,6 +364,19 @@ pub fn time_copy(device: &Device) -> Outcome<(f64, f64)> {
             };
             Ok((2.0 * HOST_COPY_BYTES as f64, time(1, copy, || Ok(()))?))
         }
+    }
+}
+
+/// The median seconds of a launch in queues of `queue`, or in a graph of at least as many.
+fn time_launches(
+    device: &CubeDevice,
+    graph: bool,
+    queue: usize,
+    launch: impl Fn(usize) -> cube_gguf::Result<()>,
+) -> Outcome<f64> {
+    match graph {
+        true => time_graph(device, GRAPH_QUEUE.max(queue), launch),
+        false => time(queue, launch, || sync(device)),
     }
 }
 

@@ -42,7 +42,7 @@ pub fn multiply(
     multiply_with(client, weights, x, to, blueprint, shape)
 }
 
-/// Rows of activations, as [`sort`] put them into tiles of the blueprint's tokens, times the transpose of their experts' weights,
+/// Rows of activations, packed by expert into tiles of the blueprint's tokens, times the transpose of their experts' weights,
 /// as contiguous `[pairs, n]` values of type `to`.
 ///
 /// The blueprint must be one of these weights and of the device's matrix unit, without splits.

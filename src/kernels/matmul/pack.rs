@@ -62,9 +62,9 @@ pub fn pack_sorted(
     sorted: &Sorted,
     sharers: usize,
 ) -> PackedActivations {
-    let sources = Some(sorted.sources(sharers));
+    let sources = sorted.sources(sharers);
     let handle = match unit {
-        MatrixUnit::Wgmma { .. } => in_core_matrices(client, x, run, sorted.rows, sources),
+        MatrixUnit::Wgmma { .. } => in_core_matrices(client, x, run, sorted.rows, Some(sources)),
         _ => gathered(client, x, sorted.rows, sources),
     };
     PackedActivations { handle, tokens: sorted.rows }
@@ -79,13 +79,13 @@ fn in_vectors(client: &Client, x: &Activations) -> (Handle, FloatType, usize) {
     }
 }
 
-fn gathered(client: &Client, x: &Activations, tokens: usize, sources: Option<SourcesLaunch>) -> Handle {
+fn gathered(client: &Client, x: &Activations, tokens: usize, sources: SourcesLaunch) -> Handle {
     let (handle, ty, stride) = in_vectors(client, x);
     let vectors = x.k().div_ceil(CHUNK) * CHUNK / 8;
     let out = client.empty(16 * tokens * vectors);
     let (count, dim, grid) = elementwise(client, tokens * vectors);
     let groups = tokens.div_ceil(CORE_ROWS);
-    let rows = RowsLaunch::new(grid, tokens, x.k().div_ceil(4), stride / 4, groups, sources.into());
+    let rows = RowsLaunch::new(grid, tokens, x.k().div_ceil(4), stride / 4, groups, Some(sources).into());
     pack_rows::launch(client, count, dim, buffer(&handle, 4 * ty.bytes()), buffer(&out, 16), rows, ty.elem());
     out
 }

@@ -178,7 +178,7 @@ struct Product<'a> {
     out: &'a Suballocation,
     /// Where the results of each matrix go in `out`.
     places: &'a [usize],
-    /// The experts of each row, where the only matrix is a stack of such.
+    /// The experts of each row, where the matrices are stacks of such.
     route: Option<Route<'a>>,
 }
 
@@ -243,16 +243,14 @@ impl Product<'_> {
         unsafe {
             match prepared {
                 PreparedActivations::Codes(Quantized { codes, scales }) => {
-                    let work = self.work(first, &blueprint, chunks);
-                    let Work { cubes, matrices, extent, pairs } = work;
+                    let Work { cubes, matrices, extent, pairs } = self.work(first, &blueprint, chunks);
                     let x = CodesLaunch::new(buffer(codes, 16), buffer(scales, 16));
                     multiply_codes::launch_unchecked(
                         client, cubes, dim, matrices, x, out, extent, pairs, blueprint, elem,
                     );
                 }
                 PreparedActivations::Values(values) => {
-                    let work = self.work(first, &blueprint, chunks * CHUNK / 4);
-                    let Work { cubes, matrices, extent, pairs } = work;
+                    let Work { cubes, matrices, extent, pairs } = self.work(first, &blueprint, chunks * CHUNK / 4);
                     let x = buffer(values, 16);
                     multiply_values::launch_unchecked(
                         client, cubes, dim, matrices, x, out, extent, pairs, blueprint, elem,

@@ -10,6 +10,7 @@ use super::qmatmul::{QMatMul, product};
 use super::qtensor::{Inner, QTensor, Uploaded, check_floats};
 use crate::Error;
 use crate::kernels::ops::Arithmetic;
+use crate::storage::device::indices;
 use crate::storage::tensor::DeviceTensor;
 
 impl QTensor {
@@ -74,7 +75,7 @@ impl QMatMul {
 struct Routed<'a> {
     x: &'a Tensor,
     /// The expert of each pair of a token and a slot, each of which is one of the stack.
-    ids: Vec<i64>,
+    ids: Vec<u32>,
     tokens: usize,
     slots: usize,
     experts: usize,
@@ -100,9 +101,7 @@ impl<'a> Routed<'a> {
             return Err(candle_core::Error::Msg(format!("ids of experts of type {}", ids.dtype().as_str())));
         }
         let ids = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
-        if let Some(&id) = ids.iter().find(|&&id| !(0..experts as i64).contains(&id)) {
-            return Err(candle_error(Error::ExpertOutOfRange { id, experts }));
-        }
+        let ids = indices(&ids, experts, |id| Error::ExpertOutOfRange { id, experts })?;
         Ok(Self { x, ids, tokens, slots, experts, n })
     }
 
@@ -125,7 +124,7 @@ impl<'a> Routed<'a> {
     fn on_host(&self, multiply: impl Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let rows = self.x.to_dtype(DType::F32)?.flatten(0, 1)?.contiguous()?;
         let sharers = if self.x.dim(1)? == self.slots { 1 } else { self.slots };
-        let mut pairs_of = BTreeMap::<i64, Vec<u32>>::new();
+        let mut pairs_of = BTreeMap::<u32, Vec<u32>>::new();
         for (pair, &id) in self.ids.iter().enumerate() {
             pairs_of.entry(id).or_default().push(pair as u32);
         }

@@ -16,7 +16,7 @@ use crate::kernels::accuracy::Accuracy;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::{FloatType, has_buffers};
 use crate::kernels::ops::Arithmetic;
-use crate::storage::device::{Backend, CubeDevice, Device};
+use crate::storage::device::{Backend, CubeDevice, Device, indices};
 use crate::storage::tensor::DeviceTensor;
 
 /// Quantized values of any rank on one device; rows (the last dimension) are whole blocks.
@@ -162,28 +162,20 @@ impl QTensor {
         if scale.is_empty() || !n.is_multiple_of(scale.len()) {
             return Err(Error::Companion { what: "scales", values: scale.len(), rows: n }.into());
         }
-        let inner = match self.inner {
-            Inner::Cube(tensor) => Inner::Cube(tensor.with_scale(scale)?),
-            inner => {
-                // Candle's kernels take no factor.
-                let (ty, data) = match &inner {
-                    Inner::Kernels(tensor) => (tensor.ty(), Cow::Owned(tensor.data()?)),
-                    Inner::Host(blocks) => (blocks.ty(), Cow::Borrowed(blocks.data())),
-                    Inner::Candle(tensor) => (ggml_type(tensor.dtype()), tensor.data()?),
-                    Inner::Experts { ty, matrices } => {
-                        let data = matrices.iter().map(|matrix| matrix.data());
-                        (*ty, Cow::Owned(data.collect::<Result<Vec<_>>>()?.concat()))
-                    }
-                    Inner::Cube(_) => unreachable!("matched above"),
-                };
-                match Inner::host(HostBlocks::new(ty, data.into_owned())?, n, k)? {
-                    Inner::Kernels(tensor) => Inner::Kernels(tensor.with_scale(scale)?),
-                    Inner::Host(blocks) => Inner::Host(blocks.with_scale(scale.to_vec())),
-                    _ => unreachable!("blocks that Candle does not multiply"),
-                }
+        let inner = match &self.inner {
+            // Candle's kernels take no factor.
+            Inner::Candle(_) | Inner::Experts { .. } => {
+                Inner::host(HostBlocks::new(self.dtype(), self.data()?.into_owned())?, n, k)?
             }
+            _ => self.inner,
         };
-        Ok(Self { inner, ..self })
+        let inner = match inner {
+            Inner::Cube(tensor) => Inner::Cube(tensor.with_scale(scale)?),
+            Inner::Kernels(tensor) => Inner::Kernels(tensor.with_scale(scale)?),
+            Inner::Host(blocks) => Inner::Host(blocks.with_scale(scale.to_vec())),
+            Inner::Candle(_) | Inner::Experts { .. } => unreachable!("blocks are with our kernels now"),
+        };
+        Ok(Self { inner, shape: self.shape })
     }
 
     /// Quantizes `src` by Candle's CPU code; the result is on the device that `src`'s stands for, as weights that are loaded.
@@ -538,8 +530,7 @@ impl Uploaded {
 }
 
 fn checked_ids(ids: &[i64], rows: usize) -> Result<Vec<u32>> {
-    let row = |&id: &i64| u32::try_from(id).ok().filter(|&row| (row as usize) < rows);
-    ids.iter().map(|id| Ok(row(id).ok_or(Error::RowOutOfRange { id: *id, rows })?)).collect()
+    Ok(indices(ids, rows, |id| Error::RowOutOfRange { id, rows })?)
 }
 
 fn candle_error(message: String) -> candle_core::Error {
