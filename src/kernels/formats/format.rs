@@ -33,8 +33,8 @@ pub struct Traits {
     pub min: bool,
     /// Whether values are floats without codes.
     pub dense: bool,
-    /// Whether codes are indices into a table of 16 values.
-    pub lookup16: bool,
+    /// The table of 16 values that codes are looked up in.
+    pub lookup16: Option<&'static [i8; 16]>,
     /// Whether signed codes are between -64 and 63.
     pub small: bool,
     pub codes: Codes,
@@ -51,7 +51,7 @@ pub enum Codes {
 
 impl Traits {
     pub(super) const ONE_SCALE: Self =
-        Self { scales: 1, min: false, dense: false, lookup16: false, small: false, codes: Codes::Signed };
+        Self { scales: 1, min: false, dense: false, lookup16: None, small: false, codes: Codes::Signed };
     pub(super) const TWO_SCALES: Self = Self { scales: 2, ..Self::ONE_SCALE };
     pub(super) const SCALE_AND_MIN: Self = Self { min: true, ..Self::ONE_SCALE };
     pub(super) const TWO_SCALES_AND_MINS: Self = Self { scales: 2, min: true, ..Self::ONE_SCALE };
@@ -67,9 +67,9 @@ impl Traits {
         Self { small: true, ..self }
     }
 
-    /// The same with codes that are indices into a table of 16 values.
-    pub(super) const fn lookup16(self) -> Self {
-        Self { lookup16: true, ..self }
+    /// The same with codes that are looked up in a table.
+    pub(super) const fn lookup16(self, table: &'static [i8; 16]) -> Self {
+        Self { lookup16: Some(table), ..self }
     }
 }
 
@@ -117,7 +117,7 @@ impl Format {
 
     /// The codebook that kernels read on a device; `None` where they permute bytes instead.
     pub fn codebook_on(&self, target: &Target) -> Option<fn() -> Vec<u32>> {
-        self.codebook.filter(|_| !(self.traits.lookup16 && target.permutes_bytes()))
+        self.codebook.filter(|_| !(self.traits.lookup16.is_some() && target.permutes_bytes()))
     }
 
     /// Words of a chunk: its share of each component, rounded up.

@@ -24,7 +24,7 @@ use super::layout::{Component, Layout};
 use super::raw::{Places, Raw};
 use super::view::{At, Chunk, MatrixView, byte_of};
 use crate::gguf::GgmlType;
-use crate::kernels::arch::permute::{lookup16, permutes_bytes};
+use crate::kernels::arch::permute::{NibbleOrder, lookup16, permutes_bytes};
 use crate::kernels::vector::Words;
 
 /// The codebook of a table of 16 values: for each byte its low nibble's value in bits 0 to 7, its high nibble's in
@@ -34,20 +34,19 @@ fn pairs(values: &[i8; 16]) -> Vec<u32> {
     (0..256).map(|byte| value(byte & 0xf) | value(byte >> 4) << 16).collect()
 }
 
-/// The table's values for the codes of a chunk: by byte permutations where the device has them, else from the codebook.
+/// A chunk of indices with the table's values in their place: by byte permutations where the device has them, else from the
+/// codebook.
 #[cube]
-fn looked_up(codebook: &[u32], codes: Words, #[comptime] values: [i8; 16]) -> (Words, Words) {
+fn looked_up(indices: Chunk, codebook: &[u32], #[comptime] table: [i8; 16]) -> Chunk {
     let properties = comptime::device_properties();
-    let mut low = Words::empty();
-    let mut high = Words::empty();
-    #[unroll]
-    for i in 0..4usize {
-        if comptime!(permutes_bytes(&properties)) {
-            let (low_codes, high_codes) = lookup16(codes.extract(i), comptime!(values.map(|value| value as u8)));
-            low.insert(i, low_codes);
-            high.insert(i, high_codes);
-        } else {
-            let word = codes.extract(i);
+    if comptime!(permutes_bytes(&properties)) {
+        codes_of(indices, table, comptime!(NibbleOrder::LowHigh))
+    } else {
+        let mut low = Words::empty();
+        let mut high = Words::empty();
+        #[unroll]
+        for i in 0..4usize {
+            let word = indices.low.extract(i);
             let first = codebook[usize::cast_from(word & 0xff)];
             let second = codebook[usize::cast_from((word >> 8) & 0xff)];
             let third = codebook[usize::cast_from((word >> 16) & 0xff)];
@@ -57,8 +56,23 @@ fn looked_up(codebook: &[u32], codes: Words, #[comptime] values: [i8; 16]) -> (W
             low.insert(i, (front & 0xffff) | (back << 16));
             high.insert(i, (front >> 16) | (back & 0xffff_0000));
         }
+        indices.with_codes(low, high)
     }
-    (low, high)
+}
+
+/// A chunk of indices with the table's values in their place, by byte permutations: those of a word's first four nibbles in
+/// `order` in `low`, of the others in `high`.
+#[cube]
+pub fn codes_of(indices: Chunk, #[comptime] table: [i8; 16], #[comptime] order: NibbleOrder) -> Chunk {
+    let mut low = Words::empty();
+    let mut high = Words::empty();
+    #[unroll]
+    for i in 0..4usize {
+        let (first, last) = lookup16(indices.low.extract(i), table, order);
+        low.insert(i, first);
+        high.insert(i, last);
+    }
+    indices.with_codes(low, high)
 }
 
 pub mod iq4_nl {
@@ -66,7 +80,7 @@ pub mod iq4_nl {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ4NL,
-        traits: Traits::ONE_SCALE.lookup16(),
+        traits: Traits::ONE_SCALE.lookup16(&IQ4NL_VALUES),
         layout: || Layout {
             block_bytes: 18,
             components: vec![Component::codes(4, 32, nibble_bit(2)), Component::raw(16, 0, 1)],
@@ -89,8 +103,14 @@ pub mod iq4_nl {
 
     #[cube]
     pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, raw.wide(0usize), IQ4NL_VALUES);
-        Chunk::scaled(low, high, f16(at.half_of(raw.word(0usize))))
+        looked_up(indices(raw, at), codebook, IQ4NL_VALUES)
+    }
+
+    /// The chunk with the indices of its codes as they lie, in place of the codes.
+    #[cube]
+    pub fn indices(raw: &Raw, at: At) -> Chunk {
+        let words = raw.wide(0usize);
+        Chunk::scaled(words, words, f16(at.half_of(raw.word(0usize))))
     }
 }
 
@@ -102,7 +122,7 @@ pub mod iq4_xs {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::IQ4XS,
-        traits: Traits::ONE_SCALE.lookup16(),
+        traits: Traits::ONE_SCALE.lookup16(&IQ4NL_VALUES),
         layout: || Layout {
             block_bytes: 136,
             components: vec![
@@ -135,12 +155,18 @@ pub mod iq4_xs {
 
     #[cube]
     pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, raw.wide(0usize), IQ4NL_VALUES);
+        looked_up(indices(raw, at), codebook, IQ4NL_VALUES)
+    }
+
+    /// The chunk with the indices of its codes as they lie, in place of the codes.
+    #[cube]
+    pub fn indices(raw: &Raw, at: At) -> Chunk {
+        let words = raw.wide(0usize);
         let sub_block = u32::cast_from(at.in_block(CHUNKS));
         let halves = raw.word(0usize) >> (sub_block * 4);
         let tops = raw.word(1usize);
         let scale = (halves & 0xf) | (((tops >> (16 + sub_block * 2)) & 3) << 4);
-        Chunk::scaled(low, high, f16(tops & 0xffff) * (f32::cast_from(scale) - 32.0f32))
+        Chunk::scaled(words, words, f16(tops & 0xffff) * (f32::cast_from(scale) - 32.0f32))
     }
 }
 
@@ -149,7 +175,7 @@ pub mod mxfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::MXFP4,
-        traits: Traits::ONE_SCALE.lookup16().small(),
+        traits: Traits::ONE_SCALE.lookup16(&E2M1_VALUES).small(),
         layout: || Layout {
             block_bytes: 17,
             components: vec![Component::codes(4, 32, nibble_bit(1)), Component::raw(8, 0, 1)],
@@ -178,10 +204,16 @@ pub mod mxfp4 {
 
     #[cube]
     pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, raw.wide(0usize), E2M1_VALUES);
+        looked_up(indices(raw, at), codebook, E2M1_VALUES)
+    }
+
+    /// The chunk with the indices of its codes as they lie, in place of the codes.
+    #[cube]
+    pub fn indices(raw: &Raw, at: At) -> Chunk {
+        let words = raw.wide(0usize);
         let e = byte_of(raw.word(0usize), at.index());
         let bits = select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23);
-        Chunk::scaled(low, high, f32::reinterpret(bits))
+        Chunk::scaled(words, words, f32::reinterpret(bits))
     }
 }
 
@@ -190,7 +222,7 @@ pub mod nvfp4 {
 
     pub const FORMAT: Format = Format {
         ty: GgmlType::NVFP4,
-        traits: Traits::TWO_SCALES.lookup16().small(),
+        traits: Traits::TWO_SCALES.lookup16(&E2M1_VALUES).small(),
         layout: || Layout {
             block_bytes: 36,
             components: vec![
@@ -235,8 +267,14 @@ pub mod nvfp4 {
 
     #[cube]
     pub fn decode(raw: &Raw, codebook: &[u32], at: At) -> Chunk {
-        let (low, high) = looked_up(codebook, raw.wide(0usize), E2M1_VALUES);
+        looked_up(indices(raw, at), codebook, E2M1_VALUES)
+    }
+
+    /// The chunk with the indices of its codes as they lie, in place of the codes.
+    #[cube]
+    pub fn indices(raw: &Raw, at: At) -> Chunk {
+        let words = raw.wide(0usize);
         let scales = at.half_of(raw.word(0usize));
-        Chunk::halves(low, high, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
+        Chunk::halves(words, words, half_of_ue4m3(scales & 0xff), half_of_ue4m3(scales >> 8))
     }
 }

@@ -23,11 +23,12 @@ mod registry;
 mod view;
 
 pub use format::{Codes, Format, Traits, Vectors};
+pub use iq4::codes_of;
 pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
 pub use prefetched::Prefetched;
 pub use raw::Raw;
 pub use registry::{
-    FORMATS, chunk, decode, dense_four, dense_vector, format, traits, unsigned, unsigned_four, values,
+    FORMATS, decode, dense_four, dense_vector, format, indices, locate, traits, unsigned, unsigned_four, values,
     vectors_per_chunk,
 };
 pub use view::{At, CHUNK, Chunk, MatrixView, MatrixViewLaunch};

@@ -3,8 +3,8 @@
 use cubecl::prelude::*;
 
 use super::raw::Raw;
-use super::registry::{decode, locate};
-use super::view::{At, Chunk, MatrixView};
+use super::registry::locate;
+use super::view::{At, MatrixView};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -54,11 +54,6 @@ impl Prefetched {
         for i in 0..self.narrow_count {
             self.narrow[i] = *raw.narrow.index(i);
         }
-    }
-
-    /// Decodes the words, which are those of the chunk at `at`, as [`decode()`] does.
-    pub fn decode(&self, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
-        decode(&self.raw(), codebook, at, ty)
     }
 
     /// The words.

@@ -97,10 +97,16 @@ formats! {
     }
 }
 
-/// Loads and decodes the chunk at `at` of a block format. The codebook is the view's, or its copy in shared memory.
+/// The chunk of [`decode()`] with indices as they lie in place of codes, of a format that looks them up in a table of 16.
 #[cube]
-pub fn chunk(view: &MatrixView, codebook: &[u32], at: At, #[comptime] ty: GgmlType) -> Chunk {
-    decode(&Raw::load(view, &locate(view, at, ty)), codebook, at, ty)
+pub fn indices(raw: &Raw, at: At, #[comptime] ty: GgmlType) -> Chunk {
+    match ty {
+        GgmlType::IQ4NL => crate::kernels::formats::iq4::iq4_nl::indices(raw, at),
+        GgmlType::IQ4XS => crate::kernels::formats::iq4::iq4_xs::indices(raw, at),
+        GgmlType::MXFP4 => crate::kernels::formats::iq4::mxfp4::indices(raw, at),
+        GgmlType::NVFP4 => crate::kernels::formats::iq4::nvfp4::indices(raw, at),
+        _ => comptime!(panic!("{ty} looks nothing up in a table of 16")),
+    }
 }
 
 /// Where the words of a chunk of a dense format are.
@@ -161,7 +167,7 @@ pub fn values(
             dense_vector(view, at.row, first + vector, &mut out, ty);
         }
     } else {
-        let chunk = chunk(view, codebook, at, ty);
+        let chunk = decode(&Raw::load(view, &locate(view, at, ty)), codebook, at, ty);
         #[unroll]
         for i in 0..4usize {
             out.push(scaled(chunk.low.extract(i), chunk.scale_low, chunk.min_low, traits));

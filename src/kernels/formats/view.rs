@@ -276,6 +276,18 @@ impl Chunk {
         Chunk { low, high, scale_low: scale, scale_high: scale, min_low: 0.0f32, min_high: 0.0f32 }
     }
 
+    /// The same scales and mins with other codes.
+    pub fn with_codes(self, low: Words, high: Words) -> Chunk {
+        Chunk {
+            low,
+            high,
+            scale_low: self.scale_low,
+            scale_high: self.scale_high,
+            min_low: self.min_low,
+            min_high: self.min_high,
+        }
+    }
+
     /// A chunk with one scale and one min.
     pub fn with_min(low: Words, high: Words, scale: f32, min: f32) -> Chunk {
         Chunk { low, high, scale_low: scale, scale_high: scale, min_low: min, min_high: min }

@@ -4,7 +4,8 @@ use super::problem::{ActivationType, Problem};
 use super::settings::{MOST, Settings, decodes};
 use crate::gguf::GgmlType;
 use crate::kernels::activations::Activations;
-use crate::kernels::formats::format;
+use crate::kernels::arch::permute::NibbleOrder;
+use crate::kernels::formats::{format, traits};
 use crate::kernels::hardware::Hardware;
 use crate::kernels::launch::used_bytes;
 use crate::kernels::quantize::activations::shares_chunks;
@@ -88,7 +89,11 @@ impl Blueprint {
         };
         let cubes = settings.persistent_cubes_per_core.and_then(|cubes| Some(hardware.cores? * cubes.get()));
         let tokens = settings.tokens.max(1);
-        let staging = Staging { tokens, chunks: staging_capacity(problem.chunks, span), span };
+        let traits = traits(problem.ty);
+        let alternating = traits.lookup16.is_some()
+            && traits.scales == 1
+            && NibbleOrder::cheapest(&hardware.target) == Some(NibbleOrder::Sequential);
+        let staging = Staging { tokens, chunks: staging_capacity(problem.chunks, span), span, alternating };
         // Cubes that take no further rows would each quantize for only a few.
         let staged = settings.stage
             && cubes.is_some()

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::codes::{SHARERS, codes_of_part};
+use crate::kernels::arch::permute::alternate;
 use crate::kernels::formats::CHUNK;
 use crate::kernels::vector::Words;
 
@@ -60,6 +61,7 @@ pub fn stage<X: Float>(
                 let (token, at) = (position / row_parts, position % row_parts);
                 let (chunk, part) = (at / parts, at % parts);
                 let (coded, of_chunk) = codes_of_part(loaded.index(turn), parts);
+                let coded = if comptime!(staging.alternating) { alternating(&coded, part, parts) } else { coded };
                 if position < all && chunk < rows.chunks {
                     let place = staged(token, chunk / staging.span, chunk % staging.span, staging);
                     let (half, four) = (part / comptime!(parts / 2), part % comptime!(parts / 2) * fours);
@@ -71,6 +73,20 @@ pub fn stage<X: Float>(
             }
         }
     }
+}
+
+/// The words of a part in the alternating order: a part of the first half has what alternates at the front of its words and of
+/// the same words of the other half, that part has what alternates at their back.
+#[cube]
+fn alternating(words: &Sequence<u32>, part: usize, #[comptime] parts: usize) -> Sequence<u32> {
+    let half = comptime!(parts / 2);
+    let mut out = Sequence::<u32>::new();
+    #[unroll]
+    for i in 0..words.len() {
+        let mine = *words.index(i);
+        out.push(alternate(mine, plane_shuffle_xor(mine, comptime!(half as u32)), part < half));
+    }
+    out
 }
 
 /// Stores words of a vector from word `first` on.
@@ -105,6 +121,9 @@ pub struct Staging {
     pub chunks: usize,
     /// Chunks that a lane multiplies together.
     pub span: usize,
+    /// Whether the codes of a chunk's two halves alternate: words `i` of both hold codes `4 * i` and `4 * i + 1` of each half, and
+    /// codes `4 * i + 2` and `4 * i + 3`, as nibbles lie that are the low and the high ones of bytes.
+    pub alternating: bool,
 }
 
 impl Staging {

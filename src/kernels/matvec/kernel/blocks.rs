@@ -5,8 +5,9 @@ use cubecl::prelude::*;
 use super::clamped;
 use super::dot::{add_int8, dot_float};
 use super::inputs::{CubeWork, Inputs, Matrix, Position};
+use super::lookup::decode_chunk;
 use crate::kernels::arch::schedule::{pin_after_barrier, schedule_barrier};
-use crate::kernels::formats::{Chunk, Prefetched, chunk, values};
+use crate::kernels::formats::{Chunk, Prefetched, Raw, locate, values};
 use crate::kernels::matvec::blueprint::Blueprint;
 use crate::kernels::matvec::problem::ActivationType;
 
@@ -173,12 +174,12 @@ fn decode_chunks(
     #[unroll]
     for r in 0..blueprint.rows_per_group {
         let at = position.of_row(matrix, r, blueprint);
-        if comptime!(blueprint.prefetch) {
-            let i = comptime!(blueprint.prefetched(position.turn, position.place, r));
-            chunks.push(prefetched.index(i).decode(inputs.codebook, at, blueprint.ty));
+        let raw = if comptime!(blueprint.prefetch) {
+            prefetched.index(comptime!(blueprint.prefetched(position.turn, position.place, r))).raw()
         } else {
-            chunks.push(chunk(&matrix.view, inputs.codebook, at, blueprint.ty));
-        }
+            Raw::load(&matrix.view, &locate(&matrix.view, at, blueprint.ty))
+        };
+        chunks.push(decode_chunk(&raw, inputs.codebook, at, blueprint));
     }
     if comptime!(blueprint.prefetch) {
         load_next(matrix, inputs.work, position, next, prefetched);
@@ -198,7 +199,7 @@ fn add_codes(weights: &Sequence<Chunk>, inputs: &Inputs, position: Position, chu
         #[unroll]
         for r in 0..blueprint.rows_per_group {
             let i = comptime!(blueprint.sum(r, t));
-            acc[i] = add_int8(acc[i], weights.index(r), x, blueprint.ty);
+            acc[i] = add_int8(acc[i], weights.index(r), x, blueprint);
         }
     }
 }

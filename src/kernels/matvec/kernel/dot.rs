@@ -4,28 +4,52 @@ use cubecl::frontend::comptime;
 use cubecl::prelude::*;
 
 use super::inputs::ActivationChunk;
-use crate::gguf::GgmlType;
+use super::lookup::{CodeForm, addends_of};
 use crate::kernels::arch::dot::{Bytes, Instruction, dot16};
 use crate::kernels::formats::{Chunk, Codes, Traits, traits};
+use crate::kernels::matvec::blueprint::Blueprint;
 use crate::kernels::vector::Words;
 
-/// `sum` plus the product of a chunk of weights with one of activations.
+/// `sum` plus the product of a chunk of weights, from [`decode_chunk`](super::lookup::decode_chunk), with one of activations.
 #[cube]
-pub(super) fn add_int8(sum: f32, chunk: &Chunk, x: ActivationChunk, #[comptime] ty: GgmlType) -> f32 {
-    let traits = comptime!(traits(ty));
+pub(super) fn add_int8(sum: f32, chunk: &Chunk, x: ActivationChunk, #[comptime] blueprint: Blueprint) -> f32 {
+    let traits = comptime!(traits(blueprint.ty));
     let (scale, sum_low, sum_high) = (x.scales.extract(0usize), x.scales.extract(2usize), x.scales.extract(3usize));
     if comptime!(traits.scales == 1) {
-        let dot = dot_sixteen(chunk.high, x.high, dot_sixteen(chunk.low, x.low, SHIFT as i32, traits), traits);
+        let dot_low = dot_half(chunk, x, SHIFT as i32, false, blueprint);
+        let dot = dot_half(chunk, x, dot_low, true, blueprint);
         let product = chunk.scale_low * (scale * unbiased(dot, sum_low + sum_high, traits));
         if comptime!(traits.min) { sum + product + chunk.min_low * x.scales.extract(1usize) } else { sum + product }
     } else {
-        let dot_low = unbiased(dot_sixteen(chunk.low, x.low, SHIFT as i32, traits), sum_low, traits);
-        let dot_high = unbiased(dot_sixteen(chunk.high, x.high, SHIFT as i32, traits), sum_high, traits);
+        let dot_low = unbiased(dot_half(chunk, x, SHIFT as i32, false, blueprint), sum_low, traits);
+        let dot_high = unbiased(dot_half(chunk, x, SHIFT as i32, true, blueprint), sum_high, traits);
         let mut product = chunk.scale_low * dot_low + chunk.scale_high * dot_high;
         if comptime!(traits.min) {
             product += chunk.min_low * sum_low + chunk.min_high * sum_high;
         }
         sum + scale * product
+    }
+}
+
+/// `start` plus the product of the codes of a half.
+#[cube]
+fn dot_half(
+    chunk: &Chunk,
+    x: ActivationChunk,
+    start: i32,
+    #[comptime] last: bool,
+    #[comptime] blueprint: Blueprint,
+) -> i32 {
+    let properties = comptime::device_properties();
+    let x = if comptime!(last) { x.high } else { x.low };
+    match comptime!(CodeForm::of(blueprint, &properties)) {
+        CodeForm::Indices(table) => {
+            let (first, second) = addends_of(chunk.low, table, last);
+            dot16(second, x, dot16(first, x, start, Bytes::Signed), Bytes::Signed)
+        }
+        _ => {
+            dot_sixteen(if comptime!(last) { chunk.high } else { chunk.low }, x, start, comptime!(traits(blueprint.ty)))
+        }
     }
 }
 

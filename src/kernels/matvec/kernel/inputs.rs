@@ -245,5 +245,6 @@ pub(super) fn stage_activations<X: Float>(
 
 /// The staging of a blueprint that has one.
 pub(super) fn staging_of(blueprint: Blueprint) -> Staging {
-    blueprint.staging.unwrap_or(Staging { tokens: 1, chunks: blueprint.span, span: blueprint.span })
+    let span = blueprint.span;
+    blueprint.staging.unwrap_or(Staging { tokens: 1, chunks: span, span, alternating: false })
 }

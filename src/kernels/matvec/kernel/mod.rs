@@ -30,6 +30,7 @@ mod blocks;
 mod dense;
 mod dot;
 mod inputs;
+mod lookup;
 mod reduce;
 
 use cubecl::frontend::comptime;
