@@ -63,6 +63,30 @@ pub enum Error {
         /// Columns of the weights.
         k: usize,
     },
+    /// A type that no kernel quantizes to.
+    #[error("there is no kernel that quantizes to {ty}")]
+    NoQuantizer {
+        /// The type.
+        ty: gguf::GgmlType,
+    },
+    /// Values that are no matrix of whole blocks.
+    #[error("{values} values are no {n} x {k} matrix to quantize to {ty}, whose blocks have {} values", ty.block_size())]
+    Values {
+        /// The type.
+        ty: gguf::GgmlType,
+        /// Rows.
+        n: usize,
+        /// Columns.
+        k: usize,
+        /// The number of values.
+        values: usize,
+    },
+    /// Values to quantize that are not finite.
+    #[error("row {row} of the values to quantize has a NaN or an infinity")]
+    NotFinite {
+        /// The first such row.
+        row: usize,
+    },
     /// Activations whose extents and strides do not describe aligned values of their buffer.
     #[error("activations of shape {shape:?} and strides {strides:?} do not lie in a buffer of {len} values")]
     Strides {

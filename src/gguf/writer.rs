@@ -180,7 +180,7 @@ impl Writer {
         }
         out.write_all(&header)?;
         pad(&mut out, header.len() as u64, self.alignment)?;
-        Ok(TensorWriter { out, alignment: self.alignment, declared: self.tensors, given: 0 })
+        Ok(TensorWriter { out, alignment: self.alignment, declared: self.tensors, given: 0, written: 0 })
     }
 
     pub(crate) fn pair(
@@ -222,6 +222,8 @@ pub struct TensorWriter<W> {
     alignment: u32,
     declared: Vec<Declared>,
     given: usize,
+    /// Bytes of the next tensor that are written.
+    written: u64,
 }
 
 impl<W: Write> TensorWriter<W> {
@@ -232,18 +234,40 @@ impl<W: Write> TensorWriter<W> {
     /// [`Error::DataSize`] and [`Error::DataCount`], before anything is
     /// written; [`Error::Io`].
     pub fn data(&mut self, data: &[u8]) -> Result<(), Error> {
-        let found = data.len() as u64;
-        let tensor = self
-            .declared
-            .get(self.given)
-            .ok_or(Error::DataCount { declared: self.declared.len(), given: self.given + 1 })?;
+        let found = self.written + data.len() as u64;
+        let tensor = self.next()?;
         if found != tensor.size {
             return Err(Error::DataSize { tensor: tensor.name.clone(), expected: tensor.size, found });
         }
+        self.part(data)
+    }
+
+    /// Writes the next bytes of the next tensor, which is complete once it has all of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`data`](Self::data), [`Error::DataSize`] where the tensor has fewer bytes.
+    pub fn part(&mut self, data: &[u8]) -> Result<(), Error> {
+        let found = self.written + data.len() as u64;
+        let tensor = self.next()?;
+        let size = tensor.size;
+        if found > size {
+            return Err(Error::DataSize { tensor: tensor.name.clone(), expected: size, found });
+        }
         self.out.write_all(data)?;
-        pad(&mut self.out, found, self.alignment)?;
-        self.given += 1;
+        self.written = found;
+        if found == size {
+            pad(&mut self.out, size, self.alignment)?;
+            self.written = 0;
+            self.given += 1;
+        }
         Ok(())
+    }
+
+    /// The tensor whose data are next.
+    fn next(&self) -> Result<&Declared, Error> {
+        let (declared, given) = (self.declared.len(), self.given + 1);
+        self.declared.get(self.given).ok_or(Error::DataCount { declared, given })
     }
 
     /// Checks that every tensor has its data, flushes the output and returns it.

@@ -108,7 +108,7 @@ impl Activations {
     }
 
     /// [`token_stride`](Self::token_stride), where kernels may read every token in vectors of four values.
-    pub(super) fn vector_stride(&self) -> Option<usize> {
+    pub(crate) fn vector_stride(&self) -> Option<usize> {
         let aligned = self.handle.offset_start.unwrap_or(0).is_multiple_of(4 * self.ty.bytes() as u64);
         self.token_stride().filter(|stride| aligned && stride.is_multiple_of(4) && self.k().is_multiple_of(4))
     }

@@ -27,6 +27,7 @@ use super::matvec::{
     ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_experts_with, matvec_many_with, matvec_with,
 };
 use super::quantize::activations::quantize;
+use super::quantize::weights::{Values, quantizes};
 use super::routing::{Route, Routing};
 use super::tune::{for_row, heuristic};
 use super::weights::{GgufMatrix, Weights};
@@ -92,6 +93,7 @@ pub fn entries(client: &Client) -> Vec<Entry> {
     entries.extend(of_factors());
     for format in FORMATS {
         entries.extend(of_weights(format));
+        entries.extend(of_quantizers(format, &floats));
         entries.extend(of_products(client, format, &floats));
         entries.extend(of_staged_products(client, format));
         entries.push(of_several_matrices(format));
@@ -183,6 +185,23 @@ fn of_weights(format: &'static Format) -> Vec<Entry> {
         }
     }
     entries
+}
+
+/// The quantization of weights. Kernels of one format differ in the loads of their values alone, so one has all.
+fn of_quantizers(format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
+    let floats = if format.ty == GgmlType::Q4_0 { floats } else { &[FloatType::F32] };
+    let floats = floats.iter().filter(|_| quantizes(format.ty));
+    let entry = |&from: &FloatType| {
+        Entry::new("quantize weights", Some(format.ty), from.name(), move |client: &Client| {
+            let weights = weights(client, format, false)?;
+            let values = zeros(client, from, weights.n(), weights.k())?;
+            let faults = client.create_from_slice(&vec![0; 4 * weights.n()]);
+            let values = Values { handle: values.handle(), ty: from, first_row: 0, rows: weights.n() };
+            weights.quantize_rows(client, &values, &faults);
+            Some(weights.handle().clone())
+        })
+    };
+    floats.map(entry).collect()
 }
 
 fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {

@@ -92,8 +92,9 @@ pub fn rounded_or_nan<O: Float>(value: f32, is_number: bool) -> O {
     rounded::<O>(f32::reinterpret(select(is_number, u32::reinterpret(value), 0x7fc0_0000u32.runtime())))
 }
 
+/// The bits of a half, rounded to nearest even.
 #[cube]
-fn f16_bits(value: f32) -> u32 {
+pub fn f16_bits(value: f32) -> u32 {
     let properties = comptime::device_properties();
     if comptime!(has_f16(&properties.features)) {
         // The sign is that of the f32: where `value` is a product, LLVM 23.1 fuses it with the conversion on RDNA3 and

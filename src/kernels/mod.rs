@@ -15,7 +15,7 @@ pub mod launch;
 mod matmul;
 pub mod matvec;
 pub mod ops;
-mod quantize;
+pub mod quantize;
 mod repack;
 pub mod routing;
 pub mod tune;

@@ -8,6 +8,7 @@ use cubecl::server::Handle;
 use super::epilogue::{EpilogueLaunch, Epilogues};
 use super::formats::{CHUNK, ComponentOffsets, Format, MatrixViewLaunch, format};
 use super::launch::buffer;
+use super::quantize::weights::{Values, quantize};
 use super::repack;
 use crate::gguf::{Endian, GgmlType};
 use crate::{Error, Result};
@@ -72,15 +73,29 @@ impl Weights {
     /// not fit `data` or overflows.
     pub fn upload(client: &Client, matrix: GgufMatrix<'_>, codebook: Handle) -> Option<Self> {
         let GgufMatrix { ty, n, k, data, endian } = matrix;
-        let format = format(ty)?;
         if ty.row_bytes(k)?.checked_mul(n)? != data.len() {
             return None;
         }
-        let blocks = k / ty.block_size();
-        let offsets = (format.layout)().place(n, blocks)?;
+        let weights = Self::uninitialized(client, ty, n, k, codebook)?;
+        repack::upload(client, weights.format, data, endian, &weights.offsets, &weights.handle);
+        Some(weights)
+    }
+
+    /// A matrix of any bits, for [`quantize_rows`](Self::quantize_rows). `None` where `ty` holds no weights, rows of `k` are not
+    /// whole blocks, or the size overflows.
+    pub fn uninitialized(client: &Client, ty: GgmlType, n: usize, k: usize, codebook: Handle) -> Option<Self> {
+        let format = format(ty)?;
+        ty.row_bytes(k)?.checked_mul(n)?;
+        let offsets = (format.layout)().place(n, k / ty.block_size())?;
         let handle = client.memory_persistent_allocation((), |()| client.empty(4 * offsets.words.max(4)));
-        repack::upload(client, format, data, endian, &offsets, &handle);
         Some(Self { format, n, k, offsets, handle, codebook, epilogues: Epilogues::default() })
+    }
+
+    /// Quantizes rows in place of what they were. A row with a value that is not finite has a word that is not 0 in `faults`, which
+    /// has one for each row. There must be [a kernel](super::quantize::weights::quantizes) for
+    /// the format.
+    pub fn quantize_rows(&self, client: &Client, rows: &Values<'_>, faults: &Handle) {
+        quantize(client, rows, self.ty(), &self.offsets, &self.handle, faults);
     }
 
     /// The format.

@@ -5,6 +5,7 @@ pub mod burn;
 #[cfg(feature = "candle")]
 pub mod candle;
 mod device;
+mod quantize;
 #[cfg(feature = "hip")]
 mod rocm;
 mod tensor;

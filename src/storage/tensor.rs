@@ -153,7 +153,7 @@ impl DeviceTensor {
         }
     }
 
-    fn of(device: &CubeDevice, weights: Weights) -> Self {
+    pub(super) fn of(device: &CubeDevice, weights: Weights) -> Self {
         Self(Arc::new(Inner { device: device.clone(), weights, selection: Selection::default() }))
     }
 

@@ -4,6 +4,7 @@
 
 #[cfg(feature = "cpu")]
 mod generate;
+mod quantize;
 #[cfg(all(feature = "hip", target_os = "linux"))]
 mod rocm;
 #[cfg(feature = "cpu")]

@@ -101,6 +101,28 @@ fn cases(path: &Path, ty: GgmlType) -> Vec<Case> {
     inputs.map(case).collect()
 }
 
+/// Values, and what ggml's reference quantizer makes of them.
+pub fn quantized(ty: GgmlType) -> Vec<(Case, Vec<u8>)> {
+    let file = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized");
+        Files::open(folder.join(format!("{name}.gguf"))).unwrap()
+    };
+    let (sources, files) = (file("sources"), file(&ty.name().to_lowercase()));
+    let (sources, quantized) = (sources.parse().unwrap(), files.parse().unwrap());
+    let of_source = |source: cube_gguf::gguf::TensorInfo<'_>| {
+        let (n, k) = source.matrix();
+        let data = source.data().unwrap().to_vec();
+        let expected = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let blocks = quantized.tensor(source.name()).unwrap();
+        assert_eq!((blocks.dtype().unwrap(), blocks.matrix()), (ty, (n, k)));
+        let case = Case { name: source.name().to_owned(), endian: Endian::Little, n, k, data, expected };
+        (case, blocks.data().unwrap().to_vec())
+    };
+    let pairs: Vec<_> = sources.tensors().map(of_source).collect();
+    assert!(!pairs.is_empty());
+    pairs
+}
+
 static COMPARES: AtomicBool = AtomicBool::new(true);
 
 /// From here on what kernels wrote is not compared with what they should have written. All else is checked: errors,

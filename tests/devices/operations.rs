@@ -10,7 +10,7 @@ use cube_gguf::{
 };
 use half::{bf16, f16};
 
-use crate::fixtures::{Case, Fixture, assert_bytes, assert_same, compares, noise};
+use crate::fixtures::{self, Case, Fixture, assert_bytes, assert_same, compares, noise};
 use crate::{Check, Formats};
 
 /// A scale, a scale and a min in super-blocks, two scales, a codebook, plain floats.
@@ -26,12 +26,18 @@ const STACKED: &[GgmlType] = &[GgmlType::Q4K, GgmlType::IQ3S, GgmlType::MXFP4, G
 /// Codes and floats: all that the length of a row bears on.
 const LONG: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::F16];
 
+/// One that all others quantize as, as far as loads and errors go.
+const HALVES: &[GgmlType] = &[GgmlType::Q4_0];
+
 pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("gives_its_bytes_back", Formats::All, gives_its_bytes_back),
     ("dequantizes_as_the_reference", Formats::All, dequantizes_as_the_reference),
     ("dequantizes_big_endian", Formats::All, dequantizes_big_endian),
     ("rounds_once_to_f16_and_bf16", Formats::All, rounds_once_to_f16_and_bf16),
     ("gathers_rows", Formats::All, gathers_rows),
+    ("quantizes_as_ggml", Formats::Of(DeviceTensor::quantizes), quantizes_as_ggml),
+    ("quantizes_halves_and_strided_values", Formats::Some(HALVES), quantizes_halves_and_strided_values),
+    ("refuses_to_quantize", Formats::Some(HALVES), refuses_to_quantize),
     ("multiplies_one_token", Formats::All, multiplies_one_token),
     ("multiplies_few_tokens", Formats::All, multiplies_few_tokens),
     ("multiplies_as_many_tokens_as_a_launch", Formats::Some(VARIED), multiplies_as_many_tokens_as_a_launch),
@@ -111,6 +117,64 @@ fn gathers_rows(device: &CubeDevice, fixture: &Fixture) {
         let error = tensor.rows(&[0, id], FloatType::F32).unwrap_err();
         assert!(matches!(error, Error::RowOutOfRange { id: wrong, .. } if wrong == id), "{error}");
     }
+}
+
+/// The bytes of ggml's reference quantizer, for rows of whole words and vectors and for rows that end inside of them.
+fn quantizes_as_ggml(device: &CubeDevice, fixture: &Fixture) {
+    let ty = fixture.ty;
+    for (source, quantized) in fixtures::quantized(ty) {
+        let (n, k) = (source.n, source.k);
+        let tensor = DeviceTensor::quantize(device, ty, n, k, &source.expected).unwrap();
+        assert_bytes(&tensor.data().unwrap(), &quantized, &source.name);
+
+        let (short, row_bytes) = (ty.block_size() * (k / ty.block_size()).min(5), quantized.len() / n);
+        let values: Vec<f32> = (0..n).flat_map(|row| &source.row(row)[..short]).copied().collect();
+        let bytes = ty.row_bytes(short).unwrap();
+        let expected: Vec<u8> = quantized.chunks_exact(row_bytes).flat_map(|row| &row[..bytes]).copied().collect();
+        let tensor = DeviceTensor::quantize(device, ty, n, short, &values).unwrap();
+        assert_bytes(&tensor.data().unwrap(), &expected, &format!("the first {short} of {}", source.name));
+    }
+}
+
+/// Values on the device of any float type and any strides give the blocks of the same values in f32 and in a row.
+fn quantizes_halves_and_strided_values(device: &CubeDevice, fixture: &Fixture) {
+    let (ty, client) = (fixture.ty, device.client());
+    let (n, k) = (3, 5 * ty.block_size());
+    let rounded: Vec<f16> = noise(5, n * k).into_iter().map(f16::from_f32).collect();
+    let exact: Vec<f32> = rounded.iter().map(|x| x.to_f32()).collect();
+    let expected = DeviceTensor::quantize(device, ty, n, k, &exact).unwrap().data().unwrap();
+    let check = |handle, float, strides| {
+        let x = Activations::new(handle, float, vec![n, k], strides).unwrap();
+        let tensor =
+            DeviceTensor::quantize_on_device(device, ty, &x).unwrap_or_else(|error| panic!("{float:?}: {error}"));
+        assert_bytes(&tensor.data().unwrap(), &expected, &format!("{float:?}"));
+    };
+    let by_columns: Vec<f32> = (0..n * k).map(|i| exact[i % n * k + i / n]).collect();
+    check(client.create_from_slice(bytemuck::cast_slice(&by_columns)), FloatType::F32, vec![1, n]);
+    check(client.create_from_slice(bytemuck::cast_slice(&exact)), FloatType::F32, vec![k, 1]);
+    if has_buffers(client.features(), FloatType::F16) {
+        let bytes: Vec<u8> = rounded.iter().flat_map(|x| x.to_le_bytes()).collect();
+        check(client.create_from_slice(&bytes), FloatType::F16, vec![k, 1]);
+    }
+}
+
+fn refuses_to_quantize(device: &CubeDevice, fixture: &Fixture) {
+    let (ty, n) = (fixture.ty, 4);
+    let k = 3 * ty.block_size();
+    let values = noise(6, n * k);
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut values = values.clone();
+        values[3 * k + 1] = odd;
+        values[2 * k - 1] = odd;
+        let result = DeviceTensor::quantize(device, ty, n, k, &values);
+        assert!(!compares() || matches!(result, Err(Error::NotFinite { row: 1 })), "{odd}: {result:?}");
+    }
+    let refused = |n, k| DeviceTensor::quantize(device, ty, n, k, &values).unwrap_err();
+    assert!(matches!(refused(n, k + ty.block_size()), Error::Values { .. }));
+    assert!(matches!(refused(n * k, 1), Error::Values { .. }));
+    assert!(matches!(refused(usize::MAX, k), Error::Values { .. }));
+    let other = DeviceTensor::quantize(device, GgmlType::I32, n, k, &values);
+    assert!(matches!(other, Err(Error::NoQuantizer { .. })));
 }
 
 /// Holds `actual`, `[tokens, n]`, to the stated bound around an f64 product of the expected values.

@@ -213,7 +213,9 @@ mod candle {
 
     use candle_core::{DType, Device as CandleDevice, Module, Tensor};
     use cube_gguf::gguf::GgmlType;
-    use cube_gguf::{CubeDevice, Device, GgmlDType, QMatMul, QStorage, QTensor, load_quantized, qtensor_from_ggml};
+    use cube_gguf::{
+        CubeDevice, Device, DeviceTensor, GgmlDType, QMatMul, QStorage, QTensor, load_quantized, qtensor_from_ggml,
+    };
 
     use crate::fixtures::{Fixture, assert_bytes, assert_same, compares, noise};
 
@@ -337,19 +339,26 @@ mod candle {
         );
     }
 
-    fn quantizes_as_candle(device: &CubeDevice) {
+    fn quantizes_as_candle(cube: &CubeDevice) {
         use candle_core::quantized::{GgmlDType as Theirs, QTensor as CandleTensor};
         let source = Tensor::from_vec(noise(2, 3 * 512), (3, 512), &CandleDevice::Cpu).unwrap();
-        let device = Device::Cube(device.clone());
+        let device = Device::Cube(cube.clone());
         for (ty, theirs) in [(GgmlType::Q4_0, Theirs::Q4_0), (GgmlType::Q4K, Theirs::Q4K), (GgmlType::Q6K, Theirs::Q6K)]
         {
             let expected = CandleTensor::quantize(&source, theirs).unwrap();
-            let expected = expected.data().unwrap();
-            for home in [&device, &Device::Cpu] {
-                let ours = QTensor::quantize_onto(&source, ty, home).unwrap();
-                assert_bytes(&ours.data().unwrap(), &expected, &format!("{ty} on {home}"));
-            }
+            let ours = QTensor::quantize_onto(&source, ty, &Device::Cpu).unwrap();
+            assert_bytes(&ours.data().unwrap(), &expected.data().unwrap(), &format!("{ty} in host memory"));
         }
+        // A device has kernels, whose blocks are ggml's; host memory gets those of the CPU runtime where Candle has no quantizer.
+        for ty in [GgmlType::Q4K, GgmlType::MXFP4] {
+            let values = source.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let expected = DeviceTensor::quantize(cube, ty, 3, 512, &values).unwrap().data().unwrap();
+            let ours = QTensor::quantize_onto(&source, ty, &device).unwrap();
+            assert_eq!(ours.device(), device);
+            assert_bytes(&ours.data().unwrap(), &expected, &format!("{ty} on {device}"));
+        }
+        let ours = QTensor::quantize_onto(&source, GgmlType::MXFP4, &Device::Cpu).unwrap();
+        assert_eq!((ours.device(), ours.shape().dims()), (Device::Cpu, &[3, 512][..]));
         let importance: Vec<f32> = noise(4, 512).iter().map(|x| x.abs() + 0.1).collect();
         let expected = CandleTensor::quantize_imatrix(&source, &importance, Theirs::Q4K).unwrap();
         let ours = QTensor::quantize_imatrix_onto(&source, &importance, GgmlType::Q4K, &device).unwrap();

@@ -1,4 +1,5 @@
-//! The command line: generates text, inspects GGUF files, verifies devices on them, extracts and multiplies tensors, times and tunes.
+//! The command line: generates text, inspects and quantizes GGUF files, verifies devices on them, extracts and multiplies tensors,
+//! times and tunes.
 
 mod bench;
 mod dequantize;
@@ -8,6 +9,8 @@ mod inspect;
 mod matmul;
 mod npy;
 mod output;
+mod part;
+mod quantize;
 mod table;
 mod timing;
 mod tune;
@@ -45,6 +48,7 @@ Examples:
   cube-gguf generate model.gguf --prompt 'The capital of France is'
   cube-gguf inspect model.gguf
   cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
+  cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
   cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16
   cube-gguf bench --types q4_0,q4_k --tokens 1,8,512 --csv
   cube-gguf tune model.gguf --device rocm"
@@ -64,6 +68,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check that a device decodes and multiplies the tensors of a model correctly.
     Verify(verify::Arguments),
+    /// Write a model with other types, fewer bits a weight.
+    Quantize(quantize::Arguments),
     /// Write the values of a tensor as a NumPy array.
     Dequantize(dequantize::Arguments),
     /// Multiply a NumPy array by the transpose of a tensor.
@@ -99,6 +105,7 @@ fn run(command: &Command) -> Outcome<ExitCode> {
                 return Ok(ExitCode::from(OUT_OF_BOUNDS));
             }
         }
+        Command::Quantize(arguments) => return quantize::run(arguments),
         Command::Dequantize(arguments) => dequantize::run(arguments)?,
         Command::Matmul(arguments) => matmul::run(arguments)?,
         Command::Bench(arguments) => bench::run(arguments)?,

@@ -1,12 +1,13 @@
 //! NumPy's `.npy` files: little-endian numbers in C order.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
 
 use half::f16;
 
 use crate::Outcome;
+use crate::part::PartFile;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Alignment of the data in bytes, to which headers are padded.
@@ -156,12 +157,9 @@ impl<'a> Text<'a> {
     }
 }
 
-/// A file that is written in pieces under a temporary name, and renamed once it is complete.
+/// A file that is written in pieces.
 pub struct Writer {
-    out: BufWriter<File>,
-    /// The path while the file is incomplete.
-    temporary: PathBuf,
-    target: PathBuf,
+    out: PartFile,
     /// Bytes of data not written yet.
     missing: usize,
 }
@@ -169,42 +167,28 @@ pub struct Writer {
 impl Writer {
     /// Starts a file of `descr` values, `width` bytes each.
     pub fn create(path: &Path, descr: &str, width: usize, shape: &[usize]) -> Outcome<Self> {
-        let at = |error: io::Error| format!("{}: {error}", path.display());
-        // Of a symbolic link the target is replaced, not the link.
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        if target.exists() && !target.is_file() {
-            return Err(format!("{}: not a regular file", path.display()).into());
-        }
-        let mut name = target.file_name().ok_or_else(|| format!("{}: not a file name", path.display()))?.to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let temporary = target.with_file_name(name);
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary).map_err(at)?;
-        let missing = shape.iter().product::<usize>() * width;
-        let mut writer = Self { out: BufWriter::new(file), temporary, target, missing };
-        writer.out.write_all(&header(descr, shape)).map_err(at)?;
+        let out = PartFile::create(path)?;
+        let mut writer = Self { out, missing: shape.iter().product::<usize>() * width };
+        writer.put(&header(descr, shape))?;
         Ok(writer)
     }
 
     /// Adds data.
     pub fn write(&mut self, data: &[u8]) -> Outcome {
         self.missing = self.missing.checked_sub(data.len()).ok_or("more data than the shape has")?;
-        Ok(self.out.write_all(data).map_err(|error| format!("{}: {error}", self.target.display()))?)
+        self.put(data)
     }
 
-    /// Renames the complete file to its target.
-    pub fn finish(mut self) -> Outcome {
-        if self.missing > 0 {
-            return Err(format!("{}: {} bytes of data are missing", self.target.display(), self.missing).into());
+    fn put(&mut self, data: &[u8]) -> Outcome {
+        Ok(self.out.write_all(data).map_err(|error| format!("{}: {error}", self.out.target().display()))?)
+    }
+
+    /// Names the complete file.
+    pub fn finish(self) -> Outcome {
+        match self.missing {
+            0 => self.out.finish(),
+            missing => Err(format!("{}: {missing} bytes of data are missing", self.out.target().display()).into()),
         }
-        let done = self.out.flush().and_then(|()| fs::rename(&self.temporary, &self.target));
-        Ok(done.map_err(|error| format!("{}: {error}", self.target.display()))?)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        // Fails where `finish` renamed the file.
-        let _ = fs::remove_file(&self.temporary);
     }
 }
 

@@ -217,6 +217,15 @@ pub mod mxfp4 {
     }
 }
 
+/// [`nvfp4`]'s scale of a value, halved, as the codebook's values are doubled.
+#[cube]
+pub fn half_of_ue4m3(x: u32) -> f32 {
+    let subnormal = f32::cast_from(x & 7) * 0.000_976_562_5f32;
+    let normal = f32::reinterpret((((x >> 3) & 0xf) + 119) << 23 | (x & 7) << 20);
+    let value = select((x & 0x78) == 0, subnormal, normal);
+    select(x == 0x7f, 0.0f32, value)
+}
+
 pub mod nvfp4 {
     use super::*;
 
@@ -249,14 +258,6 @@ pub mod nvfp4 {
             (_, 0) => mantissa / 1024.0,
             _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 8),
         }
-    }
-
-    #[cube]
-    fn half_of_ue4m3(x: u32) -> f32 {
-        let subnormal = f32::cast_from(x & 7) * 0.000_976_562_5f32;
-        let normal = f32::reinterpret((((x >> 3) & 0xf) + 119) << 23 | (x & 7) << 20);
-        let value = select((x & 0x78) == 0, subnormal, normal);
-        select(x == 0x7f, 0.0f32, value)
     }
 
     #[cube]

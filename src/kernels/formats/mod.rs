@@ -22,8 +22,9 @@ mod raw;
 mod registry;
 mod view;
 
+pub use bits::f16;
 pub use format::{Codes, Format, Traits, Vectors};
-pub use iq4::codes_of;
+pub use iq4::{codes_of, half_of_ue4m3};
 pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
 pub use prefetched::Prefetched;
 pub use raw::Raw;

@@ -40,11 +40,24 @@ pub(super) enum Inner {
     Cube(DeviceTensor),
 }
 
+/// What makes a device's tensor one of a home.
+type Home = fn(DeviceTensor) -> Inner;
+
 impl Inner {
+    /// The device whose kernels quantize for `device`, and the home of its tensors there: itself, or for a format that Candle lacks
+    /// CubeCL's CPU runtime. `None` where Candle's code quantizes.
+    fn quantizer(ty: GgmlType, device: &Device) -> Option<(&CubeDevice, Home)> {
+        match device {
+            _ if !DeviceTensor::quantizes(ty) => None,
+            Device::Cube(device) => Some((device, Self::Cube)),
+            Device::Cpu if candle_dtype(ty).is_some() => None,
+            Device::Cpu => Some((cpu_runtime()?, Self::Kernels)),
+        }
+    }
+
     /// Blocks in host memory that Candle does not multiply.
     fn host(blocks: HostBlocks, n: usize, k: usize) -> Result<Self> {
-        static RUNTIME: OnceLock<Option<CubeDevice>> = OnceLock::new();
-        Ok(match RUNTIME.get_or_init(|| CubeDevice::new(Backend::CubeCpu, 0).ok()) {
+        Ok(match cpu_runtime() {
             Some(device) => Self::Kernels(DeviceTensor::from_gguf(device, blocks.ty(), n, k, blocks.data(), NATIVE)?),
             None => Self::Host(blocks),
         })
@@ -63,6 +76,12 @@ impl Inner {
         };
         Ok(Self::Experts { ty: ggml_type(blocks.dtype()), matrices: (0..count).map(expert).collect::<Result<_>>()? })
     }
+}
+
+/// CubeCL's CPU runtime, where the build has it.
+fn cpu_runtime() -> Option<&'static CubeDevice> {
+    static RUNTIME: OnceLock<Option<CubeDevice>> = OnceLock::new();
+    RUNTIME.get_or_init(|| CubeDevice::new(Backend::CubeCpu, 0).ok()).as_ref()
 }
 
 /// Rows and columns of a tensor as a matrix.
@@ -178,7 +197,8 @@ impl QTensor {
         Ok(Self { inner, shape: self.shape })
     }
 
-    /// Quantizes `src` by Candle's CPU code; the result is on the device that `src`'s stands for, as weights that are loaded.
+    /// Quantizes `src`; the result is on the device that `src`'s stands for, as weights that are loaded. That device quantizes if it
+    /// is one of CubeCL and there is [a kernel](DeviceTensor::quantize), else Candle's CPU code.
     ///
     /// ```
     /// # #[cfg(feature = "cpu")]
@@ -198,8 +218,8 @@ impl QTensor {
     ///
     /// # Errors
     ///
-    /// Where `src` is not on Candle's CPU device, its rows are not whole blocks, Candle has no quantizer for the type, or the
-    /// device failed.
+    /// Where `src` is not on Candle's CPU device, its rows are not whole blocks, neither has a quantizer for the type, a value is not
+    /// finite and a kernel finds it, or the device failed.
     pub fn quantize(src: &Tensor, dtype: GgmlType) -> Result<Self> {
         Self::quantize_onto(src, dtype, src.device())
     }
@@ -239,7 +259,15 @@ impl QTensor {
     ///
     /// As [`quantize`](Self::quantize), and where the device failed.
     pub fn quantize_onto<P: WeightDevice + ?Sized>(src: &Tensor, dtype: GgmlType, dev: &P) -> Result<Self> {
-        Self::quantized(src, dtype, &dev.weights()?, |storage, values| storage.quantize(values))
+        let device = dev.weights()?;
+        let kernels = Inner::quantizer(dtype, &device).filter(|_| src.device().is_cpu());
+        let Some((device, home)) = kernels else {
+            return Self::quantized(src, dtype, &device, |storage, values| storage.quantize(values));
+        };
+        let (n, k) = matrix(src.shape(), dtype)?;
+        let values = src.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let tensor = DeviceTensor::quantize(device, dtype, n, k, &values)?;
+        Ok(Self { inner: home(tensor), shape: src.shape().clone() })
     }
 
     fn quantized(
@@ -256,7 +284,7 @@ impl QTensor {
         }
         let (n, k) = matrix(src.shape(), dtype)?;
         if candle_dtype(dtype).is_none() {
-            return Err(candle_error(format!("Candle has no quantizer for {dtype}")));
+            return Err(candle_error(format!("there is no quantizer for {dtype}")));
         }
         let values = src.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let mut storage = QStorage::zeros(&Device::Cpu, n * k, dtype)?;

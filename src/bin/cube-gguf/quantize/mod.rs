@@ -1,0 +1,288 @@
+//! `cube-gguf quantize`.
+
+mod recipe;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fmt, fs};
+
+use candle_core::{Device as Host, Tensor};
+use clap::Args;
+use cube_gguf::gguf::{Endian, Files, Gguf, TensorInfo, TensorWriter, Writer};
+use cube_gguf::internals::Format;
+use cube_gguf::{Device, DeviceTensor, GgmlType, QTensor};
+use globset::{Glob, GlobMatcher};
+use half::{bf16, f16};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+
+use self::recipe::{Model, Recipe, Types, is_quantized};
+use crate::output::{escape, print, shape};
+use crate::part::PartFile;
+use crate::weights::Weights;
+use crate::{DeviceArgument, INTERRUPTED, Outcome};
+
+#[derive(Args)]
+#[command(after_help = "\
+TYPE is a recipe of llama.cpp: Q4_K_M, Q5_K_S, Q8_0 ... Matrices get the types that llama.cpp picks; vectors, norms and
+routers stay as they are. Rows that are no whole blocks of their type get a like one with blocks of 32 values, else F16.
+The file appears once it is complete.
+
+Examples:
+  cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
+  cube-gguf quantize model-bf16.gguf out.gguf Q4_0 --tensor 'output.weight=Q8_0' --tensor 'blk.*.ffn_down.weight=Q5_K'")]
+pub struct Arguments {
+    /// A GGUF file of any types, or any shard of a split one.
+    input: PathBuf,
+    /// The file to write.
+    output: PathBuf,
+    /// The recipe.
+    #[arg(value_name = "TYPE")]
+    recipe: Recipe,
+    /// A type for the matrices whose names match; the first that does counts. May be given again.
+    #[arg(long = "tensor", value_name = "GLOB=TYPE", value_parser = Override::parse)]
+    overrides: Vec<Override>,
+    #[command(flatten)]
+    device: DeviceArgument,
+}
+
+/// A type for the tensors whose names match.
+#[derive(Clone, Debug)]
+struct Override {
+    names: GlobMatcher,
+    ty: GgmlType,
+}
+
+impl Override {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (glob, ty) = text.rsplit_once('=').ok_or("not GLOB=TYPE")?;
+        let names = Glob::new(glob).map_err(|error| error.to_string())?.compile_matcher();
+        let ty: GgmlType = ty.parse().map_err(|error| format!("{error}"))?;
+        Ok(Self { names, ty })
+    }
+}
+
+/// Set by Ctrl-C.
+static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The error of a Ctrl-C.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
+pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
+    ctrlc::set_handler(|| IS_INTERRUPTED.store(true, Ordering::Relaxed))?;
+    match quantize(arguments) {
+        Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn quantize(arguments: &Arguments) -> Outcome {
+    let files = Files::open(&arguments.input)?;
+    let gguf = files.parse()?;
+    let device = arguments.device.open()?;
+    let plan = plan(arguments, &gguf)?;
+    for (tensor, ty) in &plan {
+        check_quantizer(tensor, *ty, &device)?;
+    }
+    let at = |error: cube_gguf::gguf::Error| format!("{}: {error}", arguments.output.display());
+    let mut out = header(arguments, &gguf, &plan)?.begin(PartFile::create(&arguments.output)?).map_err(at)?;
+
+    let bar = ProgressBar::new(plan.iter().map(|(tensor, _)| tensor.elements() as u64).sum());
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent}% {eta} {wide_msg}") {
+        bar.set_style(style);
+    }
+    let (mut before, mut after, mut elements) = (0, 0, 0);
+    for (tensor, ty) in plan {
+        bar.set_message(escape(tensor.name()));
+        let job = Job { files: &files, tensor, ty, device: &device, bar: &bar };
+        let error = job.write(&mut out).map_err(|error| match error.is::<Interrupted>() {
+            true => error,
+            false => format!("{}: {error}", tensor.name()).into(),
+        })?;
+        let from = tensor.dtype()?;
+        bar.suspend(|| print(&format!("{}\n", line(&tensor, from, ty, error))))?;
+        before += tensor.size_in_bytes()?;
+        after += ty.row_bytes(tensor.elements()).unwrap_or(0);
+        elements += tensor.elements();
+    }
+    bar.finish_and_clear();
+    out.finish().map_err(at)?.finish()?;
+    let bits = |bytes: usize| {
+        format!("{} ({:.2} bits a weight)", HumanBytes(bytes as u64), 8.0 * bytes as f64 / elements.max(1) as f64)
+    };
+    print(&format!("{} -> {}\n", bits(before), bits(after)))?;
+    Ok(())
+}
+
+/// All tensors with their types.
+fn plan<'a>(arguments: &Arguments, gguf: &'a Gguf<'_>) -> Outcome<Vec<(TensorInfo<'a>, GgmlType)>> {
+    let mut types = Types::new(arguments.recipe, Model::of(gguf));
+    let mut plan = Vec::new();
+    for tensor in gguf.tensors() {
+        let own = tensor.dtype()?;
+        let named = arguments.overrides.iter().find(|by| by.names.is_match(tensor.name()));
+        let ty = match named {
+            _ if !own.is_weights() || !is_quantized(tensor.name(), tensor.dims()) => own,
+            // It counts for the matrices after it all the same.
+            Some(by) => {
+                types.next(tensor.name(), tensor.dims());
+                by.ty
+            }
+            None => types.next(tensor.name(), tensor.dims()),
+        };
+        plan.push((tensor, ty));
+    }
+    Ok(plan)
+}
+
+/// Refuses what cannot be quantized before anything is written.
+fn check_quantizer(tensor: &TensorInfo<'_>, ty: GgmlType, device: &Device) -> Outcome {
+    let own = tensor.dtype()?;
+    let kernels = DeviceTensor::quantizes(ty);
+    // Candle's own, which `QTensor` takes in host memory.
+    let candle = matches!(device, Device::Cpu) && ty == GgmlType::Q8K;
+    if own == ty || ty.block_size() == 1 && ty.is_weights() || kernels || candle {
+        return Ok(());
+    }
+    Err(format!("{}: there is no quantizer for {ty}", tensor.name()).into())
+}
+
+/// The header of the new file: the metadata of the old one, but for what says how it is split and quantized.
+fn header(arguments: &Arguments, gguf: &Gguf<'_>, plan: &[(TensorInfo<'_>, GgmlType)]) -> Outcome<Writer> {
+    const VERSION: &str = "general.quantization_version";
+    const FILE_TYPE: &str = "general.file_type";
+    let mut writer = Writer::new();
+    for (key, value) in gguf.metadata().iter() {
+        if !key.starts_with("split.") && key != VERSION && key != FILE_TYPE {
+            writer.value(key, value)?;
+        }
+    }
+    writer.metadata(VERSION, 2u32)?.metadata(FILE_TYPE, arguments.recipe.file_type())?;
+    for (tensor, ty) in plan {
+        writer.tensor(tensor.name(), tensor.dims(), *ty)?;
+    }
+    Ok(writer)
+}
+
+/// A tensor on its way into the new file.
+struct Job<'a> {
+    files: &'a Files,
+    tensor: TensorInfo<'a>,
+    ty: GgmlType,
+    device: &'a Device,
+    bar: &'a ProgressBar,
+}
+
+impl Job<'_> {
+    /// Writes the tensor's data; the relative error where it got another type.
+    fn write(&self, out: &mut TensorWriter<impl Write>) -> Outcome<Option<f64>> {
+        if self.tensor.dtype()? == self.ty && self.tensor.endian() == Endian::Little {
+            self.check()?;
+            out.data(self.tensor.data()?)?;
+            self.bar.inc(self.tensor.elements() as u64);
+            return Ok(None);
+        }
+        if self.tensor.elements() == 0 {
+            out.data(&[])?;
+            return Ok(None);
+        }
+        let weights = Weights::new(self.tensor)?;
+        let mut error = Error::default();
+        for (first, rows) in weights.stripes() {
+            self.check()?;
+            let mut values = vec![0.0f32; rows * weights.k];
+            decode(weights.format, weights.rows(first, rows), &mut values);
+            let odd = values.par_iter().position_first(|value| !value.is_finite());
+            if let Some(odd) = odd.filter(|_| self.ty.block_size() > 1) {
+                return Err(cube_gguf::Error::NotFinite { row: first + odd / weights.k }.into());
+            }
+            let data = self.quantized(&values, rows, weights.k)?;
+            error.add(self.ty, &data, &values);
+            out.part(&data)?;
+            self.bar.inc(values.len() as u64);
+        }
+        Ok(Some(error.relative()))
+    }
+
+    /// Whether to go on: the files are as long as they were when they were opened, and nobody pressed Ctrl-C.
+    fn check(&self) -> Outcome {
+        if IS_INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(Interrupted.into());
+        }
+        let len = |path| fs::metadata(path).map(|file| file.len());
+        match self.files.paths().map(len).sum::<std::io::Result<u64>>()? {
+            len if len < self.files.total_bytes() => Err("the file has become shorter".into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The blocks of rows of values.
+    fn quantized(&self, values: &[f32], n: usize, k: usize) -> Outcome<Vec<u8>> {
+        Ok(match (self.ty, self.device) {
+            (GgmlType::F32, _) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            (GgmlType::F16, _) => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+            (GgmlType::BF16, _) => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            (ty, Device::Cube(device)) => DeviceTensor::quantize(device, ty, n, k, values)?.data()?,
+            (ty, device) => {
+                let values = Tensor::from_slice(values, (n, k), &Host::Cpu)?;
+                QTensor::quantize_onto(&values, ty, device)?.data()?.into_owned()
+            }
+        })
+    }
+}
+
+/// Decodes little-endian blocks on all cores.
+fn decode(format: &Format, data: &[u8], values: &mut [f32]) {
+    const BLOCKS: usize = 1 << 12;
+    let (size, bytes) = (format.ty.block_size() * BLOCKS, format.ty.block_bytes() * BLOCKS);
+    values.par_chunks_mut(size).zip(data.par_chunks(bytes)).for_each(|(values, data)| {
+        format.dequantize_blocks(data, values);
+    });
+}
+
+/// Sums of squares of errors and of values.
+#[derive(Default)]
+struct Error {
+    errors: f64,
+    values: f64,
+}
+
+impl Error {
+    fn add(&mut self, ty: GgmlType, data: &[u8], values: &[f32]) {
+        let Some(format) = cube_gguf::internals::format(ty) else { return };
+        let mut decoded = vec![0.0f32; values.len()];
+        decode(format, data, &mut decoded);
+        let sums = |(a, b): (&[f32], &[f32])| {
+            let pairs = a.iter().zip(b);
+            pairs.fold((0.0, 0.0), |sums, (&a, &b)| {
+                (sums.0 + (f64::from(a) - f64::from(b)).powi(2), sums.1 + f64::from(b).powi(2))
+            })
+        };
+        let (errors, values) = decoded
+            .par_chunks(1 << 16)
+            .zip(values.par_chunks(1 << 16))
+            .map(sums)
+            .reduce(|| (0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+        self.errors += errors;
+        self.values += values;
+    }
+
+    /// The root of the one over the other.
+    fn relative(&self) -> f64 {
+        if self.errors == 0.0 { 0.0 } else { (self.errors / self.values).sqrt() }
+    }
+}
+
+/// What is said of a tensor.
+fn line(tensor: &TensorInfo<'_>, from: GgmlType, to: GgmlType, error: Option<f64>) -> impl fmt::Display {
+    let name = escape(tensor.name());
+    let shape = shape(&tensor.shape());
+    match error {
+        None => format!("{name:40} {shape:>16} {from}"),
+        Some(error) => format!("{name:40} {shape:>16} {from} -> {to}, error {:.3}%", 100.0 * error),
+    }
+}

@@ -1,0 +1,120 @@
+//! Q4_0, Q5_0: the value of the largest magnitude becomes the lowest code. Q4_1, Q5_1: the least value becomes code 0, the greatest
+//! the highest one. Q8_0, Q8_1: the largest magnitude becomes 127.
+
+use cubecl::prelude::*;
+
+use super::codes::{Destination, Place, add_codes, bytes_of, chunk_words};
+use super::rounding::{Four, alone, away_from_zero, extreme, floored, inverse, load, magnitude};
+use crate::kernels::arch::dot::sum4;
+use crate::kernels::floats::f16_bits;
+use crate::kernels::vector::Words;
+
+/// Vectors of a block.
+const FOURS: usize = 8;
+
+/// A block of codes of `width` bits without a min.
+#[cube]
+pub fn symmetric<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    first: usize,
+    out: &mut [Words],
+    destination: &Destination,
+    place: Place,
+    #[comptime] width: u32,
+) -> u32 {
+    let half = comptime!(1u32 << (width - 1));
+    let scale = extreme::<X>(x, first, FOURS) * comptime!(-1.0 / half as f32);
+    let factor = inverse(scale);
+    let mut codes = Sequence::<u32>::new();
+    #[unroll]
+    for i in 0..FOURS {
+        let scaled = alone(load::<X>(x, first + i) * Four::new(factor)) + Four::new(comptime!(half as f32 + 0.5));
+        codes.push(bytes_of(floored(scaled, comptime!(2 * half - 1))));
+    }
+    store_codes(out, destination, place, &codes, width);
+    f16_bits(scale)
+}
+
+/// A block of codes of `width` bits with a min.
+#[cube]
+pub fn affine<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    first: usize,
+    out: &mut [Words],
+    destination: &Destination,
+    place: Place,
+    #[comptime] width: u32,
+) -> u32 {
+    let most = comptime!((1u32 << width) - 1);
+    let start = load::<X>(x, first);
+    let (mut least, mut greatest) = (start, start);
+    for i in 1..FOURS {
+        let values = load::<X>(x, first + i);
+        least = min(least, values);
+        greatest = max(greatest, values);
+    }
+    let least =
+        min(min(least.extract(0usize), least.extract(1usize)), min(least.extract(2usize), least.extract(3usize)));
+    let greatest = max(
+        max(greatest.extract(0usize), greatest.extract(1usize)),
+        max(greatest.extract(2usize), greatest.extract(3usize)),
+    );
+    let scale = (greatest - least) / comptime!(most as f32);
+    let factor = inverse(scale);
+    let mut codes = Sequence::<u32>::new();
+    #[unroll]
+    for i in 0..FOURS {
+        let above = load::<X>(x, first + i) - Four::new(least);
+        codes.push(bytes_of(floored(alone(above * Four::new(factor)) + Four::new(0.5f32), most)));
+    }
+    store_codes(out, destination, place, &codes, width);
+    f16_bits(scale) | (f16_bits(least) << 16)
+}
+
+/// Stores a block's codes: nibbles, and the fifth bits in a component of their own.
+#[cube]
+fn store_codes(
+    out: &mut [Words],
+    destination: &Destination,
+    place: Place,
+    codes: &Sequence<u32>,
+    #[comptime] width: u32,
+) {
+    let mut nibbles = chunk_words(4usize);
+    let mut fifths = chunk_words(1usize);
+    #[unroll]
+    for i in 0..FOURS {
+        let four = *codes.index(i);
+        add_codes(&mut nibbles, i, four & 0x0f0f_0f0f, 4usize);
+        add_codes(&mut fifths, i, (four >> 4) & 0x0101_0101, 1usize);
+    }
+    destination.store_chunk(out, 0usize, place.row, place.block, &nibbles, 4usize);
+    if comptime!(width == 5) {
+        destination.store_chunk(out, 1usize, place.row, place.block, &fifths, 1usize);
+    }
+}
+
+/// A block of bytes, with the sum of its values if `with_sum`.
+#[cube]
+pub fn bytes<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    first: usize,
+    out: &mut [Words],
+    destination: &Destination,
+    place: Place,
+    #[comptime] with_sum: bool,
+) -> u32 {
+    let scale = magnitude::<X>(x, first, FOURS) / 127.0f32;
+    let factor = inverse(scale);
+    let mut words = chunk_words(FOURS);
+    let mut sum = 0i32;
+    #[unroll]
+    for i in 0..FOURS {
+        let four = bytes_of(away_from_zero(load::<X>(x, first + i) * Four::new(factor)));
+        add_codes(&mut words, i, four, FOURS);
+        sum += sum4(four);
+    }
+    destination.store_chunk(out, 0usize, place.row, place.block, &words, FOURS);
+    let bits = f16_bits(scale);
+    if comptime!(with_sum) { bits | (f16_bits(f32::cast_from(sum) * scale) << 16) } else { bits }
+}

@@ -1,0 +1,186 @@
+//! Quantization of weights: floats to blocks, in the device layout, by the rules of ggml's reference quantizers
+//! (`quantize_row_*_ref` in `ggml/src/ggml-quants.c`).
+//!
+//! Of formats with a closed rule a unit takes as many blocks of a row as fill a word with their scales. A *rule* is a `#[cube]`
+//! function that picks the scale of a block from its values and stores their codes; it returns the bits of the scale, and of
+//! the min if there is one. Formats of super-blocks have [a kernel of their own](k_quants).
+//!
+//! Rounding decides about bytes, in the searches too, where many scales are nearly as good: no product may be fused with the sum
+//! that it goes into (see [`rounding::alone`]).
+
+mod codes;
+mod fp4;
+mod k_quants;
+mod legacy;
+mod low_bits;
+mod rounding;
+mod search;
+
+use cubecl::client::Client;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use self::codes::{Destination, DestinationLaunch, Place};
+use self::k_quants::{PAIR, SuperRule, quantize_super_blocks};
+use crate::gguf::GgmlType;
+use crate::kernels::floats::FloatType;
+use crate::kernels::formats::{ComponentOffsets, format};
+use crate::kernels::launch::{Grid, buffer, cubes, elementwise};
+use crate::kernels::vector::Words;
+
+/// Whether there is a kernel for the format.
+pub fn quantizes(ty: GgmlType) -> bool {
+    Rule::of(ty).is_some() || SuperRule::has(ty)
+}
+
+/// Rows of a matrix of floats, contiguous in `values`, and the first of them in the quantized matrix.
+pub struct Values<'a> {
+    pub handle: &'a Handle,
+    pub ty: FloatType,
+    pub first_row: usize,
+    pub rows: usize,
+}
+
+/// Quantizes rows of floats into the components at `offsets` of `out`. A row with a value that is not finite has a word that is
+/// not 0 in `faults`, which has a word for each row of the matrix.
+///
+/// There must be [a kernel](quantizes) for the format.
+pub fn quantize(
+    client: &Client,
+    values: &Values<'_>,
+    ty: GgmlType,
+    offsets: &ComponentOffsets,
+    out: &Handle,
+    faults: &Handle,
+) {
+    let destination = DestinationLaunch::of(offsets);
+    let (from, into, faults) = (buffer(values.handle, 4 * values.ty.bytes()), buffer(out, 16), buffer(faults, 4));
+    let elem = values.ty.elem();
+    let run = |grid, units| RunLaunch::new(grid, values.first_row, offsets.blocks, units);
+    if let Some(rule) = Rule::of(ty) {
+        let per_row = offsets.blocks.div_ceil(rule.blocks());
+        let (count, dim, grid) = elementwise(client, values.rows * per_row);
+        quantize_blocks::launch(client, count, dim, from, into, faults, run(grid, per_row), destination, rule, elem);
+    } else if SuperRule::has(ty) {
+        // CubeCL's CPU runtime runs a cube's units as threads, which wait for each other at every barrier.
+        let is_host = client.properties().hardware.num_cpu_cores.is_some();
+        let (units, chunks) = if is_host { (1, PAIR) } else { (SUPER_UNITS, 1) };
+        let rule = SuperRule { ty, units, chunks };
+        let pairs = offsets.blocks.div_ceil(2);
+        let all = values.rows * pairs * PAIR;
+        let (count, grid) = cubes(client, all.div_ceil(rule.cube_chunks()), all);
+        let dim = CubeDim::new_1d(units as u32);
+        quantize_super_blocks::launch(
+            client,
+            count,
+            dim,
+            from,
+            into,
+            faults,
+            run(grid, pairs),
+            destination,
+            rule,
+            elem,
+        );
+    }
+}
+
+/// Units of a cube that quantizes super-blocks: four pairs.
+const SUPER_UNITS: usize = 4 * PAIR;
+
+/// What decides about the blocks of a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Rule {
+    ty: GgmlType,
+    /// Components before that of the scales.
+    scales: usize,
+    /// Bits of a block's scales: 8, 16 or 32.
+    scale_bits: u32,
+}
+
+impl Rule {
+    fn of(ty: GgmlType) -> Option<Self> {
+        use GgmlType::{MXFP4, NVFP4, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, TQ1_0, TQ2_0};
+        let has = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q8_1 | TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0);
+        let layout = (format(ty).filter(|_| has)?.layout)();
+        let scales = layout.components.len() - 1;
+        Some(Self { ty, scales, scale_bits: layout.components[scales].block_bits() as u32 })
+    }
+
+    /// Blocks of a unit.
+    fn blocks(self) -> usize {
+        (32 / self.scale_bits) as usize
+    }
+}
+
+/// The rows that a launch quantizes.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Run {
+    grid: Grid,
+    /// The first row of the quantized matrix.
+    first_row: usize,
+    /// Blocks of a row.
+    blocks: usize,
+    /// Units of a row, or pairs of super-blocks.
+    units: usize,
+}
+
+#[cube(launch)]
+fn quantize_blocks<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    out: &mut [Words],
+    faults: &mut [u32],
+    run: Run,
+    destination: Destination,
+    #[comptime] rule: Rule,
+    #[define(X)] _dtype: ElemType,
+) {
+    let position = run.grid.unit();
+    if position >= run.grid.len {
+        terminate!();
+    }
+    let (from_row, unit) = (position / run.units, position % run.units);
+    let row = run.first_row + from_row;
+    let fours = comptime!(rule.ty.block_size() / 4);
+    let mut scales = 0u32;
+    #[unroll]
+    for i in 0..comptime!(rule.blocks()) {
+        let block = unit * comptime!(rule.blocks()) + i;
+        if block < run.blocks {
+            let first = (from_row * run.blocks + block) * fours;
+            let mut largest = 0u32;
+            for four in 0..fours {
+                largest = max(largest, rounding::largest::<X>(x, first + four));
+            }
+            if largest >= 0x7f80_0000 {
+                faults[row] = 1u32;
+            }
+            let place = Place { row, block };
+            let scale = match comptime!(rule.ty) {
+                GgmlType::Q4_0 => legacy::symmetric::<X>(x, first, out, &destination, place, 4u32),
+                GgmlType::Q5_0 => legacy::symmetric::<X>(x, first, out, &destination, place, 5u32),
+                GgmlType::Q4_1 => legacy::affine::<X>(x, first, out, &destination, place, 4u32),
+                GgmlType::Q5_1 => legacy::affine::<X>(x, first, out, &destination, place, 5u32),
+                GgmlType::Q8_0 => legacy::bytes::<X>(x, first, out, &destination, place, false),
+                GgmlType::Q8_1 => legacy::bytes::<X>(x, first, out, &destination, place, true),
+                GgmlType::TQ1_0 => low_bits::trits::<X>(x, first, out, &destination, place),
+                GgmlType::TQ2_0 => low_bits::crumbs::<X>(x, first, out, &destination, place, 8usize),
+                GgmlType::Q2_0 => low_bits::crumbs::<X>(x, first, out, &destination, place, 2usize),
+                GgmlType::Q1_0 => low_bits::signs::<X>(x, first, out, &destination, place),
+                GgmlType::MXFP4 => fp4::mxfp4::<X>(x, first, out, &destination, place),
+                GgmlType::NVFP4 => fp4::nvfp4::<X>(x, first, out, &destination, place),
+                _ => comptime!(panic!("{} has no rule", rule.ty)),
+            };
+            scales |= scale << comptime!(rule.scale_bits * i as u32 % 32);
+        }
+    }
+    destination.store(out, comptime!(rule.scales), row, unit, scales);
+    if unit + 1 == run.units {
+        #[unroll]
+        for component in 0..comptime!(rule.scales + 1) {
+            destination.clear_after(out, component, row, run.blocks, rule.ty);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Loads, and arithmetic whose every rounding is that of C.
+
+use cubecl::prelude::*;
+
+use crate::kernels::quantize::codes::largest_of;
+use crate::kernels::vector::Words;
+
+/// Four floats of a kernel.
+pub type Four = Vector<f32, Const<4>>;
+
+/// The vector `index` of the values, as f32.
+#[cube]
+pub fn load<X: Float>(x: &[Vector<X, Const<4>>], index: usize) -> Four {
+    Four::cast_from(x[index])
+}
+
+/// The bit pattern of the largest magnitude in vector `index`.
+#[cube]
+pub fn largest<X: Float>(x: &[Vector<X, Const<4>>], index: usize) -> u32 {
+    largest_of(load::<X>(x, index))
+}
+
+/// Products that are rounded before anything is added to them: a maximum between both keeps compilers from one instruction for
+/// both, which would round once.
+#[cube]
+pub fn alone(products: Four) -> Four {
+    max(products, Four::new(f32::MIN))
+}
+
+/// [`alone`] of one product.
+#[cube]
+pub fn product(a: f32, b: f32) -> f32 {
+    max(a * b, f32::MIN)
+}
+
+/// One over a scale; 0 for a scale of 0, or one so small that its inverse is no float.
+#[cube]
+pub fn inverse(scale: f32) -> f32 {
+    let magnitude = u32::reinterpret(scale) & 0x7fff_ffff;
+    // 2^-128 is the smallest float with an inverse.
+    select(magnitude > 0x0020_0000, 1.0f32 / scale, 0.0f32)
+}
+
+/// The value of the largest magnitude among `fours` vectors from `first` on, the first of several.
+#[cube]
+pub fn extreme<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] fours: usize) -> f32 {
+    let mut largest = 0.0f32;
+    let mut extreme = 0.0f32;
+    for i in 0..fours {
+        let values = load::<X>(x, first + i);
+        #[unroll]
+        for j in 0..4usize {
+            let value = values.extract(j);
+            let magnitude = f32::abs(value);
+            extreme = select(magnitude > largest, value, extreme);
+            largest = max(largest, magnitude);
+        }
+    }
+    extreme
+}
+
+/// The largest magnitude among `fours` vectors from `first` on.
+#[cube]
+pub fn magnitude<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] fours: usize) -> f32 {
+    let mut largest = 0u32;
+    for i in 0..fours {
+        largest = max(largest, largest_of(load::<X>(x, first + i)));
+    }
+    f32::reinterpret(largest)
+}
+
+/// Nonnegative numbers rounded down, at most `most`.
+#[cube]
+pub fn floored(numbers: Four, #[comptime] most: u32) -> Words {
+    min(Words::cast_from(numbers), Words::new(most))
+}
+
+/// Numbers of at most 127 to the nearest integer, halves away from zero, as signed bytes.
+#[cube]
+pub fn away_from_zero(numbers: Four) -> Words {
+    let mut out = Words::empty();
+    #[unroll]
+    for i in 0..4usize {
+        let number = numbers.extract(i);
+        let magnitude = f32::abs(number);
+        let whole = u32::cast_from(magnitude);
+        let rounded = whole + u32::cast_from(magnitude - f32::cast_from(whole) >= 0.5f32);
+        out.insert(i, select(number < 0.0f32, 0u32 - rounded, rounded) & 0xff);
+    }
+    out
+}
+
+/// The nearest integer, of halves the even one, within two million.
+#[cube]
+pub fn nearest(number: f32) -> i32 {
+    // Clamping it also keeps the sum from being fused with a product before it.
+    let within = clamp(number, -2_097_152.0f32, 2_097_152.0f32);
+    (i32::reinterpret(within + 12_582_912.0f32) & 0x007f_ffff) - 0x0040_0000
+}

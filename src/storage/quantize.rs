@@ -1,0 +1,118 @@
+//! Quantization on the device that the tensor is for.
+
+use cubecl::server::Handle;
+
+use super::device::CubeDevice;
+use super::tensor::DeviceTensor;
+use crate::gguf::GgmlType;
+use crate::kernels::activations::{Activations, pack};
+use crate::kernels::floats::{FloatType, has_buffers};
+use crate::kernels::launch::used_bytes;
+use crate::kernels::quantize::weights::{Values, quantizes};
+use crate::kernels::weights::Weights;
+use crate::{Error, Result};
+
+/// The most bytes of values that are uploaded at once.
+const STRIPE: usize = 64 << 20;
+
+impl DeviceTensor {
+    /// Whether [`quantize`](Self::quantize) has a kernel for the type.
+    pub fn quantizes(ty: GgmlType) -> bool {
+        quantizes(ty)
+    }
+
+    /// Quantizes `n` rows of `k` values on the device, by the rules of ggml's reference quantizer of the type
+    /// (`quantize_row_*_ref` in `ggml/src/ggml-quants.c`): the blocks are the same, bit for bit, but for scales too small to have
+    /// an inverse, whose blocks are zeros. The values go there in stripes of 64 MiB.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoQuantizer`] where there is no kernel for the type, [`Error::Values`] where rows are not whole blocks or their values
+    /// more or fewer than there are, [`Error::NotFinite`] for a row with a NaN or an infinity, [`Error::TooLarge`] where
+    /// the result exceeds the device's largest buffer, [`Error::Device`] where the device failed.
+    pub fn quantize(device: &CubeDevice, ty: GgmlType, n: usize, k: usize, values: &[f32]) -> Result<Self> {
+        let quantizer = Quantizer::new(device, ty, n, k, values.len())?;
+        let rows = (STRIPE / 4 / k.max(1)).max(1);
+        let client = device.client();
+        for (stripe, values) in values.chunks(rows * k.max(1)).enumerate() {
+            let handle = client.create_from_slice(bytemuck::cast_slice(values));
+            let rows = Values { handle: &handle, ty: FloatType::F32, first_row: stripe * rows, rows: values.len() / k };
+            quantizer.weights.quantize_rows(&client, &rows, &quantizer.faults);
+            // Bounds the memory of the stripes: otherwise those of a whole tensor would be in flight.
+            if stripe % 2 == 1 {
+                let _ = cubecl::future::block_on(client.sync());
+            }
+        }
+        quantizer.finish()
+    }
+
+    /// Quantizes rows of floats that are on the device, as [`quantize`](Self::quantize) does. It waits for the result, as the values
+    /// decide whether there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize`](Self::quantize); [`Error::NoFloat`] where the device cannot read the type of the values.
+    pub fn quantize_on_device(device: &CubeDevice, ty: GgmlType, values: &Activations) -> Result<Self> {
+        let (n, k) = (values.tokens(), values.k());
+        let quantizer = Quantizer::new(device, ty, n, k, n * k)?;
+        let client = device.client();
+        let from = values.ty();
+        if !has_buffers(client.features(), from) {
+            return Err(Error::NoFloat { device: device.to_string(), ty: from.name() });
+        }
+        let packed;
+        let handle = if values.vector_stride() == Some(k) && n > 1 {
+            values.handle()
+        } else {
+            packed = pack(&client, values, from);
+            &packed
+        };
+        quantizer.weights.quantize_rows(
+            &client,
+            &Values { handle, ty: from, first_row: 0, rows: n },
+            &quantizer.faults,
+        );
+        quantizer.finish()
+    }
+}
+
+/// A matrix that is being quantized.
+struct Quantizer<'a> {
+    device: &'a CubeDevice,
+    weights: Weights,
+    /// A word for each row, 0 where all of its values are finite.
+    faults: Handle,
+}
+
+impl<'a> Quantizer<'a> {
+    fn new(device: &'a CubeDevice, ty: GgmlType, n: usize, k: usize, values: usize) -> Result<Self> {
+        if !quantizes(ty) {
+            return Err(Error::NoQuantizer { ty });
+        }
+        let wrong = || Error::Values { ty, n, k, values };
+        let bytes = ty.row_bytes(k).and_then(|row| row.checked_mul(n)).ok_or_else(wrong)?;
+        if n.checked_mul(k) != Some(values) {
+            return Err(wrong());
+        }
+        let client = device.client();
+        let most = client.properties().memory.max_page_size;
+        if bytes as u64 > most {
+            return Err(Error::TooLarge { device: device.to_string(), bytes, most });
+        }
+        let codebook = device.codebook(&client, ty);
+        let weights = Weights::uninitialized(&client, ty, n, k, codebook).ok_or_else(wrong)?;
+        let faults = client.create_from_slice(bytemuck::cast_slice(&vec![0u32; n.max(1)]));
+        Ok(Self { device, weights, faults })
+    }
+
+    /// The tensor, once its values are known to be finite.
+    fn finish(self) -> Result<DeviceTensor> {
+        let words = used_bytes(&self.faults) / 4;
+        let faults = self.device.read(self.faults)?;
+        let row = faults.chunks_exact(4).take(words).position(|word| word != [0; 4]);
+        match row {
+            Some(row) => Err(Error::NotFinite { row }),
+            None => Ok(DeviceTensor::of(self.device, self.weights)),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `cube-gguf quantize` on a small model.
+
+use std::fs;
+
+use cube_gguf::gguf::{Files, GgmlType, Writer};
+
+use super::{DEVICES, Folder, error, run, stdout};
+
+/// Values of every magnitude, the same ones every time.
+fn values(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 31 + seed * 17) as f32 * 0.37).sin() * 0.1).collect()
+}
+
+const TENSORS: [(&str, &[u64]); 6] = [
+    ("token_embd.weight", &[256, 8]),
+    ("blk.0.attn_norm.weight", &[256]),
+    ("blk.0.attn_v.weight", &[256, 4]),
+    ("blk.0.ffn_gate_inp.weight", &[256, 2]),
+    // Rows that are no whole super-blocks.
+    ("blk.0.ffn_down.weight", &[96, 4]),
+    ("output_norm.weight", &[256]),
+];
+
+/// A model of two layers with the tensors of one, f32, `odd` in place of the value of the same index of the third.
+fn model(folder: &Folder, odd: Option<(usize, f32)>) -> String {
+    let mut writer = Writer::new();
+    writer.metadata("general.architecture", "llama").unwrap();
+    writer.metadata("general.file_type", 0u32).unwrap();
+    writer.metadata("llama.block_count", 2u32).unwrap();
+    for (name, dims) in TENSORS {
+        writer.tensor(name, dims, GgmlType::F32).unwrap();
+    }
+    let mut out = writer.begin(Vec::new()).unwrap();
+    for (place, (_, dims)) in TENSORS.iter().enumerate() {
+        let mut values = values(dims.iter().product::<u64>() as usize, place);
+        if let Some((index, odd)) = odd.filter(|_| place == 2) {
+            values[index] = odd;
+        }
+        out.data(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    }
+    let path = folder.path("model.gguf");
+    fs::write(&path, out.finish().unwrap()).unwrap();
+    path
+}
+
+fn types(path: &str) -> Vec<GgmlType> {
+    let files = Files::open(path).unwrap();
+    let gguf = files.parse().unwrap();
+    gguf.tensors().map(|tensor| tensor.dtype().unwrap()).collect()
+}
+
+/// The types are llama.cpp's: the embedding is the output, too, the last values' matrix has more bits, and rows that do not fit fall
+/// back.
+#[test]
+fn matrices_get_the_types_of_the_recipe() {
+    use GgmlType::{F32, Q5_0, Q5_1, Q6K};
+    let folder = Folder::new("quantize-types");
+    let file = model(&folder, None);
+    for device in DEVICES {
+        let out = folder.path("out.gguf");
+        let printed = stdout(&["quantize", &file, &out, "q4_k_m", "--device", device]);
+        assert!(printed.contains("attn_v.weight") && printed.contains("F32 -> Q6_K, error 1."), "{printed}");
+        assert!(printed.lines().last().unwrap().contains("32.00 bits a weight"), "{printed}");
+        assert_eq!(types(&out), [Q6K, F32, Q6K, F32, Q5_0, F32]);
+        let files = Files::open(&out).unwrap();
+        let gguf = files.parse().unwrap();
+        assert_eq!(gguf.metadata().value::<u32>("general.file_type").unwrap(), 15);
+        assert_eq!(gguf.metadata().value::<u32>("general.quantization_version").unwrap(), 2);
+        assert_eq!(gguf.metadata().value::<u32>("llama.block_count").unwrap(), 2);
+
+        stdout(&["quantize", &file, &out, "Q5_K_S", "--tensor", "*.ffn_*=Q5_1", "--device", device]);
+        assert_eq!(types(&out), [Q6K, F32, GgmlType::Q5K, F32, Q5_1, F32]);
+        stdout(&["quantize", &file, &out, "Q4_K_S", "--tensor", "blk.9.*=Q5_0", "--device", device]);
+        assert_eq!(types(&out), [Q6K, F32, GgmlType::Q5K, F32, Q5_0, F32]);
+    }
+    assert_eq!(folder.names(), ["model.gguf", "out.gguf"]);
+}
+
+/// What keeps its type keeps its bytes; a type without loss there and back gives the same file.
+#[test]
+fn nothing_is_lost_without_need() {
+    let folder = Folder::new("quantize-copies");
+    let file = model(&folder, None);
+    let (once, twice) = (folder.path("once.gguf"), folder.path("twice.gguf"));
+    stdout(&["quantize", &file, &once, "F32", "--device", "cpu"]);
+    let tensors = |path: &str| {
+        let files = Files::open(path).unwrap();
+        let gguf = files.parse().unwrap();
+        gguf.tensors().map(|tensor| tensor.data().unwrap().to_vec()).collect::<Vec<_>>()
+    };
+    assert_eq!(tensors(&once), tensors(&file));
+    stdout(&["quantize", &file, &once, "Q8_0", "--device", "cpu"]);
+    stdout(&["quantize", &once, &twice, "Q8_0", "--device", "cpu"]);
+    assert_eq!(fs::read(&once).unwrap(), fs::read(&twice).unwrap());
+}
+
+#[test]
+fn what_cannot_be_quantized_leaves_no_file() {
+    let folder = Folder::new("quantize-errors");
+    let file = model(&folder, Some((300, f32::NAN)));
+    let out = folder.path("out.gguf");
+    for device in DEVICES {
+        let output = run(&["quantize", &file, &out, "Q4_0", "--device", device]);
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("blk.0.attn_v.weight: row 1 of the values to quantize has a NaN"), "{stderr}");
+    }
+    let message = error(&["quantize", &file, &out, "Q4_0", "--tensor", "*=IQ2_XXS", "--device", "cpu"]);
+    assert!(message.contains("token_embd.weight: there is no quantizer for IQ2_XXS"), "{message}");
+    let output = run(&["quantize", &file, &out, "Q9_Z"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("Q4_K_M"));
+    let message = error(&["quantize", &file, &folder.path("missing/out.gguf"), "Q4_0", "--device", "cpu"]);
+    assert!(message.contains("missing"), "{message}");
+    assert_eq!(folder.names(), ["model.gguf"]);
+}
