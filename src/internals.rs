@@ -11,6 +11,7 @@ pub use crate::kernels::launch::compiled;
 pub use crate::kernels::matvec::{Blueprint, MAX_TOKENS, Problem, Reduction};
 pub use crate::kernels::tune::{for_row, heuristic};
 pub use crate::kernels::vector::Words;
+pub use crate::storage::quantize_only;
 use crate::{Activations, DeviceTensor, Result};
 
 /// The product of each matrix with the activations, by one blueprint, clamped to each matrix and the activations.

@@ -195,7 +195,7 @@ fn of_quantizers(format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
         Entry::new("quantize weights", Some(format.ty), from.name(), move |client: &Client| {
             let weights = weights(client, format, false)?;
             let values = zeros(client, from, weights.n(), weights.k())?;
-            let faults = client.create_from_slice(&vec![0; 4 * weights.n()]);
+            let faults = client.create_from_slice(&[0; 4]);
             let values = Values { handle: values.handle(), ty: from, first_row: 0, rows: weights.n() };
             weights.quantize_rows(client, &values, &faults);
             Some(weights.handle().clone())

@@ -91,9 +91,8 @@ impl Weights {
         Some(Self { format, n, k, offsets, handle, codebook, epilogues: Epilogues::default() })
     }
 
-    /// Quantizes rows in place of what they were. A row with a value that is not finite has a word that is not 0 in `faults`, which
-    /// has one for each row. There must be [a kernel](super::quantize::weights::quantizes) for
-    /// the format.
+    /// Quantizes rows in place of what they were. Where a value is not finite, the word of `faults` becomes 1. There must be
+    /// [a kernel](super::quantize::weights::quantizes) for the format.
     pub fn quantize_rows(&self, client: &Client, rows: &Values<'_>, faults: &Handle) {
         quantize(client, rows, self.ty(), &self.offsets, &self.handle, faults);
     }

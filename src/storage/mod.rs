@@ -11,4 +11,5 @@ mod rocm;
 mod tensor;
 
 pub use device::{Backend, CubeDevice, Device};
+pub use quantize::quantize_only;
 pub use tensor::DeviceTensor;

@@ -7,7 +7,6 @@ use super::tensor::DeviceTensor;
 use crate::gguf::GgmlType;
 use crate::kernels::activations::{Activations, pack};
 use crate::kernels::floats::{FloatType, has_buffers};
-use crate::kernels::launch::used_bytes;
 use crate::kernels::quantize::weights::{Values, quantizes};
 use crate::kernels::weights::Weights;
 use crate::{Error, Result};
@@ -43,7 +42,7 @@ impl DeviceTensor {
                 let _ = cubecl::future::block_on(client.sync());
             }
         }
-        quantizer.finish()
+        quantizer.finish(|| Ok(values.to_vec()))
     }
 
     /// Quantizes rows of floats that are on the device, as [`quantize`](Self::quantize) does. It waits for the result, as the values
@@ -53,34 +52,26 @@ impl DeviceTensor {
     ///
     /// As [`quantize`](Self::quantize); [`Error::NoFloat`] where the device cannot read the type of the values.
     pub fn quantize_on_device(device: &CubeDevice, ty: GgmlType, values: &Activations) -> Result<Self> {
-        let (n, k) = (values.tokens(), values.k());
-        let quantizer = Quantizer::new(device, ty, n, k, n * k)?;
-        let client = device.client();
-        let from = values.ty();
-        if !has_buffers(client.features(), from) {
-            return Err(Error::NoFloat { device: device.to_string(), ty: from.name() });
-        }
-        let packed;
-        let handle = if values.vector_stride() == Some(k) && n > 1 {
-            values.handle()
-        } else {
-            packed = pack(&client, values, from);
-            &packed
-        };
-        quantizer.weights.quantize_rows(
-            &client,
-            &Values { handle, ty: from, first_row: 0, rows: n },
-            &quantizer.faults,
-        );
-        quantizer.finish()
+        let (quantizer, rows) = Quantizer::queued(device, ty, values)?;
+        quantizer.finish(|| Ok(values.ty().to_f32(&device.read(rows)?, values.tokens() * values.k())))
     }
+}
+
+/// Queues what [`DeviceTensor::quantize_on_device`] does, for its time: nobody learns whether the values are finite.
+///
+/// # Errors
+///
+/// As [`DeviceTensor::quantize_on_device`], but those of the values and of the device.
+pub fn quantize_only(device: &CubeDevice, ty: GgmlType, values: &Activations) -> Result<DeviceTensor> {
+    let (quantizer, _) = Quantizer::queued(device, ty, values)?;
+    Ok(DeviceTensor::of(device, quantizer.weights))
 }
 
 /// A matrix that is being quantized.
 struct Quantizer<'a> {
     device: &'a CubeDevice,
     weights: Weights,
-    /// A word for each row, 0 where all of its values are finite.
+    /// A word that is 0 as long as all values are finite.
     faults: Handle,
 }
 
@@ -101,18 +92,34 @@ impl<'a> Quantizer<'a> {
         }
         let codebook = device.codebook(&client, ty);
         let weights = Weights::uninitialized(&client, ty, n, k, codebook).ok_or_else(wrong)?;
-        let faults = client.create_from_slice(bytemuck::cast_slice(&vec![0u32; n.max(1)]));
+        let faults = client.create_from_slice(&[0; 4]);
         Ok(Self { device, weights, faults })
     }
 
-    /// The tensor, once its values are known to be finite.
-    fn finish(self) -> Result<DeviceTensor> {
-        let words = used_bytes(&self.faults) / 4;
-        let faults = self.device.read(self.faults)?;
-        let row = faults.chunks_exact(4).take(words).position(|word| word != [0; 4]);
-        match row {
-            Some(row) => Err(Error::NotFinite { row }),
-            None => Ok(DeviceTensor::of(self.device, self.weights)),
+    /// Of rows that are on the device, queued, and their values one after the other.
+    fn queued(device: &'a CubeDevice, ty: GgmlType, values: &Activations) -> Result<(Self, Handle)> {
+        let (n, k) = (values.tokens(), values.k());
+        let quantizer = Quantizer::new(device, ty, n, k, n * k)?;
+        let client = device.client();
+        let from = values.ty();
+        if !has_buffers(client.features(), from) {
+            return Err(Error::NoFloat { device: device.to_string(), ty: from.name() });
         }
+        let handle = match values.vector_stride() {
+            Some(stride) if stride == k => values.handle().clone(),
+            _ => pack(&client, values, from),
+        };
+        let rows = Values { handle: &handle, ty: from, first_row: 0, rows: n };
+        quantizer.weights.quantize_rows(&client, &rows, &quantizer.faults);
+        Ok((quantizer, handle))
+    }
+
+    /// The tensor, once its values are known to be finite. `values` gives them where one is not.
+    fn finish(self, values: impl FnOnce() -> Result<Vec<f32>>) -> Result<DeviceTensor> {
+        if self.device.read(self.faults)?.iter().all(|&byte| byte == 0) {
+            return Ok(DeviceTensor::of(self.device, self.weights));
+        }
+        let odd = values()?.iter().position(|value| !value.is_finite()).unwrap_or(0);
+        Err(Error::NotFinite { row: odd / self.weights.k() })
     }
 }

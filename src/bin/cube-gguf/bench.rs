@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use cube_gguf::internals::{FORMATS, format};
-use cube_gguf::{Device, Error, FloatType, GgmlType};
+use cube_gguf::{Device, DeviceTensor, Error, FloatType, GgmlType};
 
 use crate::dequantize::Dtype;
 use crate::output::print;
@@ -80,6 +80,8 @@ enum Operation {
     Launch,
     /// All weights to floats; `tokens` is 0
     Dequantize,
+    /// f32 values on the device to blocks; `tokens` is 0
+    Quantize,
     /// Memory to memory, whatever the types and shapes: the upper limit of every other rate
     Copy,
 }
@@ -95,6 +97,9 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let experts = arguments.experts.zip(arguments.slots).map(|(count, slots)| Experts { count, slots });
     if let Some(Experts { count, slots }) = experts.filter(|experts| !(1..=experts.count).contains(&experts.slots)) {
         return Err(format!("a token has 1 expert or more and all of them at most, not {slots} of {count}").into());
+    }
+    if let Some(ty) = types.iter().find(|&&ty| arguments.op == Operation::Quantize && !DeviceTensor::quantizes(ty)) {
+        return Err(format!("there is no kernel that quantizes to {ty}").into());
     }
     if experts.is_some() && arguments.op != Operation::Matmul {
         return Err("--experts is for products".into());
@@ -126,11 +131,13 @@ pub fn run(arguments: &Arguments) -> Outcome {
     for case in cases {
         let at = |error: Box<dyn std::error::Error>| format!("{} of {} x {}: {error}", case.ty, case.n, case.k);
         let copies = Copies::new(case, &device).map_err(at)?;
-        let tokens: &[usize] = if arguments.op == Operation::Dequantize { &[0] } else { &arguments.tokens };
+        let of_all = matches!(arguments.op, Operation::Dequantize | Operation::Quantize);
+        let tokens: &[usize] = if of_all { &[0] } else { &arguments.tokens };
         for &tokens in tokens {
             let seconds = match arguments.op {
                 Operation::Launch => copies.time_launch(tokens),
                 Operation::Dequantize => copies.time_dequantize(dtype),
+                Operation::Quantize => copies.time_quantize(),
                 _ => match case.experts {
                     Some(experts) => copies.time_experts(tokens, arguments.graph, experts),
                     None => copies.time_matmul(tokens, arguments.graph, arguments.chain),
@@ -165,11 +172,12 @@ fn copy_row(arguments: &Arguments, (bytes, seconds): (f64, f64)) -> String {
 fn row(arguments: &Arguments, case: Case, tokens: usize, seconds: f64) -> String {
     let Case { ty, n, k, .. } = case;
     let (ty, us) = (ty.name().to_lowercase(), seconds * 1e6);
-    let written = match arguments.op {
+    let of_values = match arguments.op {
         Operation::Dequantize => n * k * arguments.dtype.float().0.bytes(),
+        Operation::Quantize => n * k * FloatType::F32.bytes(),
         _ => 0,
     };
-    let gbps = figures((case.bytes_read(tokens) + written as f64) / seconds / 1e9);
+    let gbps = figures((case.bytes_read(tokens) + of_values as f64) / seconds / 1e9);
     let tflops = figures(case.operations(tokens) / seconds / 1e12);
     match arguments.csv {
         true => format!("cube-gguf,{ty},{n},{k},{tokens},{us:.2},{gbps},{tflops}\n"),

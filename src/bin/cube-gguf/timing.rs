@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use candle_core::{Device as Host, Module, Tensor};
 use cube_gguf::gguf::{Endian, Files};
-use cube_gguf::internals::{Format, format};
+use cube_gguf::internals::{Format, format, quantize_only};
 use cube_gguf::{
     Activations, Arithmetic, CubeDevice, Device, DeviceTensor, FloatType, GgmlType, QMatMul, QTensor, Routing,
 };
@@ -331,6 +331,21 @@ impl Copies {
                 time(4 * tensors.len(), launch, || Ok(()))
             }
         }
+    }
+
+    /// Seconds of quantizing as many random f32 values, on a device of CubeCL.
+    pub fn time_quantize(&self) -> Outcome<f64> {
+        let Self::Cube { device, tensors } = self else {
+            return Err("quantizing is timed on devices with kernels".into());
+        };
+        let (ty, n, k) = (tensors[0].ty(), tensors[0].n(), tensors[0].k());
+        let row = Random::new(3).normals(k);
+        let values: Vec<f32> = (0..n).flat_map(|i| row.iter().map(move |x| x * (1.0 + (i % 7) as f32))).collect();
+        let values = device.client().create_from_slice(bytemuck::cast_slice(&values));
+        let values = Activations::contiguous(values, FloatType::F32, vec![n, k])?;
+        // A failure, and a value that is not finite, show only here.
+        DeviceTensor::quantize_on_device(device, ty, &values)?;
+        time(4, |_| quantize_only(device, ty, &values).map(drop), || sync(device))
     }
 
     /// Returns the memory to the device: its pool would keep it for tensors of the same size.

@@ -101,8 +101,9 @@ impl Gpu {
         let steps = (problem.chunks / span).div_ceil(self.plane as usize);
         // Rows share the loads of the activations, where there are enough for all groups.
         let most = match problem.tokens {
-            // Super-blocks have more to load and to decode: the loads of one row are enough, where it has that many steps.
-            1 if problem.ty.block_size() > CHUNK && steps >= LOADED_CHUNKS => 1,
+            // Super-blocks have more to load and to decode: the loads of one row are enough, where it has that many steps. IQ4_XS
+            // decodes little.
+            1 if problem.ty.block_size() > CHUNK && problem.ty != GgmlType::IQ4XS && steps >= LOADED_CHUNKS => 1,
             ..=2 => 2,
             _ if span > LOADED_CHUNKS => 2,
             _ => 4,

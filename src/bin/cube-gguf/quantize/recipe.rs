@@ -5,7 +5,7 @@ use std::str::FromStr;
 use cube_gguf::GgmlType;
 use cube_gguf::gguf::Gguf;
 
-use GgmlType::{F16, IQ4NL, MXFP4, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use GgmlType::{F16, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
 /// What a model is quantized to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ const RECIPES: &[(&str, GgmlType, Mix, u32)] = &[
     ("Q5_K_S", Q5K, Mix::Small, 16),
     ("Q5_K_M", Q5K, Mix::Medium, 17),
     ("Q6_K", Q6K, Mix::Plain, 18),
+    ("IQ4_NL", IQ4NL, Mix::Plain, 25),
+    ("IQ4_XS", IQ4XS, Mix::Plain, 30),
     ("TQ1_0", GgmlType::TQ1_0, Mix::Plain, 36),
     ("TQ2_0", GgmlType::TQ2_0, Mix::Plain, 37),
     ("MXFP4_MOE", MXFP4, Mix::Experts, 38),
@@ -282,6 +284,7 @@ impl Types {
             (Q3K, Mix::Large) => Q5K,
             (Q4K | Q5K, Mix::Medium) if Self::has_more_bits(layer, layers) => Q6K,
             (Q4K, Mix::Small) if layer < 4 => Q5K,
+            (IQ4NL | IQ4XS, _) if is_shared => Q5K,
             (ty, _) => ty,
         };
         match ty {
@@ -315,6 +318,7 @@ impl Types {
             (Q4K, Mix::Medium) if model.is_falcon && more_bits => Q5K,
             (Q4K | Q5K, Mix::Medium) if more_bits && !(model.is_falcon && recipe.ty == Q4K) => Q6K,
             (Q4K, Mix::Small) if !model.is_falcon && layer < layers / 8 => Q5K,
+            (IQ4NL | IQ4XS, _) if layer < layers / 8 => Q5K,
             (ty, _) => ty,
         }
     }
@@ -325,7 +329,7 @@ impl Types {
             return if recipe.is(Q3K, Mix::Large) { Q4K } else { recipe.ty };
         }
         match (recipe.ty, recipe.mix) {
-            (Q2K, Mix::Plain) | (Q3K, Mix::Small | Mix::Medium) | (Q4K, _) if model.experts == 8 => Q5K,
+            (Q2K, Mix::Plain) | (Q3K, Mix::Small | Mix::Medium) | (Q4K | IQ4NL | IQ4XS, _) if model.experts == 8 => Q5K,
             _ if model.experts == 8 => recipe.ty,
             (Q2K, Mix::Plain) => Q3K,
             (Q3K, Mix::Medium) => Q4K,
@@ -340,7 +344,7 @@ fn fallback(ty: GgmlType, width: u64) -> GgmlType {
     let fits = |ty: GgmlType| width.is_multiple_of(ty.block_size() as u64);
     let smaller = match ty {
         _ if fits(ty) => ty,
-        GgmlType::IQ4XS => IQ4NL,
+        IQ4XS => IQ4NL,
         GgmlType::Q2_0 | GgmlType::Q1_0 | Q2K | Q3K | GgmlType::TQ1_0 | GgmlType::TQ2_0 => Q4_0,
         Q4K => Q5_0,
         Q5K => Q5_1,

@@ -37,6 +37,16 @@ pub struct Place {
     pub block: usize,
 }
 
+/// What a rule made of a block beside its codes.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct Made {
+    /// The bits of the scale, and of the min above it.
+    pub scale: u32,
+    /// The bit pattern of the largest magnitude of a value.
+    pub largest: u32,
+}
+
 #[cube]
 impl Destination {
     fn stride(&self, #[comptime] component: usize) -> usize {

@@ -2,8 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Destination, Place, add_codes, bytes_of, chunk_words};
-use super::rounding::{Four, load, magnitude};
+use super::codes::{Destination, Made, Place, add_codes, bytes_of, chunk_words};
+use super::rounding::{Four, largest_of_all, load_all};
 use crate::kernels::formats::half_of_ue4m3;
 use crate::kernels::vector::Words;
 
@@ -41,23 +41,24 @@ pub fn mxfp4<X: Float>(
     out: &mut [Words],
     destination: &Destination,
     place: Place,
-) -> u32 {
-    let exponent = biased_log2(magnitude::<X>(x, first, 8usize));
+) -> Made {
+    let values = load_all::<X>(x, first, 8usize);
+    let largest = largest_of_all(&values);
+    let exponent = biased_log2(largest);
     let exponent = select(exponent > 2, exponent - 2, 0u32);
     let half = f32::reinterpret(select(exponent < 2, 0x0020_0000u32 << (exponent & 1), (exponent - 1) << 23));
     let mut words = chunk_words(4usize);
     #[unroll]
     for i in 0..8usize {
-        add_codes(&mut words, i, bytes_of(nearest(load::<X>(x, first + i), half)), 4usize);
+        add_codes(&mut words, i, bytes_of(nearest(*values.index(i), half)), 4usize);
     }
     destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
-    exponent
+    Made { scale: exponent, largest }
 }
 
-/// 127 plus the floor of the logarithm that C's `log2f` gives, which rounds up to an integer just below a power of two.
+/// 127 plus the floor of the logarithm that C's `log2f` gives of a float, which rounds up to an integer just below a power of two.
 #[cube]
-fn biased_log2(value: f32) -> u32 {
-    let bits = u32::reinterpret(value);
+fn biased_log2(bits: u32) -> u32 {
     let next = (bits >> 23) + 1;
     // Below an integer floats are apart by 2^-23 times the greatest power of two up to `away`. The logarithm is rounded up where it
     // is less than half of that below, and the value then less than log 2 of as many of its own last places.
@@ -77,25 +78,29 @@ pub fn nvfp4<X: Float>(
     out: &mut [Words],
     destination: &Destination,
     place: Place,
-) -> u32 {
+) -> Made {
     let mut scales = 0u32;
+    let mut largest = 0u32;
     #[unroll]
     for chunk in 0..2usize {
         let mut words = chunk_words(4usize);
         #[unroll]
         for half in 0..2usize {
             let start = first + comptime!(8 * chunk + 4 * half);
-            let scale = ue4m3(magnitude::<X>(x, start, 4usize) / 6.0f32);
+            let values = load_all::<X>(x, start, 4usize);
+            let of_half = largest_of_all(&values);
+            largest = max(largest, of_half);
+            let scale = ue4m3(f32::reinterpret(of_half) / 6.0f32);
             scales |= scale << comptime!((8 * (2 * chunk + half)) as u32);
             #[unroll]
             for i in 0..4usize {
-                let codes = bytes_of(nearest(load::<X>(x, start + i), half_of_ue4m3(scale)));
+                let codes = bytes_of(nearest(*values.index(i), half_of_ue4m3(scale)));
                 add_codes(&mut words, comptime!(4 * half + i), codes, 4usize);
             }
         }
         destination.store_chunk(out, 0usize, place.row, place.block * 2 + chunk, &words, 4usize);
     }
-    scales
+    Made { scale: scales, largest }
 }
 
 /// A nonnegative number as an unsigned E4M3 float, by ggml's rounding: up to 0x7e, which is 448.

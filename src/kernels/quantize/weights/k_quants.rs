@@ -1,187 +1,19 @@
-//! Q2_K to Q6_K: super-blocks of 256 values, whose sub-blocks have quantized scales.
-//!
-//! A unit takes a chunk of 32 values: one sub-block of Q4_K and Q5_K, two of the others. It searches the scales of its sub-blocks,
-//! shares them with the other units of the super-block, quantizes the scales as all of these do alike, and its values by what
-//! became of the scales. Super-blocks go in pairs, as some have half a word for a scale. Where units are threads of the host, one
-//! takes a pair.
+//! Q2_K to Q6_K: sub-blocks of 16 or 32 values, whose scales, and mins where there are some, are quantized by their super-block's.
 
-use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::Run;
 use super::codes::{Destination, add_codes, chunk_words};
-use super::rounding::{largest, load, nearest, product};
-use super::search::{Found, Steps, by_single_codes, symmetric, with_min};
+use super::rounding::{load, nearest, product};
+use super::search::{Found, by_single_codes, symmetric, with_min};
+use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::formats::f16;
 use crate::kernels::vector::Words;
 
-/// Chunks of a super-block.
-const CHUNKS: usize = 8;
-/// Chunks of a pair of super-blocks.
-pub const PAIR: usize = 2 * CHUNKS;
-
-/// How super-blocks are quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SuperRule {
-    pub ty: GgmlType,
-    /// Units of a cube.
-    pub units: usize,
-    /// Chunks that a unit takes: one, or a pair of super-blocks.
-    pub chunks: usize,
-}
-
-impl SuperRule {
-    pub fn has(ty: GgmlType) -> bool {
-        matches!(ty, GgmlType::Q2K | GgmlType::Q3K | GgmlType::Q4K | GgmlType::Q5K | GgmlType::Q6K)
-    }
-
-    /// Sub-blocks of a chunk.
-    fn subs(self) -> usize {
-        if matches!(self.ty, GgmlType::Q4K | GgmlType::Q5K) { 1 } else { 2 }
-    }
-
-    /// Whether sub-blocks have a min.
-    fn has_min(self) -> bool {
-        matches!(self.ty, GgmlType::Q2K | GgmlType::Q4K | GgmlType::Q5K)
-    }
-
-    /// Bits of a code.
-    fn bits(self) -> u32 {
-        match self.ty {
-            GgmlType::Q2K => 2,
-            GgmlType::Q3K => 3,
-            GgmlType::Q4K => 4,
-            GgmlType::Q5K => 5,
-            _ => 6,
-        }
-    }
-
-    /// The greatest number that a scale, or a min, becomes; where there are no mins, the one that the largest becomes the negative
-    /// of.
-    fn most_scale(self) -> u32 {
-        match self.ty {
-            GgmlType::Q2K => 15,
-            GgmlType::Q3K => 32,
-            GgmlType::Q6K => 128,
-            _ => 63,
-        }
-    }
-
-    /// The search of scale and min.
-    fn steps(self) -> Steps {
-        let len = 32 / self.subs();
-        let most = (1 << self.bits()) - 1;
-        let (first, last) = if self.ty == GgmlType::Q4K { (-10, 20) } else { (-5, 15) };
-        Steps { len, most, first, last, absolute: self.ty == GgmlType::Q2K }
-    }
-
-    /// Chunks of a cube.
-    pub fn cube_chunks(self) -> usize {
-        self.units * self.chunks
-    }
-}
-
-/// A chunk of the matrix.
-#[derive(CubeType, Clone, Copy)]
-#[expand(derive(Clone, Copy))]
-struct ChunkAt {
-    /// The row among those of the launch.
-    from_row: usize,
-    row: usize,
-    block: usize,
-    /// The chunk in its super-block.
-    chunk: usize,
-    /// Whether there is such a chunk: the last pair of a row may have one super-block.
-    exists: bool,
-    /// Whether the row has a super-block after this one.
-    has_next: bool,
-}
-
-#[cube]
-impl ChunkAt {
-    /// The launch's chunk `index`, counted over pairs.
-    fn new(run: Run, index: usize) -> ChunkAt {
-        let (pair, in_pair) = (index / PAIR, index % PAIR);
-        let (from_row, block) = (pair / run.units, pair % run.units * 2 + in_pair / CHUNKS);
-        let exists = index < run.grid.len && block < run.blocks;
-        let (row, has_next) = (run.first_row + from_row, block + 1 < run.blocks);
-        ChunkAt { from_row, row, block, chunk: index % CHUNKS, exists, has_next }
-    }
-}
-
-/// What the units of a cube share: of each sub-block its scale and min, of each chunk the codes that were found.
-#[derive(CubeType)]
-struct Shares<'a> {
-    scales: &'a [f32],
-    mins: &'a [f32],
-    codes: &'a [u32],
-}
-
-#[cube]
-impl<'a> Shares<'a> {
-    fn new(scales: &'a [f32], mins: &'a [f32], codes: &'a [u32]) -> Shares<'a> {
-        Shares::<'a> { scales, mins, codes }
-    }
-}
-
-#[cube(launch)]
-pub fn quantize_super_blocks<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    out: &mut [Words],
-    faults: &mut [u32],
-    run: Run,
-    destination: Destination,
-    #[comptime] rule: SuperRule,
-    #[define(X)] _dtype: ElemType,
-) {
-    let subs = comptime!(rule.subs());
-    let mut scales = Shared::<[f32]>::new_slice(comptime!(rule.cube_chunks() * subs));
-    let mut mins = Shared::<[f32]>::new_slice(comptime!(if rule.has_min() { rule.cube_chunks() * subs } else { 1 }));
-    let mut codes = Shared::<[u32]>::new_slice(comptime!(8 * rule.cube_chunks()));
-    let first = run.grid.cube() * comptime!(rule.cube_chunks());
-    let own = UNIT_POS as usize * rule.chunks;
-    for i in own..own + rule.chunks {
-        let at = ChunkAt::new(run, first + i);
-        if at.exists {
-            let from = ((at.from_row * run.blocks + at.block) * CHUNKS + at.chunk) * 8;
-            let mut greatest = 0u32;
-            for four in 0..8usize {
-                greatest = max(greatest, largest::<X>(x, from + four));
-            }
-            if greatest >= 0x7f80_0000 {
-                faults[at.row] = 1u32;
-            }
-            for sub in 0..subs {
-                let found = search_sub_block::<X>(x, from + sub * comptime!(8 / subs), rule);
-                scales[i * subs + sub] = found.scale;
-                if comptime!(rule.has_min()) {
-                    mins[i * subs + sub] = found.min;
-                }
-                #[unroll]
-                for word in 0..comptime!(8 / subs) {
-                    codes[i * 8 + sub * comptime!(8 / subs) + word] = found.codes[word];
-                }
-            }
-        }
-    }
-    if comptime!(rule.chunks == 1) {
-        sync_cube();
-    }
-    let shares = Shares::new(&scales, &mins, &codes);
-    for i in own..own + rule.chunks {
-        let at = ChunkAt::new(run, first + i);
-        if at.exists {
-            let from = ((at.from_row * run.blocks + at.block) * CHUNKS + at.chunk) * 8;
-            quantize_chunk::<X>(x, from, out, &destination, at, &shares, i, rule);
-        }
-    }
-}
-
 /// Searches the scale of the sub-block from vector `first` on.
 #[cube]
-fn search_sub_block<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] rule: SuperRule) -> Found {
+pub fn search_sub_block<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] rule: SuperRule) -> Found {
     let len = comptime!(32 / rule.subs());
     let mut values = Array::<f32>::new(len);
     #[unroll]
@@ -281,11 +113,10 @@ impl BlockScale {
     }
 }
 
-/// Quantizes the chunk from vector `from` on, which is chunk `index` of the cube; the first of a super-block also stores its scales.
+/// Quantizes a chunk, which is chunk `index` of the cube; the first of a super-block also stores its scales.
 #[cube]
-fn quantize_chunk<X: Float>(
+pub fn quantize_chunk<X: Float>(
     x: &[Vector<X, Const<4>>],
-    from: usize,
     out: &mut [Words],
     destination: &Destination,
     at: ChunkAt,
@@ -311,7 +142,7 @@ fn quantize_chunk<X: Float>(
         #[unroll]
         for i in 0..comptime!(8 / subs) {
             let four = comptime!(sub * 8 / subs + i);
-            let values = load::<X>(x, from + four);
+            let values = load::<X>(x, at.first + at.chunk * 8 + four);
             let mut codes = 0u32;
             #[unroll]
             for j in 0..4usize {

@@ -3,8 +3,8 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Destination, Place, add_codes, bytes_of, chunk_words};
-use super::rounding::{Four, alone, away_from_zero, extreme, floored, inverse, load, magnitude};
+use super::codes::{Destination, Made, Place, add_codes, bytes_of, chunk_words};
+use super::rounding::{Four, alone, away_from_zero, extreme, floored, inverse, largest_of_all, load_all};
 use crate::kernels::arch::dot::sum4;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::vector::Words;
@@ -21,18 +21,19 @@ pub fn symmetric<X: Float>(
     destination: &Destination,
     place: Place,
     #[comptime] width: u32,
-) -> u32 {
+) -> Made {
+    let values = load_all::<X>(x, first, FOURS);
     let half = comptime!(1u32 << (width - 1));
-    let scale = extreme::<X>(x, first, FOURS) * comptime!(-1.0 / half as f32);
+    let scale = extreme(&values) * comptime!(-1.0 / half as f32);
     let factor = inverse(scale);
     let mut codes = Sequence::<u32>::new();
     #[unroll]
     for i in 0..FOURS {
-        let scaled = alone(load::<X>(x, first + i) * Four::new(factor)) + Four::new(comptime!(half as f32 + 0.5));
+        let scaled = alone(*values.index(i) * Four::new(factor)) + Four::new(comptime!(half as f32 + 0.5));
         codes.push(bytes_of(floored(scaled, comptime!(2 * half - 1))));
     }
     store_codes(out, destination, place, &codes, width);
-    f16_bits(scale)
+    Made { scale: f16_bits(scale), largest: largest_of_all(&values) }
 }
 
 /// A block of codes of `width` bits with a min.
@@ -44,14 +45,14 @@ pub fn affine<X: Float>(
     destination: &Destination,
     place: Place,
     #[comptime] width: u32,
-) -> u32 {
+) -> Made {
+    let values = load_all::<X>(x, first, FOURS);
     let most = comptime!((1u32 << width) - 1);
-    let start = load::<X>(x, first);
-    let (mut least, mut greatest) = (start, start);
+    let (mut least, mut greatest) = (*values.index(0usize), *values.index(0usize));
+    #[unroll]
     for i in 1..FOURS {
-        let values = load::<X>(x, first + i);
-        least = min(least, values);
-        greatest = max(greatest, values);
+        least = min(least, *values.index(i));
+        greatest = max(greatest, *values.index(i));
     }
     let least =
         min(min(least.extract(0usize), least.extract(1usize)), min(least.extract(2usize), least.extract(3usize)));
@@ -64,11 +65,11 @@ pub fn affine<X: Float>(
     let mut codes = Sequence::<u32>::new();
     #[unroll]
     for i in 0..FOURS {
-        let above = load::<X>(x, first + i) - Four::new(least);
+        let above = *values.index(i) - Four::new(least);
         codes.push(bytes_of(floored(alone(above * Four::new(factor)) + Four::new(0.5f32), most)));
     }
     store_codes(out, destination, place, &codes, width);
-    f16_bits(scale) | (f16_bits(least) << 16)
+    Made { scale: f16_bits(scale) | (f16_bits(least) << 16), largest: largest_of_all(&values) }
 }
 
 /// Stores a block's codes: nibbles, and the fifth bits in a component of their own.
@@ -103,18 +104,23 @@ pub fn bytes<X: Float>(
     destination: &Destination,
     place: Place,
     #[comptime] with_sum: bool,
-) -> u32 {
-    let scale = magnitude::<X>(x, first, FOURS) / 127.0f32;
+) -> Made {
+    let values = load_all::<X>(x, first, FOURS);
+    let largest = largest_of_all(&values);
+    let scale = f32::reinterpret(largest) / 127.0f32;
     let factor = inverse(scale);
     let mut words = chunk_words(FOURS);
     let mut sum = 0i32;
     #[unroll]
     for i in 0..FOURS {
-        let four = bytes_of(away_from_zero(load::<X>(x, first + i) * Four::new(factor)));
+        let four = bytes_of(away_from_zero(*values.index(i) * Four::new(factor)));
         add_codes(&mut words, i, four, FOURS);
         sum += sum4(four);
     }
     destination.store_chunk(out, 0usize, place.row, place.block, &words, FOURS);
-    let bits = f16_bits(scale);
-    if comptime!(with_sum) { bits | (f16_bits(f32::cast_from(sum) * scale) << 16) } else { bits }
+    let mut bits = f16_bits(scale);
+    if comptime!(with_sum) {
+        bits |= f16_bits(f32::cast_from(sum) * scale) << 16;
+    }
+    Made { scale: bits, largest }
 }

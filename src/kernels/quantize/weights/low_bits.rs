@@ -2,9 +2,12 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Destination, Place, add_codes, bytes_of, chunk_words};
-use super::rounding::{Four, inverse, load, magnitude};
+use super::codes::{Destination, Made, Place, add_codes, bytes_of, chunk_words};
+use super::rounding::{Four, inverse, largest_of_all, load, load_all};
+use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
+use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
+use crate::kernels::quantize::codes::largest_of;
 use crate::kernels::vector::Words;
 
 /// Four values times `factor` to the nearest of -1, 0 and 1, halves away from zero, plus 1.
@@ -19,61 +22,118 @@ fn ternary(values: Four, factor: f32) -> Words {
     out
 }
 
-/// A block of `chunks` chunks of two-bit codes.
+/// The words of a chunk of two-bit codes.
 #[cube]
-pub fn crumbs<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    first: usize,
-    out: &mut [Words],
-    destination: &Destination,
-    place: Place,
-    #[comptime] chunks: usize,
-) -> u32 {
-    let scale = magnitude::<X>(x, first, comptime!(8 * chunks));
-    let factor = inverse(scale);
-    for chunk in 0..chunks {
-        let mut words = chunk_words(2usize);
-        #[unroll]
-        for i in 0..8usize {
-            let codes = ternary(load::<X>(x, first + chunk * 8 + i), factor);
-            add_codes(&mut words, i, bytes_of(codes), 2usize);
-        }
-        destination.store_chunk(out, 0usize, place.row, place.block * chunks + chunk, &words, 2usize);
+fn crumbs(values: &Sequence<Four>, #[comptime] first: usize, factor: f32) -> Array<u32> {
+    let mut words = chunk_words(2usize);
+    #[unroll]
+    for i in 0..8usize {
+        add_codes(&mut words, i, bytes_of(ternary(*values.index(comptime!(first + i)), factor)), 2usize);
     }
-    f16_bits(scale)
+    words
 }
 
-/// A block of TQ1_0: bytes of five base-3 digits, whose values are as far apart as there are bytes in their run.
+/// A block of Q2_0.
 #[cube]
-pub fn trits<X: Float>(
+pub fn q2_0<X: Float>(
     x: &[Vector<X, Const<4>>],
     first: usize,
     out: &mut [Words],
     destination: &Destination,
     place: Place,
-) -> u32 {
-    let scale = magnitude::<X>(x, first, 64usize);
+) -> Made {
+    let values = load_all::<X>(x, first, 16usize);
+    let largest = largest_of_all(&values);
+    let scale = f32::reinterpret(largest);
     let factor = inverse(scale);
-    // 32 bytes, then 16.
-    for word in 0..12usize {
-        let in_second = word >= 8;
-        let start = select(in_second, first + 32 + word, first + word);
-        let apart = select(in_second, 4usize, 8usize);
-        let mut digits = Words::new(0u32);
-        #[unroll]
-        for digit in 0..5usize {
-            digits = digits * Words::new(3u32) + ternary(load::<X>(x, start + digit * apart), factor);
-        }
-        destination.store(out, 0usize, place.row, place.block * 12 + word, fractions(digits));
-    }
-    // Four bytes of four digits, the last of which is 0.
-    let mut digits = Words::new(0u32);
     #[unroll]
-    for digit in 0..4usize {
-        digits = digits * Words::new(3u32) + ternary(load::<X>(x, first + comptime!(60 + digit)), factor);
+    for chunk in 0..2usize {
+        let words = crumbs(&values, comptime!(8 * chunk), factor);
+        destination.store_chunk(out, 0usize, place.row, place.block * 2 + chunk, &words, 2usize);
     }
-    destination.store(out, 1usize, place.row, place.block, fractions(digits * Words::new(3u32)));
-    f16_bits(scale)
+    Made { scale: f16_bits(scale), largest }
+}
+
+/// Quantizes a chunk of TQ1_0 or TQ2_0, which is chunk `index` of the cube; the first of a pair of super-blocks also stores their
+/// scales.
+#[cube]
+pub fn quantize_ternary_chunk<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    out: &mut [Words],
+    destination: &Destination,
+    at: ChunkAt,
+    shares: &Shares<'_>,
+    index: usize,
+    #[comptime] rule: SuperRule,
+) {
+    let first = index / CHUNKS * CHUNKS;
+    let scale = largest_scale(shares, first);
+    let factor = inverse(scale);
+    if comptime!(rule.ty == GgmlType::TQ2_0) {
+        let words = crumbs(&load_all::<X>(x, at.first + at.chunk * 8, 8usize), 0usize, factor);
+        destination.store_chunk(out, 0usize, at.row, at.block * CHUNKS + at.chunk, &words, 2usize);
+    } else {
+        store_trits::<X>(x, out, destination, at, factor);
+    }
+    if at.chunk == 0 && at.block & 1 == 0 {
+        let mut both = f16_bits(scale);
+        if at.has_next {
+            both |= f16_bits(largest_scale(shares, first + CHUNKS)) << 16;
+        }
+        let component = comptime!(if rule.ty == GgmlType::TQ2_0 { 1usize } else { 2 });
+        destination.store(out, component, at.row, at.block / 2, both);
+    }
+}
+
+/// The largest magnitude of a super-block whose chunks begin at `first`.
+#[cube]
+fn largest_scale(shares: &Shares<'_>, first: usize) -> f32 {
+    let mut largest = 0.0f32;
+    #[unroll]
+    for i in 0..CHUNKS {
+        largest = max(largest, shares.scales[first + i]);
+    }
+    largest
+}
+
+/// Stores a unit's words of a super-block of TQ1_0: bytes of five base-3 digits, whose values are as far apart as there are bytes in
+/// their run. The first run has a word a unit, the second four, and after it come four bytes of four digits.
+#[cube]
+fn store_trits<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    out: &mut [Words],
+    destination: &Destination,
+    at: ChunkAt,
+    factor: f32,
+) {
+    let words = at.block * 12;
+    let in_first = digits::<X>(x, at.first + at.chunk, 8usize, 5usize, factor);
+    destination.store(out, 0usize, at.row, words + at.chunk, fractions(in_first));
+    if at.chunk < 4 {
+        let in_second = digits::<X>(x, at.first + 40 + at.chunk, 4usize, 5usize, factor);
+        destination.store(out, 0usize, at.row, words + 8 + at.chunk, fractions(in_second));
+    } else if at.chunk == 4 {
+        let last = digits::<X>(x, at.first + 60, 1usize, 4usize, factor);
+        destination.store(out, 1usize, at.row, at.block, fractions(last * Words::new(3u32)));
+    }
+}
+
+/// Numbers of `count` base-3 digits, of vectors that are `apart` vectors apart.
+#[cube]
+fn digits<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    first: usize,
+    #[comptime] apart: usize,
+    #[comptime] count: usize,
+    factor: f32,
+) -> Words {
+    let mut numbers = Words::new(0u32);
+    #[unroll]
+    for digit in 0..count {
+        let values = load::<X>(x, first + comptime!(digit * apart));
+        numbers = numbers * Words::new(3u32) + ternary(values, factor);
+    }
+    numbers
 }
 
 /// Numbers of five base-3 digits as the least bytes that have these digits as fractions of 256.
@@ -84,28 +144,31 @@ fn fractions(numbers: Words) -> u32 {
 
 /// A block of Q1_0.
 #[cube]
-pub fn signs<X: Float>(
+pub fn q1_0<X: Float>(
     x: &[Vector<X, Const<4>>],
     first: usize,
     out: &mut [Words],
     destination: &Destination,
     place: Place,
-) -> u32 {
+) -> Made {
     let mut sum = 0.0f32;
+    let mut largest = 0u32;
     for chunk in 0..4usize {
+        let values = load_all::<X>(x, first + chunk * 8, 8usize);
         let mut words = chunk_words(1usize);
         #[unroll]
         for i in 0..8usize {
-            let values = load::<X>(x, first + chunk * 8 + i);
+            let four = *values.index(i);
+            largest = max(largest, largest_of(four));
             let mut bits = Words::empty();
             #[unroll]
             for j in 0..4usize {
-                sum += f32::abs(values.extract(j));
-                bits.insert(j, u32::cast_from(values.extract(j) >= 0.0f32));
+                sum += f32::abs(four.extract(j));
+                bits.insert(j, u32::cast_from(four.extract(j) >= 0.0f32));
             }
             add_codes(&mut words, i, bytes_of(bits), 1usize);
         }
         destination.store_chunk(out, 0usize, place.row, place.block * 4 + chunk, &words, 1usize);
     }
-    f16_bits(sum * 0.007_812_5f32)
+    Made { scale: f16_bits(sum * comptime!(1.0f32 / 128.0)), largest }
 }

@@ -3,18 +3,20 @@
 //!
 //! Of formats with a closed rule a unit takes as many blocks of a row as fill a word with their scales. A *rule* is a `#[cube]`
 //! function that picks the scale of a block from its values and stores their codes; it returns the bits of the scale, and of
-//! the min if there is one. Formats of super-blocks have [a kernel of their own](k_quants).
+//! the min if there is one. Formats of super-blocks have [a kernel of their own](super_blocks).
 //!
 //! Rounding decides about bytes, in the searches too, where many scales are nearly as good: no product may be fused with the sum
 //! that it goes into (see [`rounding::alone`]).
 
 mod codes;
 mod fp4;
+mod iq4;
 mod k_quants;
 mod legacy;
 mod low_bits;
 mod rounding;
 mod search;
+mod super_blocks;
 
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
@@ -22,7 +24,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use self::codes::{Destination, DestinationLaunch, Place};
-use self::k_quants::{PAIR, SuperRule, quantize_super_blocks};
+use self::super_blocks::{PAIR, SuperRule, quantize_super_blocks};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::{ComponentOffsets, format};
@@ -42,8 +44,7 @@ pub struct Values<'a> {
     pub rows: usize,
 }
 
-/// Quantizes rows of floats into the components at `offsets` of `out`. A row with a value that is not finite has a word that is
-/// not 0 in `faults`, which has a word for each row of the matrix.
+/// Quantizes rows of floats into the components at `offsets` of `out`. Where a value is not finite, the word of `faults` becomes 1.
 ///
 /// There must be [a kernel](quantizes) for the format.
 pub fn quantize(
@@ -101,8 +102,8 @@ struct Rule {
 
 impl Rule {
     fn of(ty: GgmlType) -> Option<Self> {
-        use GgmlType::{MXFP4, NVFP4, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1, TQ1_0, TQ2_0};
-        let has = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q8_1 | TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0);
+        use GgmlType::{IQ4NL, MXFP4, NVFP4, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1};
+        let has = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q8_1 | MXFP4 | NVFP4 | Q1_0 | Q2_0 | IQ4NL);
         let layout = (format(ty).filter(|_| has)?.layout)();
         let scales = layout.components.len() - 1;
         Some(Self { ty, scales, scale_bits: layout.components[scales].block_bits() as u32 })
@@ -150,30 +151,25 @@ fn quantize_blocks<X: Float>(
         let block = unit * comptime!(rule.blocks()) + i;
         if block < run.blocks {
             let first = (from_row * run.blocks + block) * fours;
-            let mut largest = 0u32;
-            for four in 0..fours {
-                largest = max(largest, rounding::largest::<X>(x, first + four));
-            }
-            if largest >= 0x7f80_0000 {
-                faults[row] = 1u32;
-            }
             let place = Place { row, block };
-            let scale = match comptime!(rule.ty) {
+            let made = match comptime!(rule.ty) {
                 GgmlType::Q4_0 => legacy::symmetric::<X>(x, first, out, &destination, place, 4u32),
                 GgmlType::Q5_0 => legacy::symmetric::<X>(x, first, out, &destination, place, 5u32),
                 GgmlType::Q4_1 => legacy::affine::<X>(x, first, out, &destination, place, 4u32),
                 GgmlType::Q5_1 => legacy::affine::<X>(x, first, out, &destination, place, 5u32),
                 GgmlType::Q8_0 => legacy::bytes::<X>(x, first, out, &destination, place, false),
                 GgmlType::Q8_1 => legacy::bytes::<X>(x, first, out, &destination, place, true),
-                GgmlType::TQ1_0 => low_bits::trits::<X>(x, first, out, &destination, place),
-                GgmlType::TQ2_0 => low_bits::crumbs::<X>(x, first, out, &destination, place, 8usize),
-                GgmlType::Q2_0 => low_bits::crumbs::<X>(x, first, out, &destination, place, 2usize),
-                GgmlType::Q1_0 => low_bits::signs::<X>(x, first, out, &destination, place),
+                GgmlType::Q2_0 => low_bits::q2_0::<X>(x, first, out, &destination, place),
+                GgmlType::Q1_0 => low_bits::q1_0::<X>(x, first, out, &destination, place),
+                GgmlType::IQ4NL => iq4::iq4_nl::<X>(x, first, out, &destination, place),
                 GgmlType::MXFP4 => fp4::mxfp4::<X>(x, first, out, &destination, place),
                 GgmlType::NVFP4 => fp4::nvfp4::<X>(x, first, out, &destination, place),
                 _ => comptime!(panic!("{} has no rule", rule.ty)),
             };
-            scales |= scale << comptime!(rule.scale_bits * i as u32 % 32);
+            if made.largest >= 0x7f80_0000 {
+                faults[0] = 1u32;
+            }
+            scales |= made.scale << comptime!(rule.scale_bits * i as u32 % 32);
         }
     }
     destination.store(out, comptime!(rule.scales), row, unit, scales);

@@ -41,16 +41,28 @@ pub fn inverse(scale: f32) -> f32 {
     select(magnitude > 0x0020_0000, 1.0f32 / scale, 0.0f32)
 }
 
-/// The value of the largest magnitude among `fours` vectors from `first` on, the first of several.
+/// `fours` vectors from `first` on, in registers.
 #[cube]
-pub fn extreme<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] fours: usize) -> f32 {
+pub fn load_all<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] fours: usize) -> Sequence<Four> {
+    let mut values = Sequence::<Four>::new();
+    #[unroll]
+    for i in 0..fours {
+        values.push(load::<X>(x, first + i));
+    }
+    values
+}
+
+/// The value of the largest magnitude, the first of several.
+#[cube]
+pub fn extreme(values: &Sequence<Four>) -> f32 {
     let mut largest = 0.0f32;
     let mut extreme = 0.0f32;
-    for i in 0..fours {
-        let values = load::<X>(x, first + i);
+    #[unroll]
+    for i in 0..values.len() {
+        let four = *values.index(i);
         #[unroll]
         for j in 0..4usize {
-            let value = values.extract(j);
+            let value = four.extract(j);
             let magnitude = f32::abs(value);
             extreme = select(magnitude > largest, value, extreme);
             largest = max(largest, magnitude);
@@ -59,14 +71,15 @@ pub fn extreme<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] fo
     extreme
 }
 
-/// The largest magnitude among `fours` vectors from `first` on.
+/// The bit pattern of the largest magnitude.
 #[cube]
-pub fn magnitude<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] fours: usize) -> f32 {
+pub fn largest_of_all(values: &Sequence<Four>) -> u32 {
     let mut largest = 0u32;
-    for i in 0..fours {
-        largest = max(largest, largest_of(load::<X>(x, first + i)));
+    #[unroll]
+    for i in 0..values.len() {
+        largest = max(largest, largest_of(*values.index(i)));
     }
-    f32::reinterpret(largest)
+    largest
 }
 
 /// Nonnegative numbers rounded down, at most `most`.

@@ -30,7 +30,7 @@ pub struct Steps {
 }
 
 /// Below this a sub-block is zeros, by ggml's `GROUP_MAX_EPS`.
-const LEAST: f32 = 1e-15;
+pub const LEAST: f32 = 1e-15;
 
 /// The best scale and min, by weights of the errors.
 #[cube]

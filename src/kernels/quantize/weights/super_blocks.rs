@@ -1,0 +1,216 @@
+//! Formats of super-blocks of 256 values: a unit takes a chunk of 32 of them.
+//!
+//! It finds the scale of the chunk, or those of its two sub-blocks, shares them with the other units of the super-block, and
+//! quantizes its values by what became of the scales, as all of these work out alike. Super-blocks go in pairs, as some have half
+//! a word for a scale. Where units are threads of the host, one takes a pair.
+
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use super::Run;
+use super::codes::Destination;
+use super::iq4::{quantize_iq4_chunk, search_scale};
+use super::k_quants::{quantize_chunk, search_sub_block};
+use super::low_bits::quantize_ternary_chunk;
+use super::rounding::{largest, load_all};
+use super::search::Steps;
+use crate::gguf::GgmlType;
+use crate::kernels::vector::Words;
+
+/// Chunks of a super-block.
+pub(super) const CHUNKS: usize = 8;
+/// Chunks of a pair of super-blocks.
+pub const PAIR: usize = 2 * CHUNKS;
+
+/// How super-blocks are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SuperRule {
+    pub ty: GgmlType,
+    /// Units of a cube.
+    pub units: usize,
+    /// Chunks that a unit takes: one, or a pair of super-blocks.
+    pub chunks: usize,
+}
+
+impl SuperRule {
+    pub fn has(ty: GgmlType) -> bool {
+        use GgmlType::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K, TQ1_0, TQ2_0};
+        matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | IQ4XS | TQ1_0 | TQ2_0)
+    }
+
+    /// Whether a super-block has one scale, which nobody searches.
+    pub(super) fn is_ternary(self) -> bool {
+        matches!(self.ty, GgmlType::TQ1_0 | GgmlType::TQ2_0)
+    }
+
+    /// Whether the search leaves no codes for sub-blocks whose scale becomes 0.
+    fn has_no_codes(self) -> bool {
+        self.is_ternary() || self.has_table()
+    }
+
+    /// Whether codes are searched in a table.
+    fn has_table(self) -> bool {
+        self.ty == GgmlType::IQ4XS
+    }
+
+    /// Sub-blocks of a chunk.
+    pub(super) fn subs(self) -> usize {
+        if matches!(self.ty, GgmlType::Q4K | GgmlType::Q5K) || self.has_no_codes() { 1 } else { 2 }
+    }
+
+    /// Whether sub-blocks have a min.
+    pub(super) fn has_min(self) -> bool {
+        matches!(self.ty, GgmlType::Q2K | GgmlType::Q4K | GgmlType::Q5K)
+    }
+
+    /// Bits of a code.
+    pub(super) fn bits(self) -> u32 {
+        match self.ty {
+            GgmlType::Q2K => 2,
+            GgmlType::Q3K => 3,
+            GgmlType::Q4K => 4,
+            GgmlType::Q5K => 5,
+            _ => 6,
+        }
+    }
+
+    /// The greatest number that a scale, or a min, becomes; where there are no mins, the one that the largest becomes the negative
+    /// of.
+    pub(super) fn most_scale(self) -> u32 {
+        match self.ty {
+            GgmlType::Q2K => 15,
+            GgmlType::Q3K => 32,
+            GgmlType::Q6K => 128,
+            _ => 63,
+        }
+    }
+
+    /// The search of scale and min.
+    pub(super) fn steps(self) -> Steps {
+        let len = 32 / self.subs();
+        let most = (1 << self.bits()) - 1;
+        let (first, last) = if self.ty == GgmlType::Q4K { (-10, 20) } else { (-5, 15) };
+        Steps { len, most, first, last, absolute: self.ty == GgmlType::Q2K }
+    }
+
+    /// Chunks of a cube.
+    pub fn cube_chunks(self) -> usize {
+        self.units * self.chunks
+    }
+}
+
+/// A chunk of the matrix.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub(super) struct ChunkAt {
+    /// The first vector of its super-block among those of the launch.
+    pub(super) first: usize,
+    pub(super) row: usize,
+    pub(super) block: usize,
+    /// The chunk in its super-block.
+    pub(super) chunk: usize,
+    /// Whether there is such a chunk: the last pair of a row may have one super-block.
+    exists: bool,
+    /// Whether the row has a super-block after this one.
+    pub(super) has_next: bool,
+}
+
+#[cube]
+impl ChunkAt {
+    /// The launch's chunk `index`, counted over pairs.
+    fn new(run: Run, index: usize) -> ChunkAt {
+        let (pair, in_pair) = (index / PAIR, index % PAIR);
+        let (from_row, block) = (pair / run.units, pair % run.units * 2 + in_pair / CHUNKS);
+        ChunkAt {
+            first: (from_row * run.blocks + block) * comptime!(8 * CHUNKS),
+            row: run.first_row + from_row,
+            block,
+            chunk: index % CHUNKS,
+            exists: index < run.grid.len && block < run.blocks,
+            has_next: block + 1 < run.blocks,
+        }
+    }
+}
+
+/// What the units of a cube share: of each sub-block its scale and min, of each chunk the codes that were found. Of formats without
+/// a search, the largest magnitude for the scale.
+#[derive(CubeType)]
+pub(super) struct Shares<'a> {
+    pub(super) scales: &'a [f32],
+    pub(super) mins: &'a [f32],
+    pub(super) codes: &'a [u32],
+}
+
+#[cube]
+impl<'a> Shares<'a> {
+    fn new(scales: &'a [f32], mins: &'a [f32], codes: &'a [u32]) -> Shares<'a> {
+        Shares::<'a> { scales, mins, codes }
+    }
+}
+
+#[cube(launch)]
+pub fn quantize_super_blocks<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    out: &mut [Words],
+    faults: &mut [u32],
+    run: Run,
+    destination: Destination,
+    #[comptime] rule: SuperRule,
+    #[define(X)] _dtype: ElemType,
+) {
+    let subs = comptime!(rule.subs());
+    let mut scales = Shared::<[f32]>::new_slice(comptime!(rule.cube_chunks() * subs));
+    let mut mins = Shared::<[f32]>::new_slice(comptime!(if rule.has_min() { rule.cube_chunks() * subs } else { 1 }));
+    let words = comptime!(if rule.has_no_codes() { 1 } else { 8 * rule.cube_chunks() });
+    let mut codes = Shared::<[u32]>::new_slice(words);
+    let first = run.grid.cube() * comptime!(rule.cube_chunks());
+    let own = UNIT_POS as usize * rule.chunks;
+    for i in own..own + rule.chunks {
+        let at = ChunkAt::new(run, first + i);
+        if at.exists {
+            // The vectors of a super-block in turn: units side by side load vectors side by side.
+            let mut greatest = 0u32;
+            #[unroll]
+            for turn in 0..8usize {
+                greatest = max(greatest, largest::<X>(x, at.first + comptime!(turn * CHUNKS) + at.chunk));
+            }
+            if greatest >= 0x7f80_0000 {
+                faults[0] = 1u32;
+            }
+            if comptime!(rule.is_ternary()) {
+                scales[i] = f32::reinterpret(greatest);
+            } else if comptime!(rule.has_table()) {
+                scales[i] = search_scale(&load_all::<X>(x, at.first + at.chunk * 8, 8usize));
+            } else {
+                let from = at.first + at.chunk * 8;
+                for sub in 0..subs {
+                    let found = search_sub_block::<X>(x, from + sub * comptime!(8 / subs), rule);
+                    scales[i * subs + sub] = found.scale;
+                    if comptime!(rule.has_min()) {
+                        mins[i * subs + sub] = found.min;
+                    }
+                    #[unroll]
+                    for word in 0..comptime!(8 / subs) {
+                        codes[i * 8 + sub * comptime!(8 / subs) + word] = found.codes[word];
+                    }
+                }
+            }
+        }
+    }
+    if comptime!(rule.chunks == 1) {
+        sync_cube();
+    }
+    let shares = Shares::new(&scales, &mins, &codes);
+    for i in own..own + rule.chunks {
+        let at = ChunkAt::new(run, first + i);
+        if at.exists {
+            if comptime!(rule.is_ternary()) {
+                quantize_ternary_chunk::<X>(x, out, &destination, at, &shares, i, rule);
+            } else if comptime!(rule.has_table()) {
+                quantize_iq4_chunk::<X>(x, out, &destination, at, &shares, i);
+            } else {
+                quantize_chunk::<X>(x, out, &destination, at, &shares, i, rule);
+            }
+        }
+    }
+}
