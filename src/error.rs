@@ -87,6 +87,24 @@ pub enum Error {
         /// The first such row.
         row: usize,
     },
+    /// Importances of columns that do not fit the matrix.
+    #[error(
+        "{values} importances for a matrix of {n} x {k}: it has one for each column, or as many for each of some runs of rows"
+    )]
+    Importances {
+        /// Their number.
+        values: usize,
+        /// Rows.
+        n: usize,
+        /// Columns.
+        k: usize,
+    },
+    /// An importance that is none.
+    #[error("an importance of {value}: they are finite and not negative")]
+    Importance {
+        /// The number.
+        value: f32,
+    },
     /// Activations whose extents and strides do not describe aligned values of their buffer.
     #[error("activations of shape {shape:?} and strides {strides:?} do not lie in a buffer of {len} values")]
     Strides {

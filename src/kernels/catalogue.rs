@@ -27,7 +27,7 @@ use super::matvec::{
     ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_experts_with, matvec_many_with, matvec_with,
 };
 use super::quantize::activations::quantize;
-use super::quantize::weights::{Values, quantizes};
+use super::quantize::weights::{Values, minds_importance, quantizes};
 use super::routing::{Route, Routing};
 use super::tune::{for_row, heuristic};
 use super::weights::{GgufMatrix, Weights};
@@ -190,18 +190,21 @@ fn of_weights(format: &'static Format) -> Vec<Entry> {
 /// The quantization of weights. Kernels of one format differ in the loads of their values alone, so one has all.
 fn of_quantizers(format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
     let floats = if format.ty == GgmlType::Q4_0 { floats } else { &[FloatType::F32] };
-    let floats = floats.iter().filter(|_| quantizes(format.ty));
-    let entry = |&from: &FloatType| {
-        Entry::new("quantize weights", Some(format.ty), from.name(), move |client: &Client| {
+    let plain = floats.iter().filter(|_| quantizes(format.ty)).map(|&from| (from, false));
+    let weighted = minds_importance(format.ty).then_some((FloatType::F32, true));
+    let entry = |(from, by_importance): (FloatType, bool)| {
+        let configuration = format!("{}{}", from.name(), if by_importance { ", by importance" } else { "" });
+        Entry::new("quantize weights", Some(format.ty), configuration, move |client: &Client| {
             let weights = weights(client, format, false)?;
             let values = zeros(client, from, weights.n(), weights.k())?;
             let faults = client.create_from_slice(&[0; 4]);
-            let values = Values { handle: values.handle(), ty: from, first_row: 0, rows: weights.n() };
-            weights.quantize_rows(client, &values, &faults);
+            let importance = by_importance.then_some((values.handle(), weights.n()));
+            let rows = Values { handle: values.handle(), ty: from, first_row: 0, rows: weights.n(), importance };
+            weights.quantize_rows(client, &rows, &faults);
             Some(weights.handle().clone())
         })
     };
-    floats.map(entry).collect()
+    plain.chain(weighted).map(entry).collect()
 }
 
 fn of_products(client: &Client, format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {

@@ -7,7 +7,7 @@ use super::tensor::DeviceTensor;
 use crate::gguf::GgmlType;
 use crate::kernels::activations::{Activations, pack};
 use crate::kernels::floats::{FloatType, has_buffers};
-use crate::kernels::quantize::weights::{Values, quantizes};
+use crate::kernels::quantize::weights::{Values, quantizes, quantizes_by_importance};
 use crate::kernels::weights::Weights;
 use crate::{Error, Result};
 
@@ -20,6 +20,11 @@ impl DeviceTensor {
         quantizes(ty)
     }
 
+    /// Whether [`quantize_by_importance`](Self::quantize_by_importance) takes the type.
+    pub fn quantizes_by_importance(ty: GgmlType) -> bool {
+        quantizes_by_importance(ty)
+    }
+
     /// Quantizes `n` rows of `k` values on the device, by the rules of ggml's reference quantizer of the type
     /// (`quantize_row_*_ref` in `ggml/src/ggml-quants.c`): the blocks are the same, bit for bit, but for scales too small to have
     /// an inverse, whose blocks are zeros. The values go there in stripes of 64 MiB.
@@ -30,12 +35,53 @@ impl DeviceTensor {
     /// more or fewer than there are, [`Error::NotFinite`] for a row with a NaN or an infinity, [`Error::TooLarge`] where
     /// the result exceeds the device's largest buffer, [`Error::Device`] where the device failed.
     pub fn quantize(device: &CubeDevice, ty: GgmlType, n: usize, k: usize, values: &[f32]) -> Result<Self> {
+        Self::quantized(device, ty, [n, k], values, None)
+    }
+
+    /// [`quantize`](Self::quantize) with an importance for each column, or one row of them for each of as many runs of rows: the
+    /// experts of a stack. The blocks are ggml's, bit for bit, for importances above 0; columns of none count for a millionth of the
+    /// most important one. Formats whose quantizer in ggml minds no importances take them all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`quantize`](Self::quantize), [`Error::NoQuantizer`] also where the kernel of the type minds no importances and ggml's
+    /// quantizer does (Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL); [`Error::Importances`] where they do not fit, [`Error::Importance`] where one
+    /// is negative or not finite.
+    pub fn quantize_by_importance(
+        device: &CubeDevice,
+        ty: GgmlType,
+        n: usize,
+        k: usize,
+        values: &[f32],
+        importance: &[f32],
+    ) -> Result<Self> {
+        if !quantizes_by_importance(ty) {
+            return Err(Error::NoQuantizer { ty });
+        }
+        Self::quantized(device, ty, [n, k], values, Some(importance))
+    }
+
+    fn quantized(
+        device: &CubeDevice,
+        ty: GgmlType,
+        [n, k]: [usize; 2],
+        values: &[f32],
+        importance: Option<&[f32]>,
+    ) -> Result<Self> {
         let quantizer = Quantizer::new(device, ty, n, k, values.len())?;
+        let importance = importance.map(|importance| quantizer.importance(importance)).transpose()?;
+        let importance = importance.as_ref().map(|(handle, rows)| (handle, *rows));
         let rows = (STRIPE / 4 / k.max(1)).max(1);
         let client = device.client();
         for (stripe, values) in values.chunks(rows * k.max(1)).enumerate() {
             let handle = client.create_from_slice(bytemuck::cast_slice(values));
-            let rows = Values { handle: &handle, ty: FloatType::F32, first_row: stripe * rows, rows: values.len() / k };
+            let rows = Values {
+                handle: &handle,
+                ty: FloatType::F32,
+                first_row: stripe * rows,
+                rows: values.len() / k,
+                importance,
+            };
             quantizer.weights.quantize_rows(&client, &rows, &quantizer.faults);
             // Bounds the memory of the stripes: otherwise those of a whole tensor would be in flight.
             if stripe % 2 == 1 {
@@ -96,6 +142,18 @@ impl<'a> Quantizer<'a> {
         Ok(Self { device, weights, faults })
     }
 
+    /// Importances of columns on the device, and the rows that each row of them is for.
+    fn importance(&self, importance: &[f32]) -> Result<(Handle, usize)> {
+        let (n, k) = (self.weights.n(), self.weights.k());
+        let runs = importance.len() / k.max(1);
+        let fit = runs > 0 && importance.len() == runs * k && n.is_multiple_of(runs);
+        if !fit {
+            return Err(Error::Importances { values: importance.len(), n, k });
+        }
+        let importance = positive(importance)?;
+        Ok((self.device.client().create_from_slice(bytemuck::cast_slice(&importance)), n / runs))
+    }
+
     /// Of rows that are on the device, queued, and their values one after the other.
     fn queued(device: &'a CubeDevice, ty: GgmlType, values: &Activations) -> Result<(Self, Handle)> {
         let (n, k) = (values.tokens(), values.k());
@@ -109,7 +167,7 @@ impl<'a> Quantizer<'a> {
             Some(stride) if stride == k => values.handle().clone(),
             _ => pack(&client, values, from),
         };
-        let rows = Values { handle: &handle, ty: from, first_row: 0, rows: n };
+        let rows = Values { handle: &handle, ty: from, first_row: 0, rows: n, importance: None };
         quantizer.weights.quantize_rows(&client, &rows, &quantizer.faults);
         Ok((quantizer, handle))
     }
@@ -122,4 +180,14 @@ impl<'a> Quantizer<'a> {
         let odd = values()?.iter().position(|value| !value.is_finite()).unwrap_or(0);
         Err(Error::NotFinite { row: odd / self.weights.k() })
     }
+}
+
+/// Importances by which quantizers can divide.
+pub fn positive(importances: &[f32]) -> Result<Vec<f32>> {
+    if let Some(&value) = importances.iter().find(|importance| !(importance.is_finite() && **importance >= 0.0)) {
+        return Err(Error::Importance { value });
+    }
+    let most = importances.iter().copied().fold(0.0, f32::max);
+    let least = if most > 0.0 { (most * 1e-6).max(f32::MIN_POSITIVE) } else { 1.0 };
+    Ok(importances.iter().map(|importance| importance.max(least)).collect())
 }

@@ -101,8 +101,25 @@ fn cases(path: &Path, ty: GgmlType) -> Vec<Case> {
     inputs.map(case).collect()
 }
 
+/// What ggml's reference quantizer makes of values.
+pub struct Quantized {
+    /// The values, as those that are expected.
+    pub source: Case,
+    pub blocks: Vec<u8>,
+    /// By [`importance()`], where the format's quantizer minds it.
+    pub weighted: Option<Vec<u8>>,
+}
+
+/// Importances of the columns of the values to quantize.
+pub fn importance() -> Vec<f32> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized/sources.gguf");
+    let files = Files::open(path).unwrap();
+    let data = files.parse().unwrap().tensor("importance").unwrap().data().unwrap().to_vec();
+    data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
 /// Values, and what ggml's reference quantizer makes of them.
-pub fn quantized(ty: GgmlType) -> Vec<(Case, Vec<u8>)> {
+pub fn quantized(ty: GgmlType) -> Vec<Quantized> {
     let file = |name: &str| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized");
         Files::open(folder.join(format!("{name}.gguf"))).unwrap()
@@ -115,12 +132,14 @@ pub fn quantized(ty: GgmlType) -> Vec<(Case, Vec<u8>)> {
         let expected = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let blocks = quantized.tensor(source.name()).unwrap();
         assert_eq!((blocks.dtype().unwrap(), blocks.matrix()), (ty, (n, k)));
-        let case = Case { name: source.name().to_owned(), endian: Endian::Little, n, k, data, expected };
-        (case, blocks.data().unwrap().to_vec())
+        let source = Case { name: source.name().to_owned(), endian: Endian::Little, n, k, data, expected };
+        let weighted = quantized.tensor(&format!("{}.weighted", source.name)).ok();
+        let weighted = weighted.map(|blocks| blocks.data().unwrap().to_vec());
+        Quantized { source, blocks: blocks.data().unwrap().to_vec(), weighted }
     };
-    let pairs: Vec<_> = sources.tensors().map(of_source).collect();
-    assert!(!pairs.is_empty());
-    pairs
+    let all: Vec<_> = sources.tensors().filter(|source| source.name() != "importance").map(of_source).collect();
+    assert!(!all.is_empty());
+    all
 }
 
 static COMPARES: AtomicBool = AtomicBool::new(true);

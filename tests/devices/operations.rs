@@ -10,7 +10,7 @@ use cube_gguf::{
 };
 use half::{bf16, f16};
 
-use crate::fixtures::{self, Case, Fixture, assert_bytes, assert_same, compares, noise};
+use crate::fixtures::{self, Case, Fixture, Quantized, assert_bytes, assert_same, compares, noise};
 use crate::{Check, Formats};
 
 /// A scale, a scale and a min in super-blocks, two scales, a codebook, plain floats.
@@ -29,6 +29,10 @@ const LONG: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::F16];
 /// One that all others quantize as, as far as loads and errors go.
 const HALVES: &[GgmlType] = &[GgmlType::Q4_0];
 
+/// Those whose kernels mind importances.
+const WEIGHTED: &[GgmlType] =
+    &[GgmlType::Q2K, GgmlType::Q3K, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K, GgmlType::IQ4XS];
+
 pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("gives_its_bytes_back", Formats::All, gives_its_bytes_back),
     ("dequantizes_as_the_reference", Formats::All, dequantizes_as_the_reference),
@@ -36,6 +40,7 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("rounds_once_to_f16_and_bf16", Formats::All, rounds_once_to_f16_and_bf16),
     ("gathers_rows", Formats::All, gathers_rows),
     ("quantizes_as_ggml", Formats::Of(DeviceTensor::quantizes), quantizes_as_ggml),
+    ("quantizes_by_importance_as_ggml", Formats::Some(WEIGHTED), quantizes_by_importance_as_ggml),
     ("quantizes_halves_and_strided_values", Formats::Some(HALVES), quantizes_halves_and_strided_values),
     ("refuses_to_quantize", Formats::Some(HALVES), refuses_to_quantize),
     ("multiplies_one_token", Formats::All, multiplies_one_token),
@@ -122,7 +127,7 @@ fn gathers_rows(device: &CubeDevice, fixture: &Fixture) {
 /// The bytes of ggml's reference quantizer, for rows of whole words and vectors and for rows that end inside of them.
 fn quantizes_as_ggml(device: &CubeDevice, fixture: &Fixture) {
     let ty = fixture.ty;
-    for (source, quantized) in fixtures::quantized(ty) {
+    for Quantized { source, blocks: quantized, .. } in fixtures::quantized(ty) {
         let (n, k) = (source.n, source.k);
         let tensor = DeviceTensor::quantize(device, ty, n, k, &source.expected).unwrap();
         assert_bytes(&tensor.data().unwrap(), &quantized, &source.name);
@@ -133,6 +138,28 @@ fn quantizes_as_ggml(device: &CubeDevice, fixture: &Fixture) {
         let expected: Vec<u8> = quantized.chunks_exact(row_bytes).flat_map(|row| &row[..bytes]).copied().collect();
         let tensor = DeviceTensor::quantize(device, ty, n, short, &values).unwrap();
         assert_bytes(&tensor.data().unwrap(), &expected, &format!("the first {short} of {}", source.name));
+    }
+}
+
+/// The bytes of ggml's quantizers by importance, of matrices in one and of stacks whose matrices have importances of their own.
+fn quantizes_by_importance_as_ggml(device: &CubeDevice, fixture: &Fixture) {
+    let ty = fixture.ty;
+    let importance = fixtures::importance();
+    for Quantized { source, weighted, .. } in fixtures::quantized(ty) {
+        let (n, k, weighted) = (source.n, source.k, weighted.unwrap());
+        let quantize = |n, values: &[f32], importance: &[f32]| {
+            DeviceTensor::quantize_by_importance(device, ty, n, k, values, importance).unwrap().data().unwrap()
+        };
+        assert_bytes(&quantize(n, &source.expected, &importance), &weighted, &source.name);
+
+        let others: Vec<f32> = importance.iter().rev().copied().collect();
+        let stack = quantize(2 * n, &source.expected.repeat(2), &[&*others, &*importance].concat());
+        assert_bytes(&stack[weighted.len()..], &weighted, &format!("{}, the second of two", source.name));
+        assert_bytes(&stack[..weighted.len()], &quantize(n, &source.expected, &others), &source.name);
+
+        let nothing = quantize(n, &source.expected, &vec![0.0; k]);
+        let tensor = DeviceTensor::from_gguf(device, ty, n, k, &nothing, Endian::Little).unwrap();
+        assert!(!compares() || tensor.dequantize(FloatType::F32).unwrap().iter().all(|value| value.is_finite()));
     }
 }
 
@@ -175,6 +202,15 @@ fn refuses_to_quantize(device: &CubeDevice, fixture: &Fixture) {
     assert!(matches!(refused(usize::MAX, k), Error::Values { .. }));
     let other = DeviceTensor::quantize(device, GgmlType::I32, n, k, &values);
     assert!(matches!(other, Err(Error::NoQuantizer { .. })));
+
+    let by = |ty, importance: &[f32]| {
+        DeviceTensor::quantize_by_importance(device, ty, n, k, &values, importance).unwrap_err()
+    };
+    assert!(matches!(by(ty, &vec![1.0; k]), Error::NoQuantizer { .. }));
+    assert!(matches!(by(GgmlType::Q8_0, &vec![1.0; k + 1]), Error::Importances { .. }));
+    assert!(matches!(by(GgmlType::Q8_0, &[]), Error::Importances { .. }));
+    assert!(matches!(by(GgmlType::Q8_0, &vec![-1.0; k]), Error::Importance { value: -1.0 }));
+    assert!(matches!(by(GgmlType::Q8_0, &vec![f32::NAN; k]), Error::Importance { .. }));
 }
 
 /// Holds `actual`, `[tokens, n]`, to the stated bound around an f64 product of the expected values.

@@ -361,8 +361,12 @@ mod candle {
         assert_eq!((ours.device(), ours.shape().dims()), (Device::Cpu, &[3, 512][..]));
         let importance: Vec<f32> = noise(4, 512).iter().map(|x| x.abs() + 0.1).collect();
         let expected = CandleTensor::quantize_imatrix(&source, &importance, Theirs::Q4K).unwrap();
+        let ours = QTensor::quantize_imatrix_onto(&source, &importance, GgmlType::Q4K, &Device::Cpu).unwrap();
+        assert_bytes(&ours.data().unwrap(), &expected.data().unwrap(), "with an importance matrix, in host memory");
+        let values = source.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let expected = DeviceTensor::quantize_by_importance(cube, GgmlType::Q4K, 3, 512, &values, &importance).unwrap();
         let ours = QTensor::quantize_imatrix_onto(&source, &importance, GgmlType::Q4K, &device).unwrap();
-        assert_bytes(&ours.data().unwrap(), &expected.data().unwrap(), "with an importance matrix");
+        assert_bytes(&ours.data().unwrap(), &expected.data().unwrap(), "with an importance matrix, on the device");
         assert!(QTensor::quantize_imatrix_onto(&source, &importance[1..], GgmlType::Q4K, &device).is_err());
         assert!(QTensor::quantize(&source.narrow(1, 0, 300).unwrap(), GgmlType::Q4K).is_err());
         assert!(QTensor::quantize(&source, GgmlType::IQ2XXS).is_err());

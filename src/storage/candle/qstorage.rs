@@ -16,6 +16,7 @@ use crate::Error;
 use crate::gguf::GgmlType;
 use crate::kernels::floats::FloatType;
 use crate::storage::device::{Backend, CubeDevice, Device};
+use crate::storage::quantize::positive;
 use crate::storage::tensor::DeviceTensor;
 
 /// Blocks of one type, in the memory of one device.
@@ -84,16 +85,6 @@ impl QCubeStorage {
         let values = data.len() / ty.block_bytes() * ty.block_size();
         Ok(Self(DeviceTensor::from_gguf(device, ty, 1, values, data, NATIVE)?))
     }
-}
-
-/// Importances by which Candle's quantizers can divide.
-fn positive(importances: &[f32]) -> Result<Vec<f32>> {
-    if let Some(wrong) = importances.iter().find(|importance| !(importance.is_finite() && **importance >= 0.0)) {
-        candle_core::bail!("an importance of {wrong}: they are finite and not negative")
-    }
-    let most = importances.iter().copied().fold(0.0, f32::max);
-    let least = if most > 0.0 { (most * 1e-6).max(f32::MIN_POSITIVE) } else { 1.0 };
-    Ok(importances.iter().map(|importance| importance.max(least)).collect())
 }
 
 impl From<QCubeStorage> for QStorage {

@@ -103,6 +103,14 @@ pub(super) fn check_floats(xs: &Tensor) -> Result<()> {
     }
 }
 
+/// Refuses values to quantize that are not in host memory.
+fn check_host(src: &Tensor) -> Result<()> {
+    match src.device() {
+        candle_core::Device::Cpu => Ok(()),
+        other => Err(candle_error(format!("values to quantize must be on Candle's CPU device, not {other:?}"))),
+    }
+}
+
 impl QTensor {
     /// Gives `storage` a shape.
     ///
@@ -224,7 +232,8 @@ impl QTensor {
         Self::quantize_onto(src, dtype, src.device())
     }
 
-    /// [`quantize`](Self::quantize) with an importance for each column.
+    /// [`quantize`](Self::quantize) with an importance for each column, by [a kernel](DeviceTensor::quantize_by_importance) where there
+    /// is one.
     ///
     /// # Errors
     ///
@@ -248,9 +257,13 @@ impl QTensor {
         if imatrix_weights.len() != n_per_row {
             return Err(candle_error(format!("{} importances for rows of {n_per_row}", imatrix_weights.len())));
         }
-        Self::quantized(src, dtype, &dev.weights()?, |storage, values| {
-            storage.quantize_imatrix(values, imatrix_weights, n_per_row)
-        })
+        let device = dev.weights()?;
+        let candle =
+            |storage: &mut QStorage, values: &Storage| storage.quantize_imatrix(values, imatrix_weights, n_per_row);
+        match Inner::quantizer(dtype, &device).filter(|_| DeviceTensor::quantizes_by_importance(dtype)) {
+            Some(kernels) => Self::by_kernels(src, dtype, kernels, Some(imatrix_weights)),
+            None => Self::quantized(src, dtype, &device, candle),
+        }
     }
 
     /// [`quantize`](Self::quantize), with the result on `dev`.
@@ -260,13 +273,26 @@ impl QTensor {
     /// As [`quantize`](Self::quantize), and where the device failed.
     pub fn quantize_onto<P: WeightDevice + ?Sized>(src: &Tensor, dtype: GgmlType, dev: &P) -> Result<Self> {
         let device = dev.weights()?;
-        let kernels = Inner::quantizer(dtype, &device).filter(|_| src.device().is_cpu());
-        let Some((device, home)) = kernels else {
-            return Self::quantized(src, dtype, &device, |storage, values| storage.quantize(values));
-        };
+        match Inner::quantizer(dtype, &device) {
+            Some(kernels) => Self::by_kernels(src, dtype, kernels, None),
+            None => Self::quantized(src, dtype, &device, |storage, values| storage.quantize(values)),
+        }
+    }
+
+    /// Quantizes on a device with kernels, whose tensor becomes one of a home.
+    fn by_kernels(
+        src: &Tensor,
+        dtype: GgmlType,
+        (device, home): (&CubeDevice, Home),
+        importance: Option<&[f32]>,
+    ) -> Result<Self> {
+        check_host(src)?;
         let (n, k) = matrix(src.shape(), dtype)?;
         let values = src.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let tensor = DeviceTensor::quantize(device, dtype, n, k, &values)?;
+        let tensor = match importance {
+            Some(importance) => DeviceTensor::quantize_by_importance(device, dtype, n, k, &values, importance)?,
+            None => DeviceTensor::quantize(device, dtype, n, k, &values)?,
+        };
         Ok(Self { inner: home(tensor), shape: src.shape().clone() })
     }
 
@@ -276,12 +302,7 @@ impl QTensor {
         device: &Device,
         quantize: impl FnOnce(&mut QStorage, &Storage) -> Result<()>,
     ) -> Result<Self> {
-        if !src.device().is_cpu() {
-            return Err(candle_error(format!(
-                "values to quantize must be on Candle's CPU device, not {:?}",
-                src.device()
-            )));
-        }
+        check_host(src)?;
         let (n, k) = matrix(src.shape(), dtype)?;
         if candle_dtype(dtype).is_none() {
             return Err(candle_error(format!("there is no quantizer for {dtype}")));

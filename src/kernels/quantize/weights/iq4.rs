@@ -4,9 +4,9 @@
 use cubecl::prelude::*;
 
 use super::codes::{Destination, Made, Place, add_codes, bytes_of, chunk_words};
-use super::rounding::{Four, extreme, inverse, largest_of_all, load_all, nearest, product};
+use super::rounding::{Four, alone, extreme, inverse, largest_of_all, load_all, nearest, product};
 use super::search::LEAST;
-use super::super_blocks::{CHUNKS, ChunkAt, Shares};
+use super::super_blocks::{CHUNKS, ChunkAt, Importance, Shares};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::formats::traits;
@@ -53,9 +53,33 @@ fn nearest_indices(numbers: Four, factor: f32) -> u32 {
 /// Steps to either side of the scale that makes the value of the largest magnitude the table's first.
 const STEPS: u32 = 7;
 
-/// The scale of 32 values for which they are nearest to those of the table.
+/// The squares of 32 values.
 #[cube]
-pub fn search_scale(values: &Sequence<Four>) -> f32 {
+pub fn squares(values: &Sequence<Four>) -> Sequence<Four> {
+    let mut squares = Sequence::<Four>::new();
+    #[unroll]
+    for i in 0..8usize {
+        squares.push(alone(*values.index(i) * *values.index(i)));
+    }
+    squares
+}
+
+/// The weights of the errors of 32 values by the importances of their columns.
+#[cube]
+pub fn weights_of_columns(values: &Sequence<Four>, importance: &Importance<'_>) -> Sequence<Four> {
+    let squares = squares(values);
+    let mut weights = Sequence::<Four>::new();
+    #[unroll]
+    for i in 0..8usize {
+        let deviations = Four::sqrt(Four::new(importance.variance) + *squares.index(i));
+        weights.push(importance.values[importance.first + i] * deviations);
+    }
+    weights
+}
+
+/// The scale of 32 values for which they are nearest to those of the table, by weights of the errors.
+#[cube]
+pub fn search_scale(values: &Sequence<Four>, weights: &Sequence<Four>) -> f32 {
     let extreme = extreme(values);
     let first = comptime!(value(0)).runtime();
     let mut scale = 0.0f32;
@@ -69,12 +93,12 @@ pub fn search_scale(values: &Sequence<Four>) -> f32 {
         let mut sum_q2 = 0.0f32;
         #[unroll]
         for i in 0..8usize {
-            let four = *values.index(i);
+            let (four, of_four) = (*values.index(i), *weights.index(i));
             #[unroll]
             for j in 0..4usize {
                 let x = four.extract(j);
                 let q = nearest_value(factor * x);
-                let weighted = (x * x) * q;
+                let weighted = of_four.extract(j) * q;
                 sum_qx += product(weighted, x);
                 sum_q2 += product(weighted, q);
             }
@@ -109,7 +133,7 @@ pub fn iq4_nl<X: Float>(
     place: Place,
 ) -> Made {
     let values = load_all::<X>(x, first, 8usize);
-    let scale = search_scale(&values);
+    let scale = search_scale(&values, &squares(&values));
     let words = chunk_of(&values, inverse(scale));
     destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
     Made { scale: f16_bits(scale), largest: largest_of_all(&values) }

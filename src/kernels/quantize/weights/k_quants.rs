@@ -3,29 +3,36 @@
 use cubecl::prelude::*;
 
 use super::codes::{Destination, add_codes, chunk_words};
-use super::rounding::{load, nearest, product};
-use super::search::{Found, by_single_codes, symmetric, with_min};
-use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
+use super::rounding::{Four, load, load_all, nearest, product};
+use super::search::{Found, LEAST, by_single_codes, code_at, positive, symmetric, with_min};
+use super::super_blocks::{CHUNKS, ChunkAt, Importance, Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::formats::f16;
 use crate::kernels::vector::Words;
 
-/// Searches the scale of the sub-block from vector `first` on.
+/// Searches the scale of the sub-block from vector `first` on. The importances of its columns are those from `importance.first` on.
 #[cube]
-pub fn search_sub_block<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[comptime] rule: SuperRule) -> Found {
+pub fn search_sub_block<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    first: usize,
+    importance: &Importance<'_>,
+    #[comptime] rule: SuperRule,
+) -> (Found, f32) {
     let len = comptime!(32 / rule.subs());
-    let mut values = Array::<f32>::new(len);
-    #[unroll]
-    for i in 0..comptime!(len / 4) {
-        let four = load::<X>(x, first + i);
+    let values = floats_of(&load_all::<X>(x, first, comptime!(len / 4)), len);
+    let mut weights = Array::<f32>::new(len);
+    if comptime!(rule.weighted) {
+        let columns = floats_of(&load_all::<f32>(importance.values, importance.first, comptime!(len / 4)), len);
         #[unroll]
-        for j in 0..4usize {
-            values[comptime!(4 * i + j)] = four.extract(j);
+        for i in 0..len {
+            weights[i] = columns[i];
+            if comptime!(rule.ty != GgmlType::Q6K) {
+                let deviation = f32::sqrt(importance.variance + product(values[i], values[i]));
+                weights[i] = product(columns[i], deviation);
+            }
         }
-    }
-    if comptime!(rule.has_min()) {
-        let mut weights = Array::<f32>::new(len);
+    } else if comptime!(rule.has_min()) {
         let mut squares = 0.0f32;
         if comptime!(!rule.steps().absolute) {
             #[unroll]
@@ -38,22 +45,49 @@ pub fn search_sub_block<X: Float>(x: &[Vector<X, Const<4>>], first: usize, #[com
         for i in 0..len {
             weights[i] = mean + f32::abs(values[i]);
         }
-        with_min(&values, &weights, comptime!(rule.steps()))
-    } else if comptime!(rule.ty == GgmlType::Q3K) {
-        by_single_codes(&values, len, 4i32)
     } else {
-        symmetric(&values, len, 32i32)
+        #[unroll]
+        for i in 0..len {
+            weights[i] = product(values[i], values[i]);
+        }
     }
+    let mut weight = 0.0f32;
+    #[unroll]
+    for i in 0..len {
+        weight += weights[i];
+    }
+    let found = if comptime!(rule.has_min()) {
+        with_min(&values, &weights, comptime!(rule.steps()))
+    } else if comptime!(rule.ty == GgmlType::Q6K) {
+        symmetric(&values, &weights, len, 32i32)
+    } else if comptime!(rule.weighted) {
+        symmetric(&values, &weights, len, 4i32)
+    } else {
+        by_single_codes(&values, len, 4i32)
+    };
+    (found, weight)
 }
 
-/// The scale of a super-block, and what its sub-blocks' scales and mins are multiplied by to be quantized.
-#[derive(CubeType, Clone, Copy)]
-#[expand(derive(Clone, Copy))]
+/// The floats of vectors.
+#[cube]
+fn floats_of(vectors: &Sequence<Four>, #[comptime] len: usize) -> Array<f32> {
+    let mut floats = Array::<f32>::new(len);
+    #[unroll]
+    for i in 0..len {
+        floats[i] = vectors.index(comptime!(i / 4)).extract(comptime!(i % 4));
+    }
+    floats
+}
+
+/// The scale of a super-block, and those of its sub-blocks as numbers that count it.
+#[derive(CubeType)]
 struct BlockScale {
     /// The half of the scale, and above it that of the min.
     bits: u32,
-    inverse: f32,
-    inverse_min: f32,
+    numbers: Array<i32>,
+    min_numbers: Array<i32>,
+    /// Whether all scales are as good as zero.
+    is_zero: bool,
 }
 
 #[cube]
@@ -61,56 +95,111 @@ impl BlockScale {
     /// From what was found of its sub-blocks, which begin at `first`.
     fn of(shares: &Shares<'_>, first: usize, #[comptime] rule: SuperRule) -> BlockScale {
         let count = comptime!(CHUNKS * rule.subs());
-        let most = comptime!(rule.most_scale() as f32).runtime();
+        let scales = floats_at(shares.scales, first, count);
         if comptime!(rule.has_min()) {
-            let mut scale = 0.0f32;
-            let mut least = 0.0f32;
-            for i in first..first + count {
-                scale = max(scale, shares.scales[i]);
-                least = max(least, shares.mins[i]);
+            let mins = floats_at(shares.mins, first, count);
+            let most = comptime!(rule.most_scale() as i32);
+            let (scale, numbers, least, min_numbers) = if comptime!(rule.weighted) {
+                let weights = floats_at(shares.weights, first, count);
+                let (scale, numbers) = positive(&scales, &weights, count, most);
+                let (least, min_numbers) = positive(&mins, &weights, count, most);
+                (scale, numbers, least, min_numbers)
+            } else {
+                let (scale, numbers) = by_the_greatest(&scales, count, most);
+                let (least, min_numbers) = by_the_greatest(&mins, count, most);
+                (scale, numbers, least, min_numbers)
+            };
+            let bits = f16_bits(scale) | (f16_bits(least) << 16);
+            BlockScale { bits, numbers, min_numbers, is_zero: false.runtime() }
+        } else if comptime!(rule.weighted && rule.ty == GgmlType::Q3K) {
+            let found = symmetric(&scales, &floats_at(shares.weights, first, count), count, 32i32);
+            let mut numbers = Array::<i32>::new(count);
+            #[unroll]
+            for i in 0..count {
+                numbers[i] = i32::cast_from(code_at(&found.codes, i)) - 32;
             }
             BlockScale {
-                bits: f16_bits(scale / most) | (f16_bits(least / most) << 16),
-                inverse: select(scale > 0.0f32, most / scale, 0.0f32),
-                inverse_min: select(least > 0.0f32, most / least, 0.0f32),
+                bits: f16_bits(found.scale),
+                numbers,
+                min_numbers: Array::new(1usize),
+                is_zero: false.runtime(),
             }
         } else {
+            let most = comptime!(rule.most_scale() as i32);
             let mut largest = 0.0f32;
             let mut extreme = 0.0f32;
-            for i in first..first + count {
-                let magnitude = f32::abs(shares.scales[i]);
-                extreme = select(magnitude > largest, shares.scales[i], extreme);
+            #[unroll]
+            for i in 0..count {
+                let magnitude = f32::abs(scales[i]);
+                extreme = select(magnitude > largest, scales[i], extreme);
                 largest = max(largest, magnitude);
             }
             // ggml takes less for nothing in Q6_K alone.
-            let least = comptime!(if rule.ty == GgmlType::Q6K { 1e-15f32 } else { f32::MIN_POSITIVE });
-            let inverse = select(largest < least, 0.0f32, (0.0f32 - most) / extreme);
-            let bits = select(largest < least, 0u32, f16_bits(1.0f32 / inverse));
-            BlockScale { bits, inverse, inverse_min: 0.0f32.runtime() }
+            let least = comptime!(if rule.ty == GgmlType::Q6K { LEAST } else { f32::MIN_POSITIVE });
+            let is_zero = largest < least;
+            let inverse = (0.0f32 - comptime!(most as f32).runtime()) / extreme;
+            let mut numbers = Array::<i32>::new(count);
+            #[unroll]
+            for i in 0..count {
+                let number = clamp(nearest(inverse * scales[i]), -most, comptime!(most - 1));
+                // The fields of zeros are zeros: of Q3_K, whose numbers have 32 added, too.
+                let none = comptime!(if rule.ty == GgmlType::Q3K { -32i32 } else { 0 });
+                numbers[i] = select(is_zero, none, number);
+            }
+            let bits = select(is_zero, 0u32, f16_bits(1.0f32 / inverse));
+            BlockScale { bits, numbers, min_numbers: Array::new(1usize), is_zero }
         }
     }
 
-    /// The scale of a sub-block as a number.
-    fn scale(&self, scale: f32, #[comptime] rule: SuperRule) -> i32 {
-        let most = comptime!(rule.most_scale() as i32);
-        let number = nearest(self.inverse * scale);
-        if comptime!(rule.has_min()) { min(number, most) } else { clamp(number, -most, comptime!(most - 1)) }
+    /// The scale of sub-block `sub`.
+    fn scale(&self, sub: usize, #[comptime] count: usize) -> f32 {
+        f16(self.bits & 0xffff) * f32::cast_from(number_at(&self.numbers, sub, count))
     }
 
-    /// The min of a sub-block as a number.
-    fn min(&self, least: f32, #[comptime] rule: SuperRule) -> i32 {
-        min(nearest(self.inverse_min * least), comptime!(rule.most_scale() as i32))
+    /// The min of sub-block `sub`.
+    fn min(&self, sub: usize, #[comptime] count: usize) -> f32 {
+        f16(self.bits >> 16) * f32::cast_from(number_at(&self.min_numbers, sub, count))
     }
+}
 
-    /// The float that the numbers of scales count.
-    fn step(&self) -> f32 {
-        f16(self.bits & 0xffff)
+/// Nonnegative numbers as multiples of a step, of which the greatest has `most`; and the step.
+#[cube]
+fn by_the_greatest(x: &Array<f32>, #[comptime] count: usize, #[comptime] most: i32) -> (f32, Array<i32>) {
+    let top = comptime!(most as f32).runtime();
+    let mut greatest = 0.0f32;
+    #[unroll]
+    for i in 0..count {
+        greatest = max(greatest, x[i]);
     }
+    let inverse = select(greatest > 0.0f32, top / greatest, 0.0f32);
+    let mut numbers = Array::<i32>::new(count);
+    #[unroll]
+    for i in 0..count {
+        numbers[i] = min(nearest(inverse * x[i]), most);
+    }
+    (greatest / top, numbers)
+}
 
-    /// The float that the numbers of mins count.
-    fn step_of_mins(&self) -> f32 {
-        f16(self.bits >> 16)
+/// Floats that units share, in registers.
+#[cube]
+fn floats_at(shared: &[f32], first: usize, #[comptime] count: usize) -> Array<f32> {
+    let mut floats = Array::<f32>::new(count);
+    #[unroll]
+    for i in 0..count {
+        floats[i] = shared[first + i];
     }
+    floats
+}
+
+/// Number `index`: registers have no indices but constants.
+#[cube]
+fn number_at(numbers: &Array<i32>, index: usize, #[comptime] count: usize) -> i32 {
+    let mut number = 0i32;
+    #[unroll]
+    for i in 0..count {
+        number = select(index == i, numbers[i], number);
+    }
+    number
 }
 
 /// Quantizes a chunk, which is chunk `index` of the cube; the first of a super-block also stores its scales.
@@ -125,7 +214,8 @@ pub fn quantize_chunk<X: Float>(
     #[comptime] rule: SuperRule,
 ) {
     let (subs, bits) = comptime!((rule.subs(), rule.bits()));
-    let first = index / CHUNKS * comptime!(CHUNKS * subs);
+    let count = comptime!(CHUNKS * subs);
+    let first = index / CHUNKS * count;
     let block = BlockScale::of(shares, first, rule);
     let low_bits = comptime!(if bits < 4 { 2 } else { 4 });
     let high_bits = comptime!(bits - low_bits);
@@ -133,11 +223,11 @@ pub fn quantize_chunk<X: Float>(
     let mut high = chunk_words(comptime!(high_bits.max(1) as usize));
     #[unroll]
     for sub in 0..subs {
-        let slot = index * subs + sub;
-        let scale = block.step() * f32::cast_from(block.scale(shares.scales[slot], rule));
+        let own = at.chunk * subs + sub;
+        let scale = block.scale(own, count);
         let mut least = 0.0f32;
         if comptime!(rule.has_min()) {
-            least = block.step_of_mins() * f32::cast_from(block.min(shares.mins[slot], rule));
+            least = block.min(own, count);
         }
         #[unroll]
         for i in 0..comptime!(8 / subs) {
@@ -148,12 +238,9 @@ pub fn quantize_chunk<X: Float>(
             for j in 0..4usize {
                 codes |= code_of((values.extract(j) + least) / scale, rule) << comptime!(8 * j as u32);
             }
-            // Values without a scale keep the codes that were found for them.
-            let found = select(
-                block.inverse == 0.0f32 && comptime!(rule.ty == GgmlType::Q6K),
-                0u32,
-                shares.codes[index * 8 + four],
-            );
+            // Values without a scale keep the codes that were found for them, but where ggml clears the block.
+            let is_cleared = comptime!(rule.ty == GgmlType::Q6K) && block.is_zero;
+            let found = select(is_cleared, 0u32, shares.codes[index * 8 + four]);
             let codes = select(scale == 0.0f32, found, codes);
             add_codes(
                 &mut low,
@@ -173,7 +260,7 @@ pub fn quantize_chunk<X: Float>(
         destination.store_chunk(out, 1usize, at.row, chunk, &high, comptime!(high_bits as usize));
     }
     if at.chunk == 0 {
-        store_scales(out, destination, at, shares, first, block, rule);
+        store_scales(out, destination, at, shares, first, &block, rule);
     }
 }
 
@@ -197,7 +284,7 @@ fn store_scales(
     at: ChunkAt,
     shares: &Shares<'_>,
     first: usize,
-    block: BlockScale,
+    block: &BlockScale,
     #[comptime] rule: SuperRule,
 ) {
     let count = comptime!(CHUNKS * rule.subs());
@@ -206,18 +293,17 @@ fn store_scales(
     let mut packed = chunk_words(words);
     #[unroll]
     for i in 0..count {
-        let scale = block.scale(shares.scales[first + i], rule);
+        let scale = block.numbers[i];
         let mut least = 0u32;
         if comptime!(rule.has_min()) {
-            least = u32::cast_from(block.min(shares.mins[first + i], rule));
+            least = u32::cast_from(block.min_numbers[i]);
         }
         match comptime!(rule.ty) {
             GgmlType::Q2K => {
                 packed[comptime!(i / 4)] |= (u32::cast_from(scale) | (least << 4)) << comptime!((8 * (i % 4)) as u32)
             }
             GgmlType::Q3K => {
-                // Where the super-block is zeros its scales are, too, not the zero that is in their middle.
-                let number = select(block.inverse == 0.0f32, 0u32, u32::cast_from(scale + 32i32));
+                let number = u32::cast_from(scale + 32i32);
                 packed[comptime!(i / 8)] |= (number & 0xf) << comptime!((4 * (i % 8)) as u32);
                 packed[2] |= (number >> 4) << comptime!((2 * i) as u32);
             }

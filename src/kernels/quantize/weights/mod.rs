@@ -36,12 +36,25 @@ pub fn quantizes(ty: GgmlType) -> bool {
     Rule::of(ty).is_some() || SuperRule::has(ty)
 }
 
+/// Whether ggml's quantizer of the format minds importances of columns, and the kernel does, too.
+pub fn minds_importance(ty: GgmlType) -> bool {
+    SuperRule::has(ty) && SuperRule::weighs(ty)
+}
+
+/// Whether the kernel of the format minds importances of columns, or ggml's quantizer does not either.
+pub fn quantizes_by_importance(ty: GgmlType) -> bool {
+    use GgmlType::{IQ4NL, Q4_0, Q4_1, Q5_0, Q5_1};
+    quantizes(ty) && !matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4NL)
+}
+
 /// Rows of a matrix of floats, contiguous in `values`, and the first of them in the quantized matrix.
 pub struct Values<'a> {
     pub handle: &'a Handle,
     pub ty: FloatType,
     pub first_row: usize,
     pub rows: usize,
+    /// Importances of columns, f32, each row of them for so many rows of the quantized matrix.
+    pub importance: Option<(&'a Handle, usize)>,
 }
 
 /// Quantizes rows of floats into the components at `offsets` of `out`. Where a value is not finite, the word of `faults` becomes 1.
@@ -58,7 +71,8 @@ pub fn quantize(
     let destination = DestinationLaunch::of(offsets);
     let (from, into, faults) = (buffer(values.handle, 4 * values.ty.bytes()), buffer(out, 16), buffer(faults, 4));
     let elem = values.ty.elem();
-    let run = |grid, units| RunLaunch::new(grid, values.first_row, offsets.blocks, units);
+    let rows_each = values.importance.map_or(1, |(_, rows)| rows);
+    let run = |grid, units| RunLaunch::new(grid, values.first_row, offsets.blocks, units, rows_each);
     if let Some(rule) = Rule::of(ty) {
         let per_row = offsets.blocks.div_ceil(rule.blocks());
         let (count, dim, grid) = elementwise(client, values.rows * per_row);
@@ -67,7 +81,9 @@ pub fn quantize(
         // CubeCL's CPU runtime runs a cube's units as threads, which wait for each other at every barrier.
         let is_host = client.properties().hardware.num_cpu_cores.is_some();
         let (units, chunks) = if is_host { (1, PAIR) } else { (SUPER_UNITS, 1) };
-        let rule = SuperRule { ty, units, chunks };
+        let rule = SuperRule { ty, units, chunks, weighted: values.importance.is_some() && minds_importance(ty) };
+        // A kernel without importances binds anything for them.
+        let importance = buffer(values.importance.map_or(values.handle, |(handle, _)| handle), 16);
         let pairs = offsets.blocks.div_ceil(2);
         let all = values.rows * pairs * PAIR;
         let (count, grid) = cubes(client, all.div_ceil(rule.cube_chunks()), all);
@@ -77,6 +93,7 @@ pub fn quantize(
             count,
             dim,
             from,
+            importance,
             into,
             faults,
             run(grid, pairs),
@@ -126,6 +143,8 @@ struct Run {
     blocks: usize,
     /// Units of a row, or pairs of super-blocks.
     units: usize,
+    /// Rows of the quantized matrix for each row of importances.
+    rows_each: usize,
 }
 
 #[cube(launch)]

@@ -1,5 +1,5 @@
-//! The searches of sub-blocks' scales, step by step those of ggml (`make_qkx2_quants`, `make_qx_quants` and `make_q3_quants` in
-//! `ggml/src/ggml-quants.c`): scales around the obvious one are tried, each with the best scale for the codes that it gives, and
+//! The searches of scales, step by step those of ggml (`make_qkx2_quants`, `make_qkx3_quants`, `make_qx_quants`, `make_q3_quants` and
+//! `make_qp_quants` in `ggml/src/ggml-quants.c`): scales around the obvious one are tried, each with the best scale for the codes that it gives, and
 //! the one with the least error is kept.
 
 use cubecl::prelude::*;
@@ -21,8 +21,10 @@ pub struct Steps {
     pub len: usize,
     /// The greatest code.
     pub most: u32,
-    /// What the first step adds to the greatest code, in tenths; the others go up by one.
+    /// What the first step adds to the greatest code, in hundredths.
     pub first: i32,
+    /// What each step adds to the one before, likewise.
+    pub up: i32,
     /// Number of the last step.
     pub last: usize,
     /// Whether errors are weighted as they are, not squared.
@@ -61,7 +63,8 @@ pub fn with_min(x: &Array<f32>, weights: &Array<f32>, #[comptime] steps: Steps) 
         best_error += product(weights[i], error(product(scale, code) + lowest - x[i], steps));
     }
     for step in 0..comptime!(steps.last + 1) {
-        let more = comptime!(steps.first as f32 / 10.0).runtime() + product(0.1f32, f32::cast_from(step));
+        let up = product(comptime!(steps.up as f32 / 100.0).runtime(), f32::cast_from(step));
+        let more = comptime!(steps.first as f32 / 100.0).runtime() + up;
         let inverse = (more + most) / (greatest - lowest);
         let mut codes = codes_of(len);
         let mut sum_l = 0.0f32;
@@ -107,9 +110,9 @@ pub fn with_min(x: &Array<f32>, weights: &Array<f32>, #[comptime] steps: Steps) 
     Found { scale: select(is_flat, 0.0f32, scale), min: select(is_flat, 0.0f32 - least, 0.0f32 - lowest), codes: best }
 }
 
-/// The best scale of codes from `-half` to `half - 1`, to which `half` is added. The errors' weights are the values' squares.
+/// The best scale of codes from `-half` to `half - 1`, to which `half` is added, by weights of the errors.
 #[cube]
-pub fn symmetric(x: &Array<f32>, #[comptime] len: usize, #[comptime] half: i32) -> Found {
+pub fn symmetric(x: &Array<f32>, weights: &Array<f32>, #[comptime] len: usize, #[comptime] half: i32) -> Found {
     let extreme = extreme_of(x, len);
     let mut best = codes_of(len);
     let mut scale = 0.0f32;
@@ -127,9 +130,8 @@ pub fn symmetric(x: &Array<f32>, #[comptime] len: usize, #[comptime] half: i32) 
             let code = signed_code(inverse * x[i], half);
             put(&mut codes, i, u32::cast_from(code + half));
             let code = f32::cast_from(code);
-            let weight = x[i] * x[i];
-            sum_xl += product(weight * x[i], code);
-            sum_l2 += product(weight * code, code);
+            sum_xl += product(weights[i] * x[i], code);
+            sum_l2 += product(weights[i] * code, code);
         }
         let is_better = step != 10 && sum_l2 > 0.0f32 && sum_xl * sum_xl > best_product * sum_l2;
         if step == 0 || is_better {
@@ -189,6 +191,79 @@ pub fn by_single_codes(x: &Array<f32>, #[comptime] len: usize, #[comptime] half:
         put(&mut packed, i, u32::cast_from(codes[i] + half));
     }
     unless_zeros(extreme, select(sum_l2 > 0.0f32, sum_xl / sum_l2, 0.0f32), packed, len)
+}
+
+/// The best scale of codes from 0 to `most` of nonnegative numbers, by weights of the errors, and the codes.
+#[cube]
+pub fn positive(
+    x: &Array<f32>,
+    weights: &Array<f32>,
+    #[comptime] len: usize,
+    #[comptime] most: i32,
+) -> (f32, Array<i32>) {
+    let mut greatest = 0.0f32;
+    #[unroll]
+    for i in 0..len {
+        greatest = max(greatest, x[i]);
+    }
+    let is_zero = greatest < comptime!(LEAST);
+    let top = comptime!(most as f32).runtime();
+    let mut inverse = top / greatest;
+    let mut best_error = 0.0f32;
+    // The first is the obvious one, then those from four tenths below it to four above.
+    for step in 0..10u32 {
+        let tenths = select(step == 0, 0.0f32, product(0.1f32, f32::cast_from(step) - 5.0f32));
+        let this_inverse = (tenths + top) / greatest;
+        let this_scale = 1.0f32 / this_inverse;
+        let mut this_error = 0.0f32;
+        #[unroll]
+        for i in 0..len {
+            let code = f32::cast_from(min(nearest(this_inverse * x[i]), most));
+            let difference = x[i] - product(this_scale, code);
+            this_error += product(weights[i] * difference, difference);
+        }
+        if step == 0 || step != 5 && this_error < best_error {
+            best_error = this_error;
+            inverse = this_inverse;
+        }
+    }
+    let mut codes = Array::<i32>::new(len);
+    let mut sum_xl = 0.0f32;
+    let mut sum_l2 = 0.0f32;
+    #[unroll]
+    for i in 0..len {
+        codes[i] = min(nearest(inverse * x[i]), most);
+        let code = f32::cast_from(codes[i]);
+        sum_xl += product(weights[i] * x[i], code);
+        sum_l2 += product(weights[i] * code, code);
+    }
+    for _ in 0..5u32 {
+        #[unroll]
+        for i in 0..len {
+            let old = f32::cast_from(codes[i]);
+            let mut others_xl = sum_xl - product(weights[i] * x[i], old);
+            let mut others_l2 = sum_l2 - product(weights[i] * old, old);
+            if others_xl > 0.0f32 && others_l2 > 0.0f32 {
+                let new = min(nearest(x[i] * others_l2 / others_xl), most);
+                if new != codes[i] {
+                    let code = f32::cast_from(new);
+                    others_xl += product(weights[i] * x[i], code);
+                    others_l2 += product(weights[i] * code, code);
+                    if others_xl * others_xl * sum_l2 > sum_xl * sum_xl * others_l2 {
+                        codes[i] = new;
+                        sum_xl = others_xl;
+                        sum_l2 = others_l2;
+                    }
+                }
+            }
+        }
+    }
+    #[unroll]
+    for i in 0..len {
+        codes[i] = select(is_zero, 0i32, codes[i]);
+    }
+    let scale = select(sum_l2 > 0.0f32, sum_xl / sum_l2, 0.0f32);
+    (select(is_zero, 0.0f32, scale), codes)
 }
 
 /// What was found; nothing where the value of the largest magnitude is as good as zero.
@@ -252,6 +327,6 @@ fn put(codes: &mut Array<u32>, #[comptime] i: usize, code: u32) {
 }
 
 #[cube]
-fn code_at(codes: &Array<u32>, #[comptime] i: usize) -> u32 {
+pub fn code_at(codes: &Array<u32>, #[comptime] i: usize) -> u32 {
     (codes[comptime!(i / 4)] >> comptime!((8 * (i % 4)) as u32)) & 0xff
 }

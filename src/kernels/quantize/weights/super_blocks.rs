@@ -9,10 +9,10 @@ use cubecl::prelude::*;
 
 use super::Run;
 use super::codes::Destination;
-use super::iq4::{quantize_iq4_chunk, search_scale};
+use super::iq4::{quantize_iq4_chunk, search_scale, squares, weights_of_columns};
 use super::k_quants::{quantize_chunk, search_sub_block};
 use super::low_bits::quantize_ternary_chunk;
-use super::rounding::{largest, load_all};
+use super::rounding::{Four, largest, load, load_all, product};
 use super::search::Steps;
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -28,6 +28,8 @@ pub struct SuperRule {
     pub ty: GgmlType,
     /// Units of a cube.
     pub units: usize,
+    /// Whether columns have importances.
+    pub weighted: bool,
     /// Chunks that a unit takes: one, or a pair of super-blocks.
     pub chunks: usize,
 }
@@ -36,6 +38,11 @@ impl SuperRule {
     pub fn has(ty: GgmlType) -> bool {
         use GgmlType::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K, TQ1_0, TQ2_0};
         matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | IQ4XS | TQ1_0 | TQ2_0)
+    }
+
+    /// Whether importances of columns bear on the format.
+    pub fn weighs(ty: GgmlType) -> bool {
+        !matches!(ty, GgmlType::TQ1_0 | GgmlType::TQ2_0)
     }
 
     /// Whether a super-block has one scale, which nobody searches.
@@ -89,8 +96,12 @@ impl SuperRule {
     pub(super) fn steps(self) -> Steps {
         let len = 32 / self.subs();
         let most = (1 << self.bits()) - 1;
-        let (first, last) = if self.ty == GgmlType::Q4K { (-10, 20) } else { (-5, 15) };
-        Steps { len, most, first, last, absolute: self.ty == GgmlType::Q2K }
+        let (first, up, last) = match self.ty {
+            _ if self.weighted => (-90, 5, 36),
+            GgmlType::Q4K => (-100, 10, 20),
+            _ => (-50, 10, 15),
+        };
+        Steps { len, most, first, up, last, absolute: self.ty == GgmlType::Q2K && !self.weighted }
     }
 
     /// Chunks of a cube.
@@ -139,18 +150,52 @@ pub(super) struct Shares<'a> {
     pub(super) scales: &'a [f32],
     pub(super) mins: &'a [f32],
     pub(super) codes: &'a [u32],
+    /// The sum of the weights of each sub-block's errors.
+    pub(super) weights: &'a [f32],
 }
 
 #[cube]
 impl<'a> Shares<'a> {
-    fn new(scales: &'a [f32], mins: &'a [f32], codes: &'a [u32]) -> Shares<'a> {
-        Shares::<'a> { scales, mins, codes }
+    fn new(scales: &'a [f32], mins: &'a [f32], codes: &'a [u32], weights: &'a [f32]) -> Shares<'a> {
+        Shares::<'a> { scales, mins, codes, weights }
     }
+}
+
+/// The importances of a sub-block's columns.
+#[derive(CubeType)]
+pub(super) struct Importance<'a> {
+    pub(super) values: &'a [Four],
+    /// The vector of the first column.
+    pub(super) first: usize,
+    /// What its values' squares are measured by, as ggml does: the mean square of the super-block, or twice that.
+    pub(super) variance: f32,
+}
+
+#[cube]
+impl<'a> Importance<'a> {
+    fn new(values: &'a [Four], first: usize, variance: f32) -> Importance<'a> {
+        Importance::<'a> { values, first, variance }
+    }
+}
+
+/// The sum of the squares of a super-block's values, one after the other.
+#[cube]
+fn sum_of_squares<X: Float>(x: &[Vector<X, Const<4>>], first: usize) -> f32 {
+    let mut sum = 0.0f32;
+    for i in first..first + comptime!(8 * CHUNKS) {
+        let four = load::<X>(x, i);
+        #[unroll]
+        for j in 0..4usize {
+            sum += product(four.extract(j), four.extract(j));
+        }
+    }
+    sum
 }
 
 #[cube(launch)]
 pub fn quantize_super_blocks<X: Float>(
     x: &[Vector<X, Const<4>>],
+    importance: &[Four],
     out: &mut [Words],
     faults: &mut [u32],
     run: Run,
@@ -163,6 +208,7 @@ pub fn quantize_super_blocks<X: Float>(
     let mut mins = Shared::<[f32]>::new_slice(comptime!(if rule.has_min() { rule.cube_chunks() * subs } else { 1 }));
     let words = comptime!(if rule.has_no_codes() { 1 } else { 8 * rule.cube_chunks() });
     let mut codes = Shared::<[u32]>::new_slice(words);
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(if rule.weighted { rule.cube_chunks() * subs } else { 1 }));
     let first = run.grid.cube() * comptime!(rule.cube_chunks());
     let own = UNIT_POS as usize * rule.chunks;
     for i in own..own + rule.chunks {
@@ -177,15 +223,32 @@ pub fn quantize_super_blocks<X: Float>(
             if greatest >= 0x7f80_0000 {
                 faults[0] = 1u32;
             }
+            let mut variance = 0.0f32;
+            if comptime!(rule.weighted) {
+                let twice = comptime!(if rule.ty == GgmlType::Q2K { 1.0f32 } else { 2.0 });
+                variance = sum_of_squares::<X>(x, at.first) * comptime!(twice / 256.0);
+            }
+            let from = at.first + at.chunk * 8;
+            let columns = (at.row / run.rows_each * run.blocks + at.block) * comptime!(8 * CHUNKS) + at.chunk * 8;
             if comptime!(rule.is_ternary()) {
                 scales[i] = f32::reinterpret(greatest);
             } else if comptime!(rule.has_table()) {
-                scales[i] = search_scale(&load_all::<X>(x, at.first + at.chunk * 8, 8usize));
+                let values = load_all::<X>(x, from, 8usize);
+                let weights = if comptime!(rule.weighted) {
+                    weights_of_columns(&values, &Importance::new(importance, columns, variance))
+                } else {
+                    squares(&values)
+                };
+                scales[i] = search_scale(&values, &weights);
             } else {
-                let from = at.first + at.chunk * 8;
                 for sub in 0..subs {
-                    let found = search_sub_block::<X>(x, from + sub * comptime!(8 / subs), rule);
+                    let in_chunk = sub * comptime!(8 / subs);
+                    let of_sub = Importance::new(importance, columns + in_chunk, variance);
+                    let (found, weight) = search_sub_block::<X>(x, from + in_chunk, &of_sub, rule);
                     scales[i * subs + sub] = found.scale;
+                    if comptime!(rule.weighted) {
+                        weights[i * subs + sub] = weight;
+                    }
                     if comptime!(rule.has_min()) {
                         mins[i * subs + sub] = found.min;
                     }
@@ -200,7 +263,7 @@ pub fn quantize_super_blocks<X: Float>(
     if comptime!(rule.chunks == 1) {
         sync_cube();
     }
-    let shares = Shares::new(&scales, &mins, &codes);
+    let shares = Shares::new(&scales, &mins, &codes, &weights);
     for i in own..own + rule.chunks {
         let at = ChunkAt::new(run, first + i);
         if at.exists {
