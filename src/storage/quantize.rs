@@ -7,7 +7,7 @@ use super::tensor::DeviceTensor;
 use crate::gguf::GgmlType;
 use crate::kernels::activations::{Activations, pack};
 use crate::kernels::floats::{FloatType, has_buffers};
-use crate::kernels::quantize::weights::{Values, quantizes, quantizes_by_importance};
+use crate::kernels::quantize::weights::{Values, quantizes};
 use crate::kernels::weights::Weights;
 use crate::{Error, Result};
 
@@ -18,11 +18,6 @@ impl DeviceTensor {
     /// Whether [`quantize`](Self::quantize) has a kernel for the type.
     pub fn quantizes(ty: GgmlType) -> bool {
         quantizes(ty)
-    }
-
-    /// Whether [`quantize_by_importance`](Self::quantize_by_importance) takes the type.
-    pub fn quantizes_by_importance(ty: GgmlType) -> bool {
-        quantizes_by_importance(ty)
     }
 
     /// Quantizes `n` rows of `k` values on the device, by the rules of ggml's reference quantizer of the type
@@ -44,9 +39,8 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// As [`quantize`](Self::quantize), [`Error::NoQuantizer`] also where the kernel of the type minds no importances and ggml's
-    /// quantizer does (Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL); [`Error::Importances`] where they do not fit, [`Error::Importance`] where one
-    /// is negative or not finite.
+    /// As [`quantize`](Self::quantize); [`Error::Importances`] where they do not fit, [`Error::Importance`] where one is negative or
+    /// not finite.
     pub fn quantize_by_importance(
         device: &CubeDevice,
         ty: GgmlType,
@@ -55,9 +49,6 @@ impl DeviceTensor {
         values: &[f32],
         importance: &[f32],
     ) -> Result<Self> {
-        if !quantizes_by_importance(ty) {
-            return Err(Error::NoQuantizer { ty });
-        }
         Self::quantized(device, ty, [n, k], values, Some(importance))
     }
 

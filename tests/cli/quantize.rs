@@ -114,3 +114,84 @@ fn what_cannot_be_quantized_leaves_no_file() {
     assert!(message.contains("missing"), "{message}");
     assert_eq!(folder.names(), ["model.gguf"]);
 }
+
+/// Importances of the values' matrix and of the projection down, whose numbers of columns are given.
+fn importances(columns: [usize; 2]) -> [(&'static str, Vec<f32>); 2] {
+    let of = |columns: usize| (0..columns).map(|i| ((i * 7) as f32).sin().abs() + 0.01).collect();
+    [("blk.0.attn_v.weight", of(columns[0])), ("blk.0.ffn_down.weight", of(columns[1]))]
+}
+
+/// As llama.cpp writes them: sums of squares, and how many there were.
+fn imatrix(folder: &Folder, columns: [usize; 2]) -> String {
+    let importances = importances(columns);
+    let mut writer = Writer::new();
+    writer.metadata("general.type", "imatrix").unwrap();
+    for (name, values) in &importances {
+        writer.tensor(&format!("{name}.in_sum2"), &[values.len() as u64, 1], GgmlType::F32).unwrap();
+        writer.tensor(&format!("{name}.counts"), &[1, 1], GgmlType::F32).unwrap();
+    }
+    let mut out = writer.begin(Vec::new()).unwrap();
+    for (_, values) in &importances {
+        out.data(&values.iter().flat_map(|x| (x * 4.0).to_le_bytes()).collect::<Vec<_>>()).unwrap();
+        out.data(&4.0f32.to_le_bytes()).unwrap();
+    }
+    let path = folder.path("imatrix.gguf");
+    fs::write(&path, out.finish().unwrap()).unwrap();
+    path
+}
+
+/// As llama.cpp wrote them before.
+fn older_imatrix(folder: &Folder, columns: [usize; 2]) -> String {
+    let importances = importances(columns);
+    let mut bytes = (importances.len() as i32).to_le_bytes().to_vec();
+    for (name, values) in importances {
+        bytes.extend((name.len() as i32).to_le_bytes());
+        bytes.extend(name.as_bytes());
+        bytes.extend(2i32.to_le_bytes());
+        bytes.extend((values.len() as i32).to_le_bytes());
+        bytes.extend(values.iter().flat_map(|x| (x * 2.0).to_le_bytes()));
+    }
+    let path = folder.path("imatrix.dat");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// Both formats give the same file, in which the matrices with importances have other blocks, and the others the same.
+#[test]
+fn importances_bear_on_their_matrices_alone() {
+    let folder = Folder::new("quantize-imatrix");
+    let file = model(&folder, None);
+    let (plain, ours, older) = (folder.path("plain.gguf"), folder.path("ours.gguf"), folder.path("older.gguf"));
+    let columns = [256, 96];
+    let (imatrix, of_before) = (imatrix(&folder, columns), older_imatrix(&folder, columns));
+    stdout(&["quantize", &file, &plain, "Q4_K_M", "--device", "cpu"]);
+    stdout(&["quantize", &file, &ours, "Q4_K_M", "--device", "cpu", "--imatrix", &imatrix]);
+    stdout(&["quantize", &file, &older, "Q4_K_M", "--device", "cpu", "--imatrix", &of_before]);
+    let files = [&plain, &ours, &older].map(|path| Files::open(path).unwrap());
+    let [plain, ours, older] = files.each_ref().map(|files| files.parse().unwrap());
+    assert_eq!(ours.metadata().value::<i32>("quantize.imatrix.entries_count").unwrap(), 2);
+    for (name, _) in TENSORS {
+        let data = [&plain, &ours, &older].map(|gguf| gguf.tensor(name).unwrap().data().unwrap());
+        assert_eq!(data[1], data[2], "{name}");
+        let has_importances = ["blk.0.attn_v.weight", "blk.0.ffn_down.weight"].contains(&name);
+        assert_eq!(data[0] != data[1], has_importances, "{name}");
+    }
+}
+
+#[test]
+fn importances_that_do_not_fit_are_refused() {
+    let folder = Folder::new("quantize-imatrix-errors");
+    let (file, out) = (model(&folder, None), folder.path("out.gguf"));
+    let wrong = imatrix(&folder, [256, 95]);
+    let output = run(&["quantize", &file, &out, "Q4_K_M", "--device", "cpu", "--imatrix", &wrong]);
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("blk.0.ffn_down.weight: 95 importances in"), "{stderr}");
+    let message = error(&["quantize", &file, &out, "Q4_K_M", "--device", "cpu", "--imatrix", &file]);
+    assert!(message.contains("no importance matrix"), "{message}");
+    let junk = folder.path("junk.dat");
+    fs::write(&junk, [0xffu8; 40]).unwrap();
+    let message = error(&["quantize", &file, &out, "Q4_K_M", "--device", "cpu", "--imatrix", &junk]);
+    assert!(message.contains("junk.dat: no importance matrix"), "{message}");
+    assert_eq!(folder.names(), ["imatrix.gguf", "junk.dat", "model.gguf"]);
+}

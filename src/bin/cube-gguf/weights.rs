@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use crate::Outcome;
 
 /// The most bytes of f32 values that are in host memory at a time, unless one row has more.
-const STRIPE_BYTES: usize = 64 << 20;
+pub const STRIPE_BYTES: usize = 64 << 20;
 
 /// The error of a tensor without values.
 #[derive(Debug, thiserror::Error)]

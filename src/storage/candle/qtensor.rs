@@ -260,7 +260,7 @@ impl QTensor {
         let device = dev.weights()?;
         let candle =
             |storage: &mut QStorage, values: &Storage| storage.quantize_imatrix(values, imatrix_weights, n_per_row);
-        match Inner::quantizer(dtype, &device).filter(|_| DeviceTensor::quantizes_by_importance(dtype)) {
+        match Inner::quantizer(dtype, &device) {
             Some(kernels) => Self::by_kernels(src, dtype, kernels, Some(imatrix_weights)),
             None => Self::quantized(src, dtype, &device, candle),
         }

@@ -1,5 +1,6 @@
 //! `cube-gguf quantize`.
 
+mod imatrix;
 mod recipe;
 
 use std::io::Write;
@@ -12,16 +13,17 @@ use candle_core::{Device as Host, Tensor};
 use clap::Args;
 use cube_gguf::gguf::{Endian, Files, Gguf, TensorInfo, TensorWriter, Writer};
 use cube_gguf::internals::Format;
-use cube_gguf::{Device, DeviceTensor, GgmlType, QTensor};
+use cube_gguf::{Backend, CubeDevice, Device, DeviceTensor, GgmlType, QTensor};
 use globset::{Glob, GlobMatcher};
 use half::{bf16, f16};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
+use self::imatrix::Imatrix;
 use self::recipe::{Model, Recipe, Types, is_quantized};
 use crate::output::{escape, print, shape};
 use crate::part::PartFile;
-use crate::weights::Weights;
+use crate::weights::{STRIPE_BYTES, Weights, stripes};
 use crate::{DeviceArgument, INTERRUPTED, Outcome};
 
 #[derive(Args)]
@@ -32,6 +34,7 @@ The file appears once it is complete.
 
 Examples:
   cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
+  cube-gguf quantize model-f16.gguf model-iq4_xs.gguf IQ4_XS --imatrix model.imatrix.gguf
   cube-gguf quantize model-bf16.gguf out.gguf Q4_0 --tensor 'output.weight=Q8_0' --tensor 'blk.*.ffn_down.weight=Q5_K'")]
 pub struct Arguments {
     /// A GGUF file of any types, or any shard of a split one.
@@ -44,6 +47,9 @@ pub struct Arguments {
     /// A type for the matrices whose names match; the first that does counts. May be given again.
     #[arg(long = "tensor", value_name = "GLOB=TYPE", value_parser = Override::parse)]
     overrides: Vec<Override>,
+    /// A file of llama.cpp's `imatrix`: which columns matter most.
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgument,
 }
@@ -83,13 +89,15 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
 fn quantize(arguments: &Arguments) -> Outcome {
     let files = Files::open(&arguments.input)?;
     let gguf = files.parse()?;
-    let device = arguments.device.open()?;
-    let plan = plan(arguments, &gguf)?;
+    let imatrix = arguments.imatrix.as_deref().map(Imatrix::read).transpose()?;
+    let device = Quantizer::open(&arguments.device)?;
+    let plan = plan(arguments, &gguf, imatrix.is_some())?;
     for (tensor, ty) in &plan {
         check_quantizer(tensor, *ty, &device)?;
     }
     let at = |error: cube_gguf::gguf::Error| format!("{}: {error}", arguments.output.display());
-    let mut out = header(arguments, &gguf, &plan)?.begin(PartFile::create(&arguments.output)?).map_err(at)?;
+    let mut out =
+        header(arguments, &gguf, &plan, imatrix.as_ref())?.begin(PartFile::create(&arguments.output)?).map_err(at)?;
 
     let bar = ProgressBar::new(plan.iter().map(|(tensor, _)| tensor.elements() as u64).sum());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent}% {eta} {wide_msg}") {
@@ -98,7 +106,9 @@ fn quantize(arguments: &Arguments) -> Outcome {
     let (mut before, mut after, mut elements) = (0, 0, 0);
     for (tensor, ty) in plan {
         bar.set_message(escape(tensor.name()));
-        let job = Job { files: &files, tensor, ty, device: &device, bar: &bar };
+        let importance = imatrix.as_ref().map(|imatrix| imatrix.of(&tensor)).transpose();
+        let importance = importance.map_err(|error| format!("{}: {error}", tensor.name()))?.flatten();
+        let job = Job { files: &files, tensor, ty, importance, device: &device, bar: &bar };
         let error = job.write(&mut out).map_err(|error| match error.is::<Interrupted>() {
             true => error,
             false => format!("{}: {error}", tensor.name()).into(),
@@ -119,8 +129,8 @@ fn quantize(arguments: &Arguments) -> Outcome {
 }
 
 /// All tensors with their types.
-fn plan<'a>(arguments: &Arguments, gguf: &'a Gguf<'_>) -> Outcome<Vec<(TensorInfo<'a>, GgmlType)>> {
-    let mut types = Types::new(arguments.recipe, Model::of(gguf));
+fn plan<'a>(arguments: &Arguments, gguf: &'a Gguf<'_>, has_imatrix: bool) -> Outcome<Vec<(TensorInfo<'a>, GgmlType)>> {
+    let mut types = Types::new(arguments.recipe, Model::of(gguf), has_imatrix);
     let mut plan = Vec::new();
     for tensor in gguf.tensors() {
         let own = tensor.dtype()?;
@@ -140,32 +150,83 @@ fn plan<'a>(arguments: &Arguments, gguf: &'a Gguf<'_>) -> Outcome<Vec<(TensorInf
 }
 
 /// Refuses what cannot be quantized before anything is written.
-fn check_quantizer(tensor: &TensorInfo<'_>, ty: GgmlType, device: &Device) -> Outcome {
-    let own = tensor.dtype()?;
-    let kernels = DeviceTensor::quantizes(ty);
-    // Candle's own, which `QTensor` takes in host memory.
-    let candle = matches!(device, Device::Cpu) && ty == GgmlType::Q8K;
-    if own == ty || ty.block_size() == 1 && ty.is_weights() || kernels || candle {
+fn check_quantizer(tensor: &TensorInfo<'_>, ty: GgmlType, device: &Quantizer) -> Outcome {
+    let is_copied = tensor.dtype()? == ty || ty.block_size() == 1 && ty.is_weights();
+    let has_kernel = DeviceTensor::quantizes(ty);
+    if is_copied || has_kernel && matches!(device, Quantizer::Kernels(_)) || has_kernel && device.has_candle(ty) {
         return Ok(());
     }
     Err(format!("{}: there is no quantizer for {ty}", tensor.name()).into())
 }
 
 /// The header of the new file: the metadata of the old one, but for what says how it is split and quantized.
-fn header(arguments: &Arguments, gguf: &Gguf<'_>, plan: &[(TensorInfo<'_>, GgmlType)]) -> Outcome<Writer> {
+fn header(
+    arguments: &Arguments,
+    gguf: &Gguf<'_>,
+    plan: &[(TensorInfo<'_>, GgmlType)],
+    imatrix: Option<&Imatrix>,
+) -> Outcome<Writer> {
+    // What llama.cpp says of an importance matrix, too.
+    const IMATRIX: &str = "quantize.imatrix.";
     const VERSION: &str = "general.quantization_version";
     const FILE_TYPE: &str = "general.file_type";
     let mut writer = Writer::new();
     for (key, value) in gguf.metadata().iter() {
-        if !key.starts_with("split.") && key != VERSION && key != FILE_TYPE {
+        if !key.starts_with("split.") && !key.starts_with(IMATRIX) && key != VERSION && key != FILE_TYPE {
             writer.value(key, value)?;
         }
     }
     writer.metadata(VERSION, 2u32)?.metadata(FILE_TYPE, arguments.recipe.file_type())?;
+    if let Some(imatrix) = imatrix {
+        writer.metadata(&format!("{IMATRIX}file"), &*imatrix.path.to_string_lossy())?;
+        writer.metadata(&format!("{IMATRIX}entries_count"), imatrix.len() as i32)?;
+    }
     for (tensor, ty) in plan {
         writer.tensor(tensor.name(), tensor.dims(), *ty)?;
     }
     Ok(writer)
+}
+
+/// What quantizes.
+enum Quantizer {
+    /// A device's kernels, which are CubeCL's CPU runtime for host memory: they give the same bytes everywhere.
+    Kernels(CubeDevice),
+    /// Candle's code, in a build without that runtime.
+    Candle,
+}
+
+impl Quantizer {
+    fn open(device: &DeviceArgument) -> cube_gguf::Result<Self> {
+        Ok(match device.open()? {
+            Device::Cube(device) => Self::Kernels(device),
+            Device::Cpu => CubeDevice::new(Backend::CubeCpu, 0).map_or(Self::Candle, Self::Kernels),
+        })
+    }
+
+    /// Whether Candle's code is here and quantizes to the type.
+    fn has_candle(&self, ty: GgmlType) -> bool {
+        use GgmlType::{MXFP4, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0};
+        let is_newer = matches!(ty, TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 | GgmlType::IQ4NL | GgmlType::IQ4XS);
+        matches!(self, Self::Candle) && !is_newer
+    }
+
+    /// The blocks of `n` rows of `k` values, by the importances of their columns where there are some.
+    fn blocks(&self, ty: GgmlType, values: &[f32], [n, k]: [usize; 2], importance: Option<&[f32]>) -> Outcome<Vec<u8>> {
+        Ok(match (self, importance) {
+            (Self::Kernels(device), None) => DeviceTensor::quantize(device, ty, n, k, values)?.data()?,
+            (Self::Kernels(device), Some(importance)) => {
+                DeviceTensor::quantize_by_importance(device, ty, n, k, values, importance)?.data()?
+            }
+            (Self::Candle, importance) => {
+                let values = Tensor::from_slice(values, (n, k), &Host::Cpu)?;
+                let tensor = match importance {
+                    Some(importance) => QTensor::quantize_imatrix_onto(&values, importance, ty, &Device::Cpu)?,
+                    None => QTensor::quantize_onto(&values, ty, &Device::Cpu)?,
+                };
+                tensor.data()?.into_owned()
+            }
+        })
+    }
 }
 
 /// A tensor on its way into the new file.
@@ -173,7 +234,9 @@ struct Job<'a> {
     files: &'a Files,
     tensor: TensorInfo<'a>,
     ty: GgmlType,
-    device: &'a Device,
+    /// A row of importances of its columns for each of its matrices.
+    importance: Option<&'a [f32]>,
+    device: &'a Quantizer,
     bar: &'a ProgressBar,
 }
 
@@ -192,18 +255,25 @@ impl Job<'_> {
         }
         let weights = Weights::new(self.tensor)?;
         let mut error = Error::default();
-        for (first, rows) in weights.stripes() {
-            self.check()?;
-            let mut values = vec![0.0f32; rows * weights.k];
-            decode(weights.format, weights.rows(first, rows), &mut values);
-            let odd = values.par_iter().position_first(|value| !value.is_finite());
-            if let Some(odd) = odd.filter(|_| self.ty.block_size() > 1) {
-                return Err(cube_gguf::Error::NotFinite { row: first + odd / weights.k }.into());
+        // The matrices of a stack have importances of their own.
+        let matrices = self.importance.map_or(1, |importance| importance.len() / weights.k);
+        for matrix in 0..matrices {
+            let importance = self.importance.map(|importance| &importance[matrix * weights.k..][..weights.k]);
+            let rows_each = weights.n / matrices;
+            for (first, rows) in stripes(rows_each, weights.k, STRIPE_BYTES) {
+                self.check()?;
+                let first = matrix * rows_each + first;
+                let mut values = vec![0.0f32; rows * weights.k];
+                decode(weights.format, weights.rows(first, rows), &mut values);
+                let odd = values.par_iter().position_first(|value| !value.is_finite());
+                if let Some(odd) = odd.filter(|_| self.ty.block_size() > 1) {
+                    return Err(cube_gguf::Error::NotFinite { row: first + odd / weights.k }.into());
+                }
+                let data = self.converted(&values, [rows, weights.k], importance)?;
+                error.add(self.ty, &data, &values);
+                out.part(&data)?;
+                self.bar.inc(values.len() as u64);
             }
-            let data = self.quantized(&values, rows, weights.k)?;
-            error.add(self.ty, &data, &values);
-            out.part(&data)?;
-            self.bar.inc(values.len() as u64);
         }
         Ok(Some(error.relative()))
     }
@@ -220,17 +290,13 @@ impl Job<'_> {
         }
     }
 
-    /// The blocks of rows of values.
-    fn quantized(&self, values: &[f32], n: usize, k: usize) -> Outcome<Vec<u8>> {
-        Ok(match (self.ty, self.device) {
-            (GgmlType::F32, _) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            (GgmlType::F16, _) => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-            (GgmlType::BF16, _) => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-            (ty, Device::Cube(device)) => DeviceTensor::quantize(device, ty, n, k, values)?.data()?,
-            (ty, device) => {
-                let values = Tensor::from_slice(values, (n, k), &Host::Cpu)?;
-                QTensor::quantize_onto(&values, ty, device)?.data()?.into_owned()
-            }
+    /// The bytes of rows of values.
+    fn converted(&self, values: &[f32], shape: [usize; 2], importance: Option<&[f32]>) -> Outcome<Vec<u8>> {
+        Ok(match self.ty {
+            GgmlType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            GgmlType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+            GgmlType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            ty => self.device.blocks(ty, values, shape, importance)?,
         })
     }
 }

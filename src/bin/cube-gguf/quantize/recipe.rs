@@ -213,14 +213,15 @@ pub fn is_quantized(name: &str, dims: &[u64]) -> bool {
 pub struct Types {
     recipe: Recipe,
     model: Model,
+    has_imatrix: bool,
     /// Matrices seen so far.
     values: usize,
     downs: usize,
 }
 
 impl Types {
-    pub fn new(recipe: Recipe, model: Model) -> Self {
-        Self { recipe, model, values: 0, downs: 0 }
+    pub fn new(recipe: Recipe, model: Model, has_imatrix: bool) -> Self {
+        Self { recipe, model, has_imatrix, values: 0, downs: 0 }
     }
 
     /// The type of the next matrix that [is quantized](is_quantized).
@@ -318,7 +319,9 @@ impl Types {
             (Q4K, Mix::Medium) if model.is_falcon && more_bits => Q5K,
             (Q4K | Q5K, Mix::Medium) if more_bits && !(model.is_falcon && recipe.ty == Q4K) => Q6K,
             (Q4K, Mix::Small) if !model.is_falcon && layer < layers / 8 => Q5K,
-            (IQ4NL | IQ4XS, _) if layer < layers / 8 => Q5K,
+            (IQ4NL | IQ4XS, _) if !self.has_imatrix && layer < layers / 8 => Q5K,
+            (Q4_0, _) if self.has_imatrix && layer < layers / 8 => GgmlType::Q4_1,
+            (Q5_0, _) if self.has_imatrix && layer < layers / 8 => Q5_1,
             (ty, _) => ty,
         }
     }

@@ -32,6 +32,8 @@ impl DestinationLaunch {
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct Place {
+    /// Where its components go.
+    pub destination: Destination,
     pub row: usize,
     /// The block in its row.
     pub block: usize,

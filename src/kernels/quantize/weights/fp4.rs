@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Destination, Made, Place, add_codes, bytes_of, chunk_words};
+use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
 use super::rounding::{Four, largest_of_all, load_all};
 use crate::kernels::formats::half_of_ue4m3;
 use crate::kernels::vector::Words;
@@ -35,13 +35,7 @@ fn nearest(values: Four, scale: f32) -> Words {
 
 /// A block of MXFP4. Its exponent is that of the largest magnitude, less 2.
 #[cube]
-pub fn mxfp4<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    first: usize,
-    out: &mut [Words],
-    destination: &Destination,
-    place: Place,
-) -> Made {
+pub fn mxfp4<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words], place: Place) -> Made {
     let values = load_all::<X>(x, first, 8usize);
     let largest = largest_of_all(&values);
     let exponent = biased_log2(largest);
@@ -52,7 +46,7 @@ pub fn mxfp4<X: Float>(
     for i in 0..8usize {
         add_codes(&mut words, i, bytes_of(nearest(*values.index(i), half)), 4usize);
     }
-    destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
+    place.destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
     Made { scale: exponent, largest }
 }
 
@@ -72,13 +66,7 @@ fn biased_log2(bits: u32) -> u32 {
 
 /// A block of NVFP4, with a scale for 16 values.
 #[cube]
-pub fn nvfp4<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    first: usize,
-    out: &mut [Words],
-    destination: &Destination,
-    place: Place,
-) -> Made {
+pub fn nvfp4<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words], place: Place) -> Made {
     let mut scales = 0u32;
     let mut largest = 0u32;
     #[unroll]
@@ -98,7 +86,7 @@ pub fn nvfp4<X: Float>(
                 add_codes(&mut words, comptime!(4 * half + i), codes, 4usize);
             }
         }
-        destination.store_chunk(out, 0usize, place.row, place.block * 2 + chunk, &words, 4usize);
+        place.destination.store_chunk(out, 0usize, place.row, place.block * 2 + chunk, &words, 4usize);
     }
     Made { scale: scales, largest }
 }

@@ -3,10 +3,11 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Destination, Made, Place, add_codes, bytes_of, chunk_words};
-use super::rounding::{Four, alone, extreme, inverse, largest_of_all, load_all, nearest, product};
+use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
+use super::importance::{Importance, weights_of_columns};
+use super::rounding::{Four, alone, extreme, inverse, largest_of_all, load_all, nearest, product, sum_of_squares};
 use super::search::LEAST;
-use super::super_blocks::{CHUNKS, ChunkAt, Importance, Shares};
+use super::super_blocks::{CHUNKS, ChunkAt, Shares};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::formats::traits;
@@ -64,19 +65,6 @@ pub fn squares(values: &Sequence<Four>) -> Sequence<Four> {
     squares
 }
 
-/// The weights of the errors of 32 values by the importances of their columns.
-#[cube]
-pub fn weights_of_columns(values: &Sequence<Four>, importance: &Importance<'_>) -> Sequence<Four> {
-    let squares = squares(values);
-    let mut weights = Sequence::<Four>::new();
-    #[unroll]
-    for i in 0..8usize {
-        let deviations = Four::sqrt(Four::new(importance.variance) + *squares.index(i));
-        weights.push(importance.values[importance.first + i] * deviations);
-    }
-    weights
-}
-
 /// The scale of 32 values for which they are nearest to those of the table, by weights of the errors.
 #[cube]
 pub fn search_scale(values: &Sequence<Four>, weights: &Sequence<Four>) -> f32 {
@@ -128,14 +116,21 @@ fn chunk_of(values: &Sequence<Four>, factor: f32) -> Array<u32> {
 pub fn iq4_nl<X: Float>(
     x: &[Vector<X, Const<4>>],
     first: usize,
+    importance: &Importance<'_>,
     out: &mut [Words],
-    destination: &Destination,
     place: Place,
+    #[comptime] weighted: bool,
 ) -> Made {
     let values = load_all::<X>(x, first, 8usize);
-    let scale = search_scale(&values, &squares(&values));
+    let weights = if comptime!(weighted) {
+        let variance = sum_of_squares::<X>(x, first, 8usize.runtime()) * comptime!(2.0f32 / 32.0);
+        weights_of_columns(&values, &Importance::new(importance.values, importance.first, variance))
+    } else {
+        squares(&values)
+    };
+    let scale = search_scale(&values, &weights);
     let words = chunk_of(&values, inverse(scale));
-    destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
+    place.destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
     Made { scale: f16_bits(scale), largest: largest_of_all(&values) }
 }
 
@@ -144,7 +139,6 @@ pub fn iq4_nl<X: Float>(
 pub fn quantize_iq4_chunk<X: Float>(
     x: &[Vector<X, Const<4>>],
     out: &mut [Words],
-    destination: &Destination,
     at: ChunkAt,
     shares: &Shares<'_>,
     index: usize,
@@ -162,7 +156,7 @@ pub fn quantize_iq4_chunk<X: Float>(
     let factor = inverse(step);
     let own = step * f32::cast_from(number_of(shares.scales[index], factor));
     let words = chunk_of(&load_all::<X>(x, at.first + at.chunk * 8, 8usize), inverse(own));
-    destination.store_chunk(out, 0usize, at.row, at.block * CHUNKS + at.chunk, &words, 4usize);
+    at.destination.store_chunk(out, 0usize, at.row, at.block * CHUNKS + at.chunk, &words, 4usize);
     if at.chunk == 0 {
         let mut low = 0u32;
         let mut bits = f16_bits(step);
@@ -172,8 +166,8 @@ pub fn quantize_iq4_chunk<X: Float>(
             low |= (number & 0xf) << comptime!(4 * i as u32);
             bits |= (number >> 4) << comptime!(16 + 2 * i as u32);
         }
-        destination.store(out, 1usize, at.row, at.block * 2, low);
-        destination.store(out, 1usize, at.row, at.block * 2 + 1, bits);
+        at.destination.store(out, 1usize, at.row, at.block * 2, low);
+        at.destination.store(out, 1usize, at.row, at.block * 2 + 1, bits);
     }
 }
 

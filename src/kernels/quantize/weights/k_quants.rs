@@ -2,10 +2,11 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Destination, add_codes, chunk_words};
-use super::rounding::{Four, load, load_all, nearest, product};
+use super::codes::{add_codes, chunk_words};
+use super::importance::Importance;
+use super::rounding::{floats_of, load, load_all, nearest, product};
 use super::search::{Found, LEAST, by_single_codes, code_at, positive, symmetric, with_min};
-use super::super_blocks::{CHUNKS, ChunkAt, Importance, Shares, SuperRule};
+use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::formats::f16;
@@ -66,17 +67,6 @@ pub fn search_sub_block<X: Float>(
         by_single_codes(&values, len, 4i32)
     };
     (found, weight)
-}
-
-/// The floats of vectors.
-#[cube]
-fn floats_of(vectors: &Sequence<Four>, #[comptime] len: usize) -> Array<f32> {
-    let mut floats = Array::<f32>::new(len);
-    #[unroll]
-    for i in 0..len {
-        floats[i] = vectors.index(comptime!(i / 4)).extract(comptime!(i % 4));
-    }
-    floats
 }
 
 /// The scale of a super-block, and those of its sub-blocks as numbers that count it.
@@ -207,7 +197,6 @@ fn number_at(numbers: &Array<i32>, index: usize, #[comptime] count: usize) -> i3
 pub fn quantize_chunk<X: Float>(
     x: &[Vector<X, Const<4>>],
     out: &mut [Words],
-    destination: &Destination,
     at: ChunkAt,
     shares: &Shares<'_>,
     index: usize,
@@ -255,12 +244,12 @@ pub fn quantize_chunk<X: Float>(
         }
     }
     let chunk = at.block * CHUNKS + at.chunk;
-    destination.store_chunk(out, 0usize, at.row, chunk, &low, comptime!(low_bits as usize));
+    at.destination.store_chunk(out, 0usize, at.row, chunk, &low, comptime!(low_bits as usize));
     if comptime!(high_bits > 0) {
-        destination.store_chunk(out, 1usize, at.row, chunk, &high, comptime!(high_bits as usize));
+        at.destination.store_chunk(out, 1usize, at.row, chunk, &high, comptime!(high_bits as usize));
     }
     if at.chunk == 0 {
-        store_scales(out, destination, at, shares, first, &block, rule);
+        store_scales(out, at, shares, first, &block, rule);
     }
 }
 
@@ -280,7 +269,6 @@ fn code_of(number: f32, #[comptime] rule: SuperRule) -> u32 {
 #[cube]
 fn store_scales(
     out: &mut [Words],
-    destination: &Destination,
     at: ChunkAt,
     shares: &Shares<'_>,
     first: usize,
@@ -320,17 +308,17 @@ fn store_scales(
     }
     #[unroll]
     for word in 0..words {
-        destination.store(out, component, at.row, at.block * words + word, packed[word]);
+        at.destination.store(out, component, at.row, at.block * words + word, packed[word]);
     }
     let own = comptime!(component + 1);
     if comptime!(rule.has_min()) {
-        destination.store(out, own, at.row, at.block, block.bits);
+        at.destination.store(out, own, at.row, at.block, block.bits);
     } else if at.block & 1 == 0 {
         // Two super-blocks have their scales in a word.
         let mut both = block.bits & 0xffff;
         if at.has_next {
             both |= BlockScale::of(shares, first + count, rule).bits << 16;
         }
-        destination.store(out, own, at.row, at.block / 2, both);
+        at.destination.store(out, own, at.row, at.block / 2, both);
     }
 }

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Destination, Made, Place, add_codes, bytes_of, chunk_words};
+use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
 use super::rounding::{Four, inverse, largest_of_all, load, load_all};
 use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
 use crate::gguf::GgmlType;
@@ -35,13 +35,7 @@ fn crumbs(values: &Sequence<Four>, #[comptime] first: usize, factor: f32) -> Arr
 
 /// A block of Q2_0.
 #[cube]
-pub fn q2_0<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    first: usize,
-    out: &mut [Words],
-    destination: &Destination,
-    place: Place,
-) -> Made {
+pub fn q2_0<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words], place: Place) -> Made {
     let values = load_all::<X>(x, first, 16usize);
     let largest = largest_of_all(&values);
     let scale = f32::reinterpret(largest);
@@ -49,7 +43,7 @@ pub fn q2_0<X: Float>(
     #[unroll]
     for chunk in 0..2usize {
         let words = crumbs(&values, comptime!(8 * chunk), factor);
-        destination.store_chunk(out, 0usize, place.row, place.block * 2 + chunk, &words, 2usize);
+        place.destination.store_chunk(out, 0usize, place.row, place.block * 2 + chunk, &words, 2usize);
     }
     Made { scale: f16_bits(scale), largest }
 }
@@ -60,7 +54,6 @@ pub fn q2_0<X: Float>(
 pub fn quantize_ternary_chunk<X: Float>(
     x: &[Vector<X, Const<4>>],
     out: &mut [Words],
-    destination: &Destination,
     at: ChunkAt,
     shares: &Shares<'_>,
     index: usize,
@@ -71,9 +64,9 @@ pub fn quantize_ternary_chunk<X: Float>(
     let factor = inverse(scale);
     if comptime!(rule.ty == GgmlType::TQ2_0) {
         let words = crumbs(&load_all::<X>(x, at.first + at.chunk * 8, 8usize), 0usize, factor);
-        destination.store_chunk(out, 0usize, at.row, at.block * CHUNKS + at.chunk, &words, 2usize);
+        at.destination.store_chunk(out, 0usize, at.row, at.block * CHUNKS + at.chunk, &words, 2usize);
     } else {
-        store_trits::<X>(x, out, destination, at, factor);
+        store_trits::<X>(x, out, at, factor);
     }
     if at.chunk == 0 && at.block & 1 == 0 {
         let mut both = f16_bits(scale);
@@ -81,7 +74,7 @@ pub fn quantize_ternary_chunk<X: Float>(
             both |= f16_bits(largest_scale(shares, first + CHUNKS)) << 16;
         }
         let component = comptime!(if rule.ty == GgmlType::TQ2_0 { 1usize } else { 2 });
-        destination.store(out, component, at.row, at.block / 2, both);
+        at.destination.store(out, component, at.row, at.block / 2, both);
     }
 }
 
@@ -99,22 +92,16 @@ fn largest_scale(shares: &Shares<'_>, first: usize) -> f32 {
 /// Stores a unit's words of a super-block of TQ1_0: bytes of five base-3 digits, whose values are as far apart as there are bytes in
 /// their run. The first run has a word a unit, the second four, and after it come four bytes of four digits.
 #[cube]
-fn store_trits<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    out: &mut [Words],
-    destination: &Destination,
-    at: ChunkAt,
-    factor: f32,
-) {
+fn store_trits<X: Float>(x: &[Vector<X, Const<4>>], out: &mut [Words], at: ChunkAt, factor: f32) {
     let words = at.block * 12;
     let in_first = digits::<X>(x, at.first + at.chunk, 8usize, 5usize, factor);
-    destination.store(out, 0usize, at.row, words + at.chunk, fractions(in_first));
+    at.destination.store(out, 0usize, at.row, words + at.chunk, fractions(in_first));
     if at.chunk < 4 {
         let in_second = digits::<X>(x, at.first + 40 + at.chunk, 4usize, 5usize, factor);
-        destination.store(out, 0usize, at.row, words + 8 + at.chunk, fractions(in_second));
+        at.destination.store(out, 0usize, at.row, words + 8 + at.chunk, fractions(in_second));
     } else if at.chunk == 4 {
         let last = digits::<X>(x, at.first + 60, 1usize, 4usize, factor);
-        destination.store(out, 1usize, at.row, at.block, fractions(last * Words::new(3u32)));
+        at.destination.store(out, 1usize, at.row, at.block, fractions(last * Words::new(3u32)));
     }
 }
 
@@ -144,13 +131,7 @@ fn fractions(numbers: Words) -> u32 {
 
 /// A block of Q1_0.
 #[cube]
-pub fn q1_0<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    first: usize,
-    out: &mut [Words],
-    destination: &Destination,
-    place: Place,
-) -> Made {
+pub fn q1_0<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words], place: Place) -> Made {
     let mut sum = 0.0f32;
     let mut largest = 0u32;
     for chunk in 0..4usize {
@@ -168,7 +149,7 @@ pub fn q1_0<X: Float>(
             }
             add_codes(&mut words, i, bytes_of(bits), 1usize);
         }
-        destination.store_chunk(out, 0usize, place.row, place.block * 4 + chunk, &words, 1usize);
+        place.destination.store_chunk(out, 0usize, place.row, place.block * 4 + chunk, &words, 1usize);
     }
     Made { scale: f16_bits(sum * comptime!(1.0f32 / 128.0)), largest }
 }

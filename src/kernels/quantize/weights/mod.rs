@@ -10,6 +10,7 @@
 
 mod codes;
 mod fp4;
+mod importance;
 mod iq4;
 mod k_quants;
 mod legacy;
@@ -24,6 +25,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use self::codes::{Destination, DestinationLaunch, Place};
+use self::importance::Importance;
+use self::rounding::Four;
 use self::super_blocks::{PAIR, SuperRule, quantize_super_blocks};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::FloatType;
@@ -36,15 +39,10 @@ pub fn quantizes(ty: GgmlType) -> bool {
     Rule::of(ty).is_some() || SuperRule::has(ty)
 }
 
-/// Whether ggml's quantizer of the format minds importances of columns, and the kernel does, too.
+/// Whether importances of columns bear on the format, as in ggml.
 pub fn minds_importance(ty: GgmlType) -> bool {
-    SuperRule::has(ty) && SuperRule::weighs(ty)
-}
-
-/// Whether the kernel of the format minds importances of columns, or ggml's quantizer does not either.
-pub fn quantizes_by_importance(ty: GgmlType) -> bool {
-    use GgmlType::{IQ4NL, Q4_0, Q4_1, Q5_0, Q5_1};
-    quantizes(ty) && !matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4NL)
+    use GgmlType::{IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K};
+    matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | IQ4XS | Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4NL)
 }
 
 /// Rows of a matrix of floats, contiguous in `values`, and the first of them in the quantized matrix.
@@ -73,17 +71,35 @@ pub fn quantize(
     let elem = values.ty.elem();
     let rows_each = values.importance.map_or(1, |(_, rows)| rows);
     let run = |grid, units| RunLaunch::new(grid, values.first_row, offsets.blocks, units, rows_each);
+    let weighted = values.importance.is_some() && minds_importance(ty);
+    // A kernel without importances binds anything for them.
+    let importance = buffer(values.importance.map_or(values.handle, |(handle, _)| handle), 16);
     if let Some(rule) = Rule::of(ty) {
+        let rule = Rule { weighted, ..rule };
+        let k = offsets.blocks * ty.block_size();
+        let variances = weighted.then(|| mean_squares(client, values, k));
+        let variances = buffer(variances.as_ref().unwrap_or(values.handle), 4);
         let per_row = offsets.blocks.div_ceil(rule.blocks());
         let (count, dim, grid) = elementwise(client, values.rows * per_row);
-        quantize_blocks::launch(client, count, dim, from, into, faults, run(grid, per_row), destination, rule, elem);
+        quantize_blocks::launch(
+            client,
+            count,
+            dim,
+            from,
+            importance,
+            variances,
+            into,
+            faults,
+            run(grid, per_row),
+            destination,
+            rule,
+            elem,
+        );
     } else if SuperRule::has(ty) {
         // CubeCL's CPU runtime runs a cube's units as threads, which wait for each other at every barrier.
         let is_host = client.properties().hardware.num_cpu_cores.is_some();
         let (units, chunks) = if is_host { (1, PAIR) } else { (SUPER_UNITS, 1) };
-        let rule = SuperRule { ty, units, chunks, weighted: values.importance.is_some() && minds_importance(ty) };
-        // A kernel without importances binds anything for them.
-        let importance = buffer(values.importance.map_or(values.handle, |(handle, _)| handle), 16);
+        let rule = SuperRule { ty, units, chunks, weighted };
         let pairs = offsets.blocks.div_ceil(2);
         let all = values.rows * pairs * PAIR;
         let (count, grid) = cubes(client, all.div_ceil(rule.cube_chunks()), all);
@@ -115,6 +131,8 @@ struct Rule {
     scales: usize,
     /// Bits of a block's scales: 8, 16 or 32.
     scale_bits: u32,
+    /// Whether columns have importances.
+    weighted: bool,
 }
 
 impl Rule {
@@ -123,7 +141,7 @@ impl Rule {
         let has = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q8_1 | MXFP4 | NVFP4 | Q1_0 | Q2_0 | IQ4NL);
         let layout = (format(ty).filter(|_| has)?.layout)();
         let scales = layout.components.len() - 1;
-        Some(Self { ty, scales, scale_bits: layout.components[scales].block_bits() as u32 })
+        Some(Self { ty, scales, scale_bits: layout.components[scales].block_bits() as u32, weighted: false })
     }
 
     /// Blocks of a unit.
@@ -147,9 +165,36 @@ struct Run {
     rows_each: usize,
 }
 
+/// The mean of the squares of each row's values, f32.
+fn mean_squares(client: &Client, values: &Values<'_>, k: usize) -> Handle {
+    let out = client.empty(4 * values.rows.max(4));
+    let (count, dim, grid) = elementwise(client, values.rows);
+    let from = buffer(values.handle, 4 * values.ty.bytes());
+    sum_squares::launch(client, count, dim, from, buffer(&out, 4), grid, k, values.ty.elem());
+    out
+}
+
+/// A row a unit, one value after the other: so ggml rounds the sum.
+#[cube(launch)]
+fn sum_squares<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    out: &mut [f32],
+    grid: Grid,
+    k: usize,
+    #[define(X)] _dtype: ElemType,
+) {
+    let row = grid.unit();
+    if row < grid.len {
+        let sum = rounding::sum_of_squares::<X>(x, row * (k / 4), k / 4);
+        out[row] = sum / f32::cast_from(k);
+    }
+}
+
 #[cube(launch)]
 fn quantize_blocks<X: Float>(
     x: &[Vector<X, Const<4>>],
+    importance: &[Four],
+    variances: &[f32],
     out: &mut [Words],
     faults: &mut [u32],
     run: Run,
@@ -170,19 +215,25 @@ fn quantize_blocks<X: Float>(
         let block = unit * comptime!(rule.blocks()) + i;
         if block < run.blocks {
             let first = (from_row * run.blocks + block) * fours;
-            let place = Place { row, block };
+            let place = Place { destination, row, block };
+            let columns = (row / run.rows_each * run.blocks + block) * fours;
+            let of_row = if comptime!(rule.weighted) { variances[from_row] } else { 0.0f32.runtime() };
+            let importance = Importance::new(importance, columns, of_row);
             let made = match comptime!(rule.ty) {
-                GgmlType::Q4_0 => legacy::symmetric::<X>(x, first, out, &destination, place, 4u32),
-                GgmlType::Q5_0 => legacy::symmetric::<X>(x, first, out, &destination, place, 5u32),
-                GgmlType::Q4_1 => legacy::affine::<X>(x, first, out, &destination, place, 4u32),
-                GgmlType::Q5_1 => legacy::affine::<X>(x, first, out, &destination, place, 5u32),
-                GgmlType::Q8_0 => legacy::bytes::<X>(x, first, out, &destination, place, false),
-                GgmlType::Q8_1 => legacy::bytes::<X>(x, first, out, &destination, place, true),
-                GgmlType::Q2_0 => low_bits::q2_0::<X>(x, first, out, &destination, place),
-                GgmlType::Q1_0 => low_bits::q1_0::<X>(x, first, out, &destination, place),
-                GgmlType::IQ4NL => iq4::iq4_nl::<X>(x, first, out, &destination, place),
-                GgmlType::MXFP4 => fp4::mxfp4::<X>(x, first, out, &destination, place),
-                GgmlType::NVFP4 => fp4::nvfp4::<X>(x, first, out, &destination, place),
+                ty @ (GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1) if rule.weighted => {
+                    legacy::weighted::<X>(x, first, &importance, out, place, ty)
+                }
+                GgmlType::Q4_0 => legacy::signed::<X>(x, first, out, place, 4u32),
+                GgmlType::Q5_0 => legacy::signed::<X>(x, first, out, place, 5u32),
+                GgmlType::Q4_1 => legacy::ranged::<X>(x, first, out, place, 4u32),
+                GgmlType::Q5_1 => legacy::ranged::<X>(x, first, out, place, 5u32),
+                GgmlType::Q8_0 => legacy::bytes::<X>(x, first, out, place, false),
+                GgmlType::Q8_1 => legacy::bytes::<X>(x, first, out, place, true),
+                GgmlType::Q2_0 => low_bits::q2_0::<X>(x, first, out, place),
+                GgmlType::Q1_0 => low_bits::q1_0::<X>(x, first, out, place),
+                GgmlType::IQ4NL => iq4::iq4_nl::<X>(x, first, &importance, out, place, rule.weighted),
+                GgmlType::MXFP4 => fp4::mxfp4::<X>(x, first, out, place),
+                GgmlType::NVFP4 => fp4::nvfp4::<X>(x, first, out, place),
                 _ => comptime!(panic!("{} has no rule", rule.ty)),
             };
             if made.largest >= 0x7f80_0000 {

@@ -82,6 +82,31 @@ pub fn largest_of_all(values: &Sequence<Four>) -> u32 {
     largest
 }
 
+/// The sum of the squares of the values of `fours` vectors, one after the other.
+#[cube]
+pub fn sum_of_squares<X: Float>(x: &[Vector<X, Const<4>>], first: usize, fours: usize) -> f32 {
+    let mut sum = 0.0f32;
+    for i in first..first + fours {
+        let squares = alone(load::<X>(x, i) * load::<X>(x, i));
+        #[unroll]
+        for j in 0..4usize {
+            sum += squares.extract(j);
+        }
+    }
+    sum
+}
+
+/// The floats of vectors.
+#[cube]
+pub fn floats_of(vectors: &Sequence<Four>, #[comptime] len: usize) -> Array<f32> {
+    let mut floats = Array::<f32>::new(len);
+    #[unroll]
+    for i in 0..len {
+        floats[i] = vectors.index(comptime!(i / 4)).extract(comptime!(i % 4));
+    }
+    floats
+}
+
 /// Nonnegative numbers rounded down, at most `most`.
 #[cube]
 pub fn floored(numbers: Four, #[comptime] most: u32) -> Words {

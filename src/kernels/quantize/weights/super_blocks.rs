@@ -9,10 +9,11 @@ use cubecl::prelude::*;
 
 use super::Run;
 use super::codes::Destination;
-use super::iq4::{quantize_iq4_chunk, search_scale, squares, weights_of_columns};
+use super::importance::{Importance, weights_of_columns};
+use super::iq4::{quantize_iq4_chunk, search_scale, squares};
 use super::k_quants::{quantize_chunk, search_sub_block};
 use super::low_bits::quantize_ternary_chunk;
-use super::rounding::{Four, largest, load, load_all, product};
+use super::rounding::{Four, largest, load_all, sum_of_squares};
 use super::search::Steps;
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -38,11 +39,6 @@ impl SuperRule {
     pub fn has(ty: GgmlType) -> bool {
         use GgmlType::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K, TQ1_0, TQ2_0};
         matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | IQ4XS | TQ1_0 | TQ2_0)
-    }
-
-    /// Whether importances of columns bear on the format.
-    pub fn weighs(ty: GgmlType) -> bool {
-        !matches!(ty, GgmlType::TQ1_0 | GgmlType::TQ2_0)
     }
 
     /// Whether a super-block has one scale, which nobody searches.
@@ -114,6 +110,7 @@ impl SuperRule {
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(super) struct ChunkAt {
+    pub(super) destination: Destination,
     /// The first vector of its super-block among those of the launch.
     pub(super) first: usize,
     pub(super) row: usize,
@@ -129,10 +126,11 @@ pub(super) struct ChunkAt {
 #[cube]
 impl ChunkAt {
     /// The launch's chunk `index`, counted over pairs.
-    fn new(run: Run, index: usize) -> ChunkAt {
+    fn new(run: Run, destination: Destination, index: usize) -> ChunkAt {
         let (pair, in_pair) = (index / PAIR, index % PAIR);
         let (from_row, block) = (pair / run.units, pair % run.units * 2 + in_pair / CHUNKS);
         ChunkAt {
+            destination,
             first: (from_row * run.blocks + block) * comptime!(8 * CHUNKS),
             row: run.first_row + from_row,
             block,
@@ -161,37 +159,6 @@ impl<'a> Shares<'a> {
     }
 }
 
-/// The importances of a sub-block's columns.
-#[derive(CubeType)]
-pub(super) struct Importance<'a> {
-    pub(super) values: &'a [Four],
-    /// The vector of the first column.
-    pub(super) first: usize,
-    /// What its values' squares are measured by, as ggml does: the mean square of the super-block, or twice that.
-    pub(super) variance: f32,
-}
-
-#[cube]
-impl<'a> Importance<'a> {
-    fn new(values: &'a [Four], first: usize, variance: f32) -> Importance<'a> {
-        Importance::<'a> { values, first, variance }
-    }
-}
-
-/// The sum of the squares of a super-block's values, one after the other.
-#[cube]
-fn sum_of_squares<X: Float>(x: &[Vector<X, Const<4>>], first: usize) -> f32 {
-    let mut sum = 0.0f32;
-    for i in first..first + comptime!(8 * CHUNKS) {
-        let four = load::<X>(x, i);
-        #[unroll]
-        for j in 0..4usize {
-            sum += product(four.extract(j), four.extract(j));
-        }
-    }
-    sum
-}
-
 #[cube(launch)]
 pub fn quantize_super_blocks<X: Float>(
     x: &[Vector<X, Const<4>>],
@@ -212,7 +179,7 @@ pub fn quantize_super_blocks<X: Float>(
     let first = run.grid.cube() * comptime!(rule.cube_chunks());
     let own = UNIT_POS as usize * rule.chunks;
     for i in own..own + rule.chunks {
-        let at = ChunkAt::new(run, first + i);
+        let at = ChunkAt::new(run, destination, first + i);
         if at.exists {
             // The vectors of a super-block in turn: units side by side load vectors side by side.
             let mut greatest = 0u32;
@@ -226,7 +193,7 @@ pub fn quantize_super_blocks<X: Float>(
             let mut variance = 0.0f32;
             if comptime!(rule.weighted) {
                 let twice = comptime!(if rule.ty == GgmlType::Q2K { 1.0f32 } else { 2.0 });
-                variance = sum_of_squares::<X>(x, at.first) * comptime!(twice / 256.0);
+                variance = sum_of_squares::<X>(x, at.first, comptime!(8 * CHUNKS).runtime()) * comptime!(twice / 256.0);
             }
             let from = at.first + at.chunk * 8;
             let columns = (at.row / run.rows_each * run.blocks + at.block) * comptime!(8 * CHUNKS) + at.chunk * 8;
@@ -265,14 +232,14 @@ pub fn quantize_super_blocks<X: Float>(
     }
     let shares = Shares::new(&scales, &mins, &codes, &weights);
     for i in own..own + rule.chunks {
-        let at = ChunkAt::new(run, first + i);
+        let at = ChunkAt::new(run, destination, first + i);
         if at.exists {
             if comptime!(rule.is_ternary()) {
-                quantize_ternary_chunk::<X>(x, out, &destination, at, &shares, i, rule);
+                quantize_ternary_chunk::<X>(x, out, at, &shares, i, rule);
             } else if comptime!(rule.has_table()) {
-                quantize_iq4_chunk::<X>(x, out, &destination, at, &shares, i);
+                quantize_iq4_chunk::<X>(x, out, at, &shares, i);
             } else {
-                quantize_chunk::<X>(x, out, &destination, at, &shares, i, rule);
+                quantize_chunk::<X>(x, out, at, &shares, i, rule);
             }
         }
     }

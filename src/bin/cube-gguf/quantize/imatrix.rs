@@ -1,0 +1,137 @@
+//! Importance matrices: what llama.cpp's `imatrix` measured of the columns of a model's matrices, in a GGUF file or in the format
+//! that it wrote before.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cube_gguf::gguf::{Endian, Files, TensorInfo};
+
+use crate::Outcome;
+
+/// The mean squares of the activations of each column, by the names of matrices.
+pub struct Imatrix {
+    pub path: PathBuf,
+    entries: HashMap<String, Vec<f32>>,
+}
+
+impl Imatrix {
+    /// Reads a file of either format.
+    pub fn read(path: &Path) -> Outcome<Self> {
+        let at = |error: Box<dyn std::error::Error>| format!("{}: {error}", path.display());
+        let data = fs::read(path).map_err(|error| at(error.into()))?;
+        let entries = match data.starts_with(b"GGUF") || data.starts_with(b"FUGG") {
+            true => of_gguf(path)?,
+            false => of_pairs(&data).ok_or_else(|| at("no importance matrix".into()))?,
+        };
+        Ok(Self { path: path.to_owned(), entries })
+    }
+
+    /// Number of matrices.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The importances of a tensor's columns, one row of them for each of its matrices, where there are some.
+    pub fn of(&self, tensor: &TensorInfo<'_>) -> Outcome<Option<&[f32]>> {
+        let Some(entry) = self.entries.get(tensor.name()) else { return Ok(None) };
+        let dims = tensor.dims();
+        let wanted = dims.first().unwrap_or(&1) * dims.get(2).unwrap_or(&1);
+        match entry.len() as u64 == wanted {
+            true => Ok(Some(entry)),
+            // Nothing measures what looks up its rows.
+            false if tensor.name().ends_with("token_embd.weight") => Ok(None),
+            false => Err(format!("{} importances in {}, of {wanted}", entry.len(), self.path.display()).into()),
+        }
+    }
+}
+
+/// Sums of squares and how many there were, as tensors.
+fn of_gguf(path: &Path) -> Outcome<HashMap<String, Vec<f32>>> {
+    let files = Files::open(path)?;
+    let gguf = files.parse()?;
+    let mut entries = HashMap::new();
+    for sums in gguf.tensors() {
+        let Some(name) = sums.name().strip_suffix(".in_sum2") else { continue };
+        let counts = floats(&gguf.tensor(&format!("{name}.counts"))?)?;
+        let mut means = floats(&sums)?;
+        let columns = means.len().checked_div(counts.len()).filter(|columns| columns * counts.len() == means.len());
+        let columns = columns.ok_or_else(|| format!("{}: {} sums for {} counts", name, means.len(), counts.len()))?;
+        for (means, count) in means.chunks_exact_mut(columns.max(1)).zip(counts) {
+            // A matrix that nothing was multiplied by has columns that are all as important.
+            means.iter_mut().for_each(|mean| *mean = if count > 0.0 { *mean / count } else { 1.0 });
+        }
+        entries.insert(name.to_owned(), means);
+    }
+    match entries.is_empty() {
+        true => Err(format!("{}: no importance matrix: it has no `.in_sum2` tensors", path.display()).into()),
+        false => Ok(entries),
+    }
+}
+
+fn floats(tensor: &TensorInfo<'_>) -> Outcome<Vec<f32>> {
+    if tensor.dtype()? != cube_gguf::GgmlType::F32 {
+        return Err(format!("{}: not F32", tensor.name()).into());
+    }
+    let float = |b: &[u8]| match tensor.endian() {
+        Endian::Little => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        Endian::Big => f32::from_be_bytes([b[0], b[1], b[2], b[3]]),
+    };
+    Ok(tensor.data()?.chunks_exact(4).map(float).collect())
+}
+
+/// The older format: a number of entries, each with its name, a number of calls, and sums of as many means.
+fn of_pairs(data: &[u8]) -> Option<HashMap<String, Vec<f32>>> {
+    let mut rest = data;
+    let mut take = |len: usize| {
+        let (taken, after) = rest.split_at_checked(len)?;
+        rest = after;
+        Some(taken)
+    };
+    let mut entries = HashMap::new();
+    let count = number(take(4)?)?;
+    for _ in 0..count {
+        let len = number(take(4)?)?;
+        let name = String::from_utf8(take(len)?.to_vec()).ok()?;
+        let calls = number(take(4)?)?.max(1) as f32;
+        let len = number(take(4)?)?;
+        let sums = take(len.checked_mul(4)?)?;
+        let means = sums.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) / calls);
+        entries.insert(name, means.collect());
+    }
+    (count > 0).then_some(entries)
+}
+
+/// A nonnegative number of 32 bits.
+fn number(bytes: &[u8]) -> Option<usize> {
+    let number = i32::from_le_bytes(bytes.try_into().ok()?);
+    usize::try_from(number).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, calls: i32, sums: &[f32]) -> Vec<u8> {
+        let mut file = 1i32.to_le_bytes().to_vec();
+        file.extend((name.len() as i32).to_le_bytes());
+        file.extend(name.as_bytes());
+        file.extend(calls.to_le_bytes());
+        file.extend((sums.len() as i32).to_le_bytes());
+        file.extend(sums.iter().flat_map(|x| x.to_le_bytes()));
+        file
+    }
+
+    #[test]
+    fn the_older_format_is_read_and_nothing_shorter() {
+        let whole = file("blk.0.attn_q.weight", 4, &[1.0, 2.0, 8.0]);
+        let entries = of_pairs(&whole).unwrap();
+        assert_eq!(entries["blk.0.attn_q.weight"], [0.25, 0.5, 2.0]);
+        for len in 0..whole.len() {
+            assert!(of_pairs(&whole[..len]).is_none(), "{len} bytes");
+        }
+        for hostile in [&[0xff; 4][..], &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f], &[0; 4]] {
+            assert!(of_pairs(hostile).is_none());
+        }
+    }
+}
