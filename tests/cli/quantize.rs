@@ -107,6 +107,8 @@ fn what_cannot_be_quantized_leaves_no_file() {
     }
     let message = error(&["quantize", &file, &out, "Q4_0", "--tensor", "*=IQ2_XXS", "--device", "cpu"]);
     assert!(message.contains("token_embd.weight: there is no quantizer for IQ2_XXS"), "{message}");
+    let message = error(&["quantize", &file, &out, "Q2_K_S", "--device", "cpu"]);
+    assert!(message.contains("Q2_K_S needs --imatrix"), "{message}");
     let output = run(&["quantize", &file, &out, "Q9_Z"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("Q4_K_M"));

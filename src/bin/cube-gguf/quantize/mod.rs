@@ -89,6 +89,9 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
 fn quantize(arguments: &Arguments) -> Outcome {
     let files = Files::open(&arguments.input)?;
     let gguf = files.parse()?;
+    if arguments.recipe.needs_imatrix() && arguments.imatrix.is_none() {
+        return Err("Q2_K_S needs --imatrix: without importances too little is left of a model".into());
+    }
     let imatrix = arguments.imatrix.as_deref().map(Imatrix::read).transpose()?;
     let device = Quantizer::open(&arguments.device)?;
     let plan = plan(arguments, &gguf, imatrix.is_some())?;

@@ -77,6 +77,11 @@ impl Recipe {
         RECIPES.iter().find(|&&(_, ty, mix, _)| (ty, mix) == (self.ty, self.mix)).map_or(0, |recipe| recipe.3)
     }
 
+    /// Whether it takes importances to keep a model usable, without which llama.cpp refuses, too.
+    pub fn needs_imatrix(self) -> bool {
+        self.is(Q2K, Mix::Small)
+    }
+
     fn is(self, ty: GgmlType, mix: Mix) -> bool {
         (self.ty, self.mix) == (ty, mix)
     }
@@ -355,4 +360,108 @@ fn fallback(ty: GgmlType, width: u64) -> GgmlType {
         ty => ty,
     };
     if fits(smaller) { smaller } else { F16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+    use std::path::Path;
+    use std::{env, fs};
+
+    use super::*;
+
+    /// The environment variable that has the test write the file anew.
+    const WRITE: &str = "CUBE_GGUF_WRITE_RECIPES";
+
+    /// Models whose types differ: grouped queries, none and a shared output, LLaMA 2 70B's layers, eight experts, Falcon.
+    fn models() -> [(&'static str, Model); 5] {
+        let of =
+            |layers, heads_per_kv| Model { layers, heads_per_kv, values: layers, has_output: true, ..Model::default() };
+        [
+            ("gqa", of(32, 4)),
+            ("mha", Model { has_output: false, ..of(20, 1) }),
+            ("70b", Model { is_large: true, ..of(80, 8) }),
+            ("moe", Model { experts: 8, ..of(12, 4) }),
+            ("falcon", Model { is_falcon: true, ..of(32, 8) }),
+        ]
+    }
+
+    /// The names and extents of a model's matrices, in the order of a file.
+    fn matrices(model: &Model) -> Vec<(String, Vec<u64>)> {
+        let mut matrices = vec![("token_embd.weight".to_owned(), vec![256, 32])];
+        if model.has_output {
+            matrices.push(("output.weight".to_owned(), vec![256, 32]));
+        }
+        for layer in 0..model.layers {
+            let attention: &[&str] = if model.is_falcon { &["attn_qkv"] } else { &["attn_q", "attn_k", "attn_v"] };
+            let experts = if model.experts > 0 { "_exps" } else { "" };
+            let mut add = |name: &str, columns, experts: bool| {
+                let dims = if experts { vec![columns, 256, model.experts as u64] } else { vec![columns, 256] };
+                matrices.push((format!("blk.{layer}.{name}.weight"), dims));
+            };
+            attention.iter().for_each(|name| add(name, 256, false));
+            add("attn_output", 256, false);
+            for (name, columns) in [("ffn_gate", 256), ("ffn_up", 256), ("ffn_down", 512)] {
+                add(&format!("{name}{experts}"), columns, model.experts > 0);
+            }
+        }
+        matrices
+    }
+
+    /// A line of the file: for each kind of matrix the types of its layers, as runs.
+    fn line(name: &str, model: &Model, recipe: &str, has_imatrix: bool) -> String {
+        let mut types = Types::new(recipe.parse().unwrap(), model.clone(), has_imatrix);
+        let mut kinds: Vec<(String, Vec<(GgmlType, usize)>)> = Vec::new();
+        for (matrix, dims) in matrices(model) {
+            assert!(is_quantized(&matrix, &dims));
+            let ty = types.next(&matrix, &dims);
+            let kind = matrix.split('.').rev().nth(1).unwrap();
+            let place = kinds.iter().position(|(known, _)| known == kind).unwrap_or_else(|| {
+                kinds.push((kind.to_owned(), Vec::new()));
+                kinds.len() - 1
+            });
+            match kinds[place].1.last_mut() {
+                Some((last, count)) if *last == ty => *count += 1,
+                _ => kinds[place].1.push((ty, 1)),
+            }
+        }
+        let mut line = format!("{name} {recipe}{}:", if has_imatrix { " imatrix" } else { "" });
+        for (kind, runs) in kinds {
+            write!(line, " {kind}").unwrap();
+            runs.iter().for_each(|(ty, count)| write!(line, " {count}*{ty}").unwrap());
+            line.push(';');
+        }
+        line + "\n"
+    }
+
+    /// The file has what llama.cpp's `llama_model_quantize` gave these models, of 256 columns, in llama-cpp-sys-2 0.1.161.
+    #[test]
+    fn types_are_those_that_llama_cpp_gave() {
+        let mut text = format!("# Written by a test: {WRITE}=1 cargo test --features cli --bin cube-gguf recipe\n");
+        for (name, model) in models() {
+            for (recipe, ty, ..) in RECIPES {
+                text += &line(name, &model, recipe, false);
+                if name == "gqa" && ty.block_size() > 1 {
+                    text += &line(name, &model, recipe, true);
+                }
+            }
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/cube-gguf/quantize/types.txt");
+        if env::var_os(WRITE).is_some() {
+            fs::write(&path, &text).unwrap();
+        }
+        let expected = fs::read_to_string(&path).unwrap();
+        for (ours, theirs) in text.lines().zip(expected.lines()) {
+            assert_eq!(ours, theirs);
+        }
+        assert_eq!(text.lines().count(), expected.lines().count());
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_fall_back() {
+        assert_eq!([256, 96, 33].map(|width| fallback(Q4K, width)), [Q4K, Q5_0, F16]);
+        assert_eq!(fallback(Q6K, 640), Q8_0);
+        assert_eq!(fallback(IQ4XS, 640), IQ4NL);
+        assert_eq!(fallback(Q5_0, 33), F16);
+    }
 }
