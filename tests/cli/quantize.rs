@@ -4,7 +4,7 @@ use std::fs;
 
 use cube_gguf::gguf::{Files, GgmlType, Writer};
 
-use super::{DEVICES, Folder, error, run, stdout};
+use super::{DEVICES, Folder, command, error, run, stdout};
 
 /// Values of every magnitude, the same ones every time.
 fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -196,4 +196,38 @@ fn importances_that_do_not_fit_are_refused() {
     let message = error(&["quantize", &file, &out, "Q4_K_M", "--device", "cpu", "--imatrix", &junk]);
     assert!(message.contains("junk.dat: no importance matrix"), "{message}");
     assert_eq!(folder.names(), ["imatrix.gguf", "junk.dat", "model.gguf"]);
+}
+
+/// Ctrl-C ends it between two stripes, and nothing is left of what was written.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_no_file() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let folder = Folder::new("quantize-interrupt");
+    let mut writer = Writer::new();
+    writer.metadata("general.architecture", "llama").unwrap();
+    let names: Vec<String> = (0..24).map(|layer| format!("blk.{layer}.attn_q.weight")).collect();
+    for name in &names {
+        writer.tensor(name, &[1024, 256], GgmlType::F32).unwrap();
+    }
+    let mut out = writer.begin(Vec::new()).unwrap();
+    let data: Vec<u8> = values(1024 * 256, 0).iter().flat_map(|x| x.to_le_bytes()).collect();
+    names.iter().for_each(|_| out.data(&data).unwrap());
+    let (file, target) = (folder.path("model.gguf"), folder.path("out.gguf"));
+    fs::write(&file, out.finish().unwrap()).unwrap();
+
+    let mut child = command(&["quantize", &file, &target, "Q4_K_M", "--device", "cpu"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("blk.0.attn_q.weight"));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest = lines.count();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(rest < names.len() - 1, "{rest} more tensors");
+    assert_eq!(folder.names(), ["model.gguf"]);
 }
