@@ -5,8 +5,10 @@ use cubecl::prelude::*;
 
 use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
 use super::importance::{Importance, weights_of_columns};
-use super::rounding::{Four, alone, extreme, inverse, largest_of_all, load_all, nearest, product, sum_of_squares};
-use super::search::LEAST;
+use super::rounding::{
+    Four, alone, extreme, floats_at, inverse, largest_of_all, load_all, nearest, product, sum_of_squares,
+};
+use super::search::{LEAST, extreme_of};
 use super::super_blocks::{CHUNKS, ChunkAt, Shares};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
@@ -144,14 +146,8 @@ pub fn quantize_iq4_chunk<X: Float>(
     index: usize,
 ) {
     let first = index / CHUNKS * CHUNKS;
-    let mut largest = 0.0f32;
-    let mut extreme = 0.0f32;
-    #[unroll]
-    for i in 0..CHUNKS {
-        let scale = shares.scales[first + i];
-        extreme = select(f32::abs(scale) > largest, scale, extreme);
-        largest = max(largest, f32::abs(scale));
-    }
+    let scales = floats_at(shares.scales, first, CHUNKS);
+    let extreme = extreme_of(&scales, CHUNKS);
     let step = extreme * comptime!(-1.0f32 / 32.0);
     let factor = inverse(step);
     let own = step * f32::cast_from(number_of(shares.scales[index], factor));
@@ -162,7 +158,7 @@ pub fn quantize_iq4_chunk<X: Float>(
         let mut bits = f16_bits(step);
         #[unroll]
         for i in 0..CHUNKS {
-            let number = u32::cast_from(number_of(shares.scales[first + i], factor) + 32i32);
+            let number = u32::cast_from(number_of(scales[i], factor) + 32i32);
             low |= (number & 0xf) << comptime!(4 * i as u32);
             bits |= (number >> 4) << comptime!(16 + 2 * i as u32);
         }

@@ -4,8 +4,8 @@ use cubecl::prelude::*;
 
 use super::codes::{add_codes, chunk_words};
 use super::importance::Importance;
-use super::rounding::{floats_of, load, load_all, nearest, product};
-use super::search::{Found, LEAST, by_single_codes, code_at, positive, symmetric, with_min};
+use super::rounding::{floats_at, floats_of, load, load_all, nearest, product};
+use super::search::{Found, LEAST, by_single_codes, code_at, extreme_of, positive, symmetric, with_min};
 use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
@@ -116,17 +116,10 @@ impl BlockScale {
             }
         } else {
             let most = comptime!(rule.most_scale() as i32);
-            let mut largest = 0.0f32;
-            let mut extreme = 0.0f32;
-            #[unroll]
-            for i in 0..count {
-                let magnitude = f32::abs(scales[i]);
-                extreme = select(magnitude > largest, scales[i], extreme);
-                largest = max(largest, magnitude);
-            }
+            let extreme = extreme_of(&scales, count);
             // ggml takes less for nothing in Q6_K alone.
             let least = comptime!(if rule.ty == GgmlType::Q6K { LEAST } else { f32::MIN_POSITIVE });
-            let is_zero = largest < least;
+            let is_zero = f32::abs(extreme) < least;
             let inverse = (0.0f32 - comptime!(most as f32).runtime()) / extreme;
             let mut numbers = Array::<i32>::new(count);
             #[unroll]
@@ -168,17 +161,6 @@ fn by_the_greatest(x: &Array<f32>, #[comptime] count: usize, #[comptime] most: i
         numbers[i] = min(nearest(inverse * x[i]), most);
     }
     (greatest / top, numbers)
-}
-
-/// Floats that units share, in registers.
-#[cube]
-fn floats_at(shared: &[f32], first: usize, #[comptime] count: usize) -> Array<f32> {
-    let mut floats = Array::<f32>::new(count);
-    #[unroll]
-    for i in 0..count {
-        floats[i] = shared[first + i];
-    }
-    floats
 }
 
 /// Number `index`: registers have no indices but constants.

@@ -3,7 +3,8 @@
 use cubecl::prelude::*;
 
 use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
-use super::rounding::{Four, inverse, largest_of_all, load, load_all};
+use super::rounding::{Four, floats_at, inverse, largest_of_all, load, load_all};
+use super::search::extreme_of;
 use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
@@ -81,12 +82,7 @@ pub fn quantize_ternary_chunk<X: Float>(
 /// The largest magnitude of a super-block whose chunks begin at `first`.
 #[cube]
 fn largest_scale(shares: &Shares<'_>, first: usize) -> f32 {
-    let mut largest = 0.0f32;
-    #[unroll]
-    for i in 0..CHUNKS {
-        largest = max(largest, shares.scales[first + i]);
-    }
-    largest
+    f32::abs(extreme_of(&floats_at(shares.scales, first, CHUNKS), CHUNKS))
 }
 
 /// Stores a unit's words of a super-block of TQ1_0: bytes of five base-3 digits, whose values are as far apart as there are bytes in

@@ -107,6 +107,17 @@ pub fn floats_of(vectors: &Sequence<Four>, #[comptime] len: usize) -> Array<f32>
     floats
 }
 
+/// Floats that units share, in registers.
+#[cube]
+pub fn floats_at(shared: &[f32], first: usize, #[comptime] count: usize) -> Array<f32> {
+    let mut floats = Array::<f32>::new(count);
+    #[unroll]
+    for i in 0..count {
+        floats[i] = shared[first + i];
+    }
+    floats
+}
+
 /// Nonnegative numbers rounded down, at most `most`.
 #[cube]
 pub fn floored(numbers: Four, #[comptime] most: u32) -> Words {

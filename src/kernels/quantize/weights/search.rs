@@ -280,7 +280,7 @@ fn unless_zeros(extreme: f32, scale: f32, codes: Array<u32>, #[comptime] len: us
 
 /// The value of the largest magnitude, the first of several.
 #[cube]
-fn extreme_of(x: &Array<f32>, #[comptime] len: usize) -> f32 {
+pub fn extreme_of(x: &Array<f32>, #[comptime] len: usize) -> f32 {
     let mut largest = 0.0f32;
     let mut extreme = 0.0f32;
     #[unroll]
