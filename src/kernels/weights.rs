@@ -6,7 +6,7 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::epilogue::{EpilogueLaunch, Epilogues};
-use super::formats::{CHUNK, ComponentOffsets, Format, MatrixViewLaunch, format};
+use super::formats::{CHUNK, ComponentOffsets, ComponentsLaunch, Format, MatrixViewLaunch, format};
 use super::launch::buffer;
 use super::quantize::weights::{Values, quantize};
 use super::repack;
@@ -164,19 +164,11 @@ impl Weights {
 
     /// The matrix as a kernel argument.
     pub(super) fn view(&self) -> MatrixViewLaunch {
-        let [p0, p1, p2, p3] = self.offsets.components;
         MatrixViewLaunch::new(
             buffer(&self.handle, 16),
             buffer(&self.handle, 4),
             buffer(&self.codebook, 4),
-            p0.offset,
-            p1.offset,
-            p2.offset,
-            p3.offset,
-            p0.stride,
-            p1.stride,
-            p2.stride,
-            p3.stride,
+            ComponentsLaunch::of(&self.offsets),
         )
     }
 }

@@ -114,8 +114,11 @@ pub struct Quantized {
 pub fn importance() -> Vec<f32> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized/sources.gguf");
     let files = Files::open(path).unwrap();
-    let data = files.parse().unwrap().tensor("importance").unwrap().data().unwrap().to_vec();
-    data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    floats(files.parse().unwrap().tensor("importance").unwrap().data().unwrap())
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
 /// Values, and what ggml's reference quantizer makes of them.
@@ -129,7 +132,7 @@ pub fn quantized(ty: GgmlType) -> Vec<Quantized> {
     let of_source = |source: cube_gguf::gguf::TensorInfo<'_>| {
         let (n, k) = source.matrix();
         let data = source.data().unwrap().to_vec();
-        let expected = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let expected = floats(&data);
         let blocks = quantized.tensor(source.name()).unwrap();
         assert_eq!((blocks.dtype().unwrap(), blocks.matrix()), (ty, (n, k)));
         let source = Case { name: source.name().to_owned(), endian: Endian::Little, n, k, data, expected };

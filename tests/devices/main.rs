@@ -53,7 +53,7 @@ fn main() {
         for ty in selection.formats_of_shard() {
             let fixture = Arc::new(Fixture::load(ty));
             for &(name, formats, check) in operations::CHECKS {
-                if formats.include(ty) || selection.full && formats.can_include(ty) {
+                if formats.include(ty, selection.full) {
                     let on = device.clone();
                     let name = format!("{device}/{}/{name}", fixture.name);
                     trials.push(trial(name, &fixture, move |fixture| check(&on, fixture)));
@@ -85,24 +85,19 @@ enum Formats {
     All,
     /// Those that between them have every trait that bears on what it tests, as far as anyone knows; a full run takes all.
     Some(&'static [GgmlType]),
-    /// Those that can be what it tests.
-    Of(fn(GgmlType) -> bool),
     /// As these, but where no numbers are compared in a full run alone: all that it tests is numbers.
     Compared(&'static [GgmlType]),
+    /// Those that can be what it tests, in a full run, too.
+    Of(fn(GgmlType) -> bool),
 }
 
 impl Formats {
-    /// Whether a full run has the format.
-    fn can_include(self, ty: GgmlType) -> bool {
-        !matches!(self, Self::Of(can) if !can(ty))
-    }
-
-    fn include(self, ty: GgmlType) -> bool {
+    fn include(self, ty: GgmlType, full: bool) -> bool {
         match self {
             Self::All => true,
-            Self::Some(types) => types.contains(&ty),
+            Self::Some(types) => full || types.contains(&ty),
+            Self::Compared(types) => full || fixtures::compares() && types.contains(&ty),
             Self::Of(can) => can(ty),
-            Self::Compared(types) => fixtures::compares() && types.contains(&ty),
         }
     }
 }

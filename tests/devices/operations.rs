@@ -27,22 +27,13 @@ const STACKED: &[GgmlType] = &[GgmlType::Q4K, GgmlType::IQ3S, GgmlType::MXFP4, G
 const LONG: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::F16];
 
 /// One that all others quantize as, as far as loads and errors go.
-const HALVES: &[GgmlType] = &[GgmlType::Q4_0];
+const QUANTIZED: Formats = Formats::Of(|ty| ty == GgmlType::Q4_0);
 
 /// Those whose kernels mind importances.
-const WEIGHTED: &[GgmlType] = &[
-    GgmlType::Q4_0,
-    GgmlType::Q4_1,
-    GgmlType::Q5_0,
-    GgmlType::Q5_1,
-    GgmlType::Q2K,
-    GgmlType::Q3K,
-    GgmlType::Q4K,
-    GgmlType::Q5K,
-    GgmlType::Q6K,
-    GgmlType::IQ4NL,
-    GgmlType::IQ4XS,
-];
+const WEIGHTED: Formats = Formats::Of(|ty| {
+    use GgmlType::{IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K};
+    matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q2K | Q3K | Q4K | Q5K | Q6K | IQ4NL | IQ4XS)
+});
 
 pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("gives_its_bytes_back", Formats::All, gives_its_bytes_back),
@@ -51,9 +42,9 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("rounds_once_to_f16_and_bf16", Formats::All, rounds_once_to_f16_and_bf16),
     ("gathers_rows", Formats::All, gathers_rows),
     ("quantizes_as_ggml", Formats::Of(DeviceTensor::quantizes), quantizes_as_ggml),
-    ("quantizes_by_importance_as_ggml", Formats::Some(WEIGHTED), quantizes_by_importance_as_ggml),
-    ("quantizes_halves_and_strided_values", Formats::Some(HALVES), quantizes_halves_and_strided_values),
-    ("refuses_to_quantize", Formats::Some(HALVES), refuses_to_quantize),
+    ("quantizes_by_importance_as_ggml", WEIGHTED, quantizes_by_importance_as_ggml),
+    ("quantizes_halves_and_strided_values", QUANTIZED, quantizes_halves_and_strided_values),
+    ("refuses_to_quantize", QUANTIZED, refuses_to_quantize),
     ("multiplies_one_token", Formats::All, multiplies_one_token),
     ("multiplies_few_tokens", Formats::All, multiplies_few_tokens),
     ("multiplies_as_many_tokens_as_a_launch", Formats::Some(VARIED), multiplies_as_many_tokens_as_a_launch),

@@ -170,6 +170,12 @@ pub mod iq4_xs {
     }
 }
 
+/// [`mxfp4`]'s scale of a value, halved, as the codebook's values are doubled. Exponents 0 and 1 are subnormal.
+#[cube]
+pub fn half_of_e8m0(e: u32) -> f32 {
+    f32::reinterpret(select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23))
+}
+
 pub mod mxfp4 {
     use super::*;
 
@@ -181,7 +187,7 @@ pub mod mxfp4 {
             components: vec![Component::codes(4, 32, nibble_bit(1)), Component::raw(8, 0, 1)],
         },
         dequantize: |block, out| {
-            let d = f32::from_bits(half_of_e8m0(block[0] as u32));
+            let d = f32::from_bits(half_of_e8m0_host(block[0] as u32));
             for (v, out) in out.iter_mut().enumerate() {
                 *out = E2M1_VALUES[nibble_at(block, 1, v) as usize] as f32 * d;
             }
@@ -192,7 +198,7 @@ pub mod mxfp4 {
 
     /// The f32 bits of `2^(e - 128)`, half of the E8M0 number, as the codebook's values are doubled. Exponents 0 and 1 are
     /// subnormal.
-    fn half_of_e8m0(e: u32) -> u32 {
+    fn half_of_e8m0_host(e: u32) -> u32 {
         if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 }
     }
 
@@ -212,8 +218,7 @@ pub mod mxfp4 {
     pub fn indices(raw: &Raw, at: At) -> Chunk {
         let words = raw.wide(0usize);
         let e = byte_of(raw.word(0usize), at.index());
-        let bits = select(e < 2, 0x0020_0000u32 << (e & 1), (e - 1) << 23);
-        Chunk::scaled(words, words, f32::reinterpret(bits))
+        Chunk::scaled(words, words, half_of_e8m0(e))
     }
 }
 

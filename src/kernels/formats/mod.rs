@@ -24,7 +24,7 @@ mod view;
 
 pub use bits::f16;
 pub use format::{Codes, Format, Traits, Vectors};
-pub use iq4::{codes_of, half_of_ue4m3};
+pub use iq4::{codes_of, half_of_e8m0, half_of_ue4m3};
 pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
 pub use prefetched::Prefetched;
 pub use raw::Raw;
@@ -32,4 +32,4 @@ pub use registry::{
     FORMATS, decode, dense_four, dense_vector, format, indices, locate, traits, unsigned, unsigned_four, values,
     vectors_per_chunk,
 };
-pub use view::{At, CHUNK, Chunk, MatrixView, MatrixViewLaunch};
+pub use view::{At, CHUNK, Chunk, Components, ComponentsLaunch, MatrixView, MatrixViewLaunch};

@@ -2,11 +2,64 @@
 
 use cubecl::prelude::*;
 
+use super::layout::ComponentOffsets;
 use crate::kernels::arch::warpgroup::address;
 use crate::kernels::vector::Words;
 
 /// Values in a chunk; rows are processed in whole chunks.
 pub const CHUNK: usize = 32;
+
+/// Where the components of a matrix are in its buffer, in words.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct Components {
+    offset_0: usize,
+    offset_1: usize,
+    offset_2: usize,
+    offset_3: usize,
+    stride_0: usize,
+    stride_1: usize,
+    stride_2: usize,
+    stride_3: usize,
+}
+
+impl ComponentsLaunch {
+    /// The argument of a kernel.
+    pub fn of(offsets: &ComponentOffsets) -> Self {
+        let [a, b, c, d] = offsets.components;
+        Self::new(a.offset, b.offset, c.offset, d.offset, a.stride, b.stride, c.stride, d.stride)
+    }
+}
+
+#[cube]
+impl Components {
+    /// Words of a component from one row to the next.
+    pub fn stride(&self, #[comptime] component: usize) -> usize {
+        if comptime!(component == 0) {
+            self.stride_0
+        } else if comptime!(component == 1) {
+            self.stride_1
+        } else if comptime!(component == 2) {
+            self.stride_2
+        } else {
+            self.stride_3
+        }
+    }
+
+    /// The first word of a row of a component.
+    pub fn row(&self, #[comptime] component: usize, row: usize) -> usize {
+        let offset = if comptime!(component == 0) {
+            self.offset_0
+        } else if comptime!(component == 1) {
+            self.offset_1
+        } else if comptime!(component == 2) {
+            self.offset_2
+        } else {
+            self.offset_3
+        };
+        offset + row * self.stride(component)
+    }
+}
 
 /// A matrix on the device.
 #[derive(CubeType, CubeLaunch)]
@@ -17,14 +70,7 @@ pub struct MatrixView {
     words: Box<[u32]>,
     /// The format's codebook; one word of zero where it has none.
     pub codebook: Box<[u32]>,
-    offset_0: usize,
-    offset_1: usize,
-    offset_2: usize,
-    offset_3: usize,
-    stride_0: usize,
-    stride_1: usize,
-    stride_2: usize,
-    stride_3: usize,
+    components: Components,
 }
 
 /// Where a word of a matrix is.
@@ -138,19 +184,6 @@ impl At {
 
 #[cube]
 impl MatrixView {
-    /// The first word of a row of a component.
-    fn row(&self, #[comptime] component: usize, row: usize) -> usize {
-        if comptime!(component == 0) {
-            self.offset_0 + row * self.stride_0
-        } else if comptime!(component == 1) {
-            self.offset_1 + row * self.stride_1
-        } else if comptime!(component == 2) {
-            self.offset_2 + row * self.stride_2
-        } else {
-            self.offset_3 + row * self.stride_3
-        }
-    }
-
     /// The address of its first word.
     pub fn address(&self) -> u64 {
         address(&self.wide, false)
@@ -171,12 +204,12 @@ impl MatrixView {
 
     /// Where the 16-byte vector `index` of a row of a component is. The component's rows must be 16-byte aligned.
     pub fn wide(&self, #[comptime] component: usize, row: usize, index: usize) -> usize {
-        self.row(component, row) / 4 + index
+        self.components.row(component, row) / 4 + index
     }
 
     /// Where the word `index` of a row of a component is.
     pub fn word(&self, #[comptime] component: usize, row: usize, index: usize) -> WordPlace {
-        WordPlace { index: self.row(component, row) + index, in_vector: comptime!(None) }
+        WordPlace { index: self.components.row(component, row) + index, in_vector: comptime!(None) }
     }
 
     /// Where vector `i` of the chunk's `vectors` in a component of codes is.

@@ -3,28 +3,20 @@
 use cubecl::prelude::*;
 
 use crate::gguf::GgmlType;
-use crate::kernels::formats::{ComponentOffsets, format};
+use crate::kernels::formats::{ComponentOffsets, Components, ComponentsLaunch, format, traits};
 use crate::kernels::vector::Words;
 
-/// Where the components of the quantized matrix are, in words.
+/// Where the components of the quantized matrix are.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub struct Destination {
-    offset_0: usize,
-    offset_1: usize,
-    offset_2: usize,
-    offset_3: usize,
-    stride_0: usize,
-    stride_1: usize,
-    stride_2: usize,
-    stride_3: usize,
+    components: Components,
 }
 
 impl DestinationLaunch {
     /// The argument of a kernel.
     pub fn of(offsets: &ComponentOffsets) -> Self {
-        let [a, b, c, d] = offsets.components;
-        Self::new(a.offset, b.offset, c.offset, d.offset, a.stride, b.stride, c.stride, d.stride)
+        Self::new(ComponentsLaunch::of(offsets))
     }
 }
 
@@ -51,36 +43,10 @@ pub struct Made {
 
 #[cube]
 impl Destination {
-    fn stride(&self, #[comptime] component: usize) -> usize {
-        if comptime!(component == 0) {
-            self.stride_0
-        } else if comptime!(component == 1) {
-            self.stride_1
-        } else if comptime!(component == 2) {
-            self.stride_2
-        } else {
-            self.stride_3
-        }
-    }
-
-    /// The first word of a row of a component.
-    fn row(&self, #[comptime] component: usize, row: usize) -> usize {
-        let offset = if comptime!(component == 0) {
-            self.offset_0
-        } else if comptime!(component == 1) {
-            self.offset_1
-        } else if comptime!(component == 2) {
-            self.offset_2
-        } else {
-            self.offset_3
-        };
-        offset + row * self.stride(component)
-    }
-
     /// Stores word `index` of a row of a component.
     pub fn store(&self, out: &mut [Words], #[comptime] component: usize, row: usize, index: usize, word: u32) {
         let words = out.with_vector_size_mut::<Const<1>>();
-        words[self.row(component, row) + index] = Vector::new(word);
+        words[self.components.row(component, row) + index] = Vector::new(word);
     }
 
     /// Stores a chunk's words of a component of codes.
@@ -94,7 +60,7 @@ impl Destination {
         #[comptime] count: usize,
     ) {
         if comptime!(count.is_multiple_of(4)) {
-            let first = self.row(component, row) / 4 + chunk * comptime!(count / 4);
+            let first = self.components.row(component, row) / 4 + chunk * comptime!(count / 4);
             #[unroll]
             for i in 0..comptime!(count / 4) {
                 let mut vector = Words::empty();
@@ -122,10 +88,20 @@ impl Destination {
         #[comptime] ty: GgmlType,
     ) {
         let bits = comptime!(block_bits(ty, component));
-        for index in (blocks * bits).div_ceil(32)..self.stride(component) {
+        for index in (blocks * bits).div_ceil(32)..self.components.stride(component) {
             self.store(out, component, row, index, 0u32);
         }
     }
+}
+
+/// Value `index` of the table that a format's codes are looked up in.
+pub fn table_value(ty: GgmlType, index: usize) -> f32 {
+    traits(ty).lookup16.map_or(0.0, |table| f32::from(table[index]))
+}
+
+/// Half-way from a value of the table to the next: exact, as values are integers.
+pub fn middle(ty: GgmlType, index: usize) -> f32 {
+    (table_value(ty, index) + table_value(ty, index + 1)) / 2.0
 }
 
 /// Bits of a block in a component.
@@ -133,18 +109,19 @@ fn block_bits(ty: GgmlType, component: usize) -> usize {
     format(ty).map_or(0, |format| (format.layout)().components[component].block_bits())
 }
 
-/// The words of a chunk in a component of `width`-bit codes, as [`Component::codes`](crate::kernels::formats::Component) has them.
+/// Words of zeros: for a chunk of `width`-bit codes as many as these have bits.
 #[cube]
-pub fn chunk_words(#[comptime] width: usize) -> Array<u32> {
-    let mut words = Array::<u32>::new(width);
+pub fn zeros(#[comptime] count: usize) -> Array<u32> {
+    let mut words = Array::<u32>::new(count);
     #[unroll]
-    for i in 0..width {
+    for i in 0..count {
         words[i] = 0u32;
     }
     words
 }
 
-/// Adds codes `4 * four..4 * four + 4` of a chunk, a byte each and below `2^width`, to its words.
+/// Adds codes `4 * four..4 * four + 4` of a chunk, a byte each and below `2^width`, to its words, in the order of a
+/// layout's component of codes.
 #[cube]
 pub fn add_codes(words: &mut Array<u32>, #[comptime] four: usize, codes: u32, #[comptime] width: usize) {
     let shift = comptime!((width * (four / width)) as u32);

@@ -2,18 +2,14 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
+use super::codes::{Made, Place, add_codes, bytes_of, middle, zeros};
 use super::rounding::{Four, largest_of_all, load_all};
-use crate::kernels::formats::half_of_ue4m3;
+use crate::gguf::GgmlType;
+use crate::kernels::formats::{half_of_e8m0, half_of_ue4m3};
 use crate::kernels::vector::Words;
 
-/// Half-way between neighbours of the table, which holds twice the floats: 0, 1, 2, 3, 4, 6, 8, 12.
-fn middle(index: usize) -> f32 {
-    [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0][index]
-}
-
 /// The indices of the 4-bit floats next to four values: the magnitude's, and 8 for what is negative and not 0. `scale` is half of
-/// the block's. Of two that are as near ggml takes the smaller.
+/// the block's, as the table holds twice the floats. Of two that are as near ggml takes the smaller.
 #[cube]
 fn nearest(values: Four, scale: f32) -> Words {
     let mut out = Words::empty();
@@ -24,7 +20,7 @@ fn nearest(values: Four, scale: f32) -> Words {
         let mut index = 0u32;
         #[unroll]
         for below in 0..7usize {
-            index += u32::cast_from(magnitude > scale * comptime!(middle(below)));
+            index += u32::cast_from(magnitude > scale * comptime!(middle(GgmlType::MXFP4, below)));
         }
         // Without a scale all floats are as near, and the first is taken.
         let index = select(scale > 0.0f32, index, 0u32);
@@ -40,8 +36,8 @@ pub fn mxfp4<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words
     let largest = largest_of_all(&values);
     let exponent = biased_log2(largest);
     let exponent = select(exponent > 2, exponent - 2, 0u32);
-    let half = f32::reinterpret(select(exponent < 2, 0x0020_0000u32 << (exponent & 1), (exponent - 1) << 23));
-    let mut words = chunk_words(4usize);
+    let half = half_of_e8m0(exponent);
+    let mut words = zeros(4usize);
     #[unroll]
     for i in 0..8usize {
         add_codes(&mut words, i, bytes_of(nearest(*values.index(i), half)), 4usize);
@@ -71,7 +67,7 @@ pub fn nvfp4<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words
     let mut largest = 0u32;
     #[unroll]
     for chunk in 0..2usize {
-        let mut words = chunk_words(4usize);
+        let mut words = zeros(4usize);
         #[unroll]
         for half in 0..2usize {
             let start = first + comptime!(8 * chunk + 4 * half);

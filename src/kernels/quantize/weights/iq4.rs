@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
+use super::codes::{Made, Place, add_codes, bytes_of, middle, table_value, zeros};
 use super::importance::{Importance, weights_of_columns};
 use super::rounding::{
     Four, alone, extreme, floats_at, inverse, largest_of_all, load_all, nearest, product, sum_of_squares,
@@ -12,26 +12,18 @@ use super::search::{LEAST, extreme_of};
 use super::super_blocks::{CHUNKS, ChunkAt, Shares};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
-use crate::kernels::formats::traits;
 use crate::kernels::vector::Words;
 
-/// The table's value `index`.
-fn value(index: usize) -> f32 {
-    traits(GgmlType::IQ4NL).lookup16.map_or(0.0, |table| f32::from(table[index]))
-}
-
-/// Half-way from value `index` to the next: exact, as values are integers.
-fn middle(index: usize) -> f32 {
-    (value(index) + value(index + 1)) / 2.0
-}
+/// The format whose table both look up.
+const TABLE: GgmlType = GgmlType::IQ4NL;
 
 /// The value of the table next to a number, the greater of two.
 #[cube]
 fn nearest_value(number: f32) -> f32 {
-    let mut nearest = comptime!(value(0)).runtime();
+    let mut nearest = comptime!(table_value(TABLE, 0)).runtime();
     #[unroll]
     for i in 0..15usize {
-        nearest = select(number >= comptime!(middle(i)), comptime!(value(i + 1)), nearest);
+        nearest = select(number >= comptime!(middle(TABLE, i)), comptime!(table_value(TABLE, i + 1)), nearest);
     }
     nearest
 }
@@ -46,7 +38,7 @@ fn nearest_indices(numbers: Four, factor: f32) -> u32 {
         let mut index = 0u32;
         #[unroll]
         for i in 0..15usize {
-            index += u32::cast_from(number >= comptime!(middle(i)));
+            index += u32::cast_from(number >= comptime!(middle(TABLE, i)));
         }
         indices.insert(j, index);
     }
@@ -71,7 +63,7 @@ pub fn squares(values: &Sequence<Four>) -> Sequence<Four> {
 #[cube]
 pub fn search_scale(values: &Sequence<Four>, weights: &Sequence<Four>) -> f32 {
     let extreme = extreme(values);
-    let first = comptime!(value(0)).runtime();
+    let first = comptime!(table_value(TABLE, 0)).runtime();
     let mut scale = 0.0f32;
     let mut best = 0.0f32;
     // The obvious scale, then all steps, which have it, too.
@@ -105,7 +97,7 @@ pub fn search_scale(values: &Sequence<Four>, weights: &Sequence<Four>) -> f32 {
 /// The words of 32 values times `factor`.
 #[cube]
 fn chunk_of(values: &Sequence<Four>, factor: f32) -> Array<u32> {
-    let mut words = chunk_words(4usize);
+    let mut words = zeros(4usize);
     #[unroll]
     for i in 0..8usize {
         add_codes(&mut words, i, nearest_indices(*values.index(i), factor), 4usize);

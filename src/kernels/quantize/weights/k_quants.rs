@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{add_codes, chunk_words};
+use super::codes::{add_codes, zeros};
 use super::importance::Importance;
 use super::rounding::{floats_at, floats_of, load, load_all, nearest, product};
 use super::search::{Found, LEAST, by_single_codes, code_at, extreme_of, positive, symmetric, with_min};
@@ -64,7 +64,7 @@ pub fn search_sub_block<X: Float>(
     } else if comptime!(rule.weighted) {
         symmetric(&values, &weights, len, 4i32)
     } else {
-        by_single_codes(&values, len, 4i32)
+        by_single_codes(&values, &weights, len, 4i32)
     };
     (found, weight)
 }
@@ -190,8 +190,8 @@ pub fn quantize_chunk<X: Float>(
     let block = BlockScale::of(shares, first, rule);
     let low_bits = comptime!(if bits < 4 { 2 } else { 4 });
     let high_bits = comptime!(bits - low_bits);
-    let mut low = chunk_words(comptime!(low_bits as usize));
-    let mut high = chunk_words(comptime!(high_bits.max(1) as usize));
+    let mut low = zeros(comptime!(low_bits as usize));
+    let mut high = zeros(comptime!(high_bits.max(1) as usize));
     #[unroll]
     for sub in 0..subs {
         let own = at.chunk * subs + sub;
@@ -260,7 +260,7 @@ fn store_scales(
     let count = comptime!(CHUNKS * rule.subs());
     let component = comptime!(if matches!(rule.ty, GgmlType::Q2K | GgmlType::Q4K) { 1usize } else { 2 });
     let words = comptime!(if matches!(rule.ty, GgmlType::Q2K | GgmlType::Q6K) { 4usize } else { 3 });
-    let mut packed = chunk_words(words);
+    let mut packed = zeros(words);
     #[unroll]
     for i in 0..count {
         let scale = block.numbers[i];

@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
+use super::codes::{Made, Place, add_codes, bytes_of, zeros};
 use super::importance::{Importance, weights_of_columns};
 use super::rounding::{Four, alone, away_from_zero, extreme, floats_of, floored, inverse, largest_of_all, load_all};
 use super::search::{Steps, symmetric, with_min};
@@ -110,8 +110,8 @@ pub fn weighted<X: Float>(
 /// Stores a block's codes: nibbles, and the fifth bits in a component of their own.
 #[cube]
 fn store_codes(out: &mut [Words], place: Place, codes: &Sequence<u32>, #[comptime] width: u32) {
-    let mut nibbles = chunk_words(4usize);
-    let mut fifths = chunk_words(1usize);
+    let mut nibbles = zeros(4usize);
+    let mut fifths = zeros(1usize);
     #[unroll]
     for i in 0..FOURS {
         let four = *codes.index(i);
@@ -137,7 +137,7 @@ pub fn bytes<X: Float>(
     let largest = largest_of_all(&values);
     let scale = f32::reinterpret(largest) / 127.0f32;
     let factor = inverse(scale);
-    let mut words = chunk_words(FOURS);
+    let mut words = zeros(FOURS);
     let mut sum = 0i32;
     #[unroll]
     for i in 0..FOURS {

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::codes::{Made, Place, add_codes, bytes_of, chunk_words};
+use super::codes::{Made, Place, add_codes, bytes_of, zeros};
 use super::rounding::{Four, floats_at, inverse, largest_of_all, load, load_all};
 use super::search::extreme_of;
 use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
@@ -26,7 +26,7 @@ fn ternary(values: Four, factor: f32) -> Words {
 /// The words of a chunk of two-bit codes.
 #[cube]
 fn crumbs(values: &Sequence<Four>, #[comptime] first: usize, factor: f32) -> Array<u32> {
-    let mut words = chunk_words(2usize);
+    let mut words = zeros(2usize);
     #[unroll]
     for i in 0..8usize {
         add_codes(&mut words, i, bytes_of(ternary(*values.index(comptime!(first + i)), factor)), 2usize);
@@ -132,7 +132,7 @@ pub fn q1_0<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words]
     let mut largest = 0u32;
     for chunk in 0..4usize {
         let values = load_all::<X>(x, first + chunk * 8, 8usize);
-        let mut words = chunk_words(1usize);
+        let mut words = zeros(1usize);
         #[unroll]
         for i in 0..8usize {
             let four = *values.index(i);

@@ -77,7 +77,7 @@ pub fn quantize(
     if let Some(rule) = Rule::of(ty) {
         let rule = Rule { weighted, ..rule };
         let k = offsets.blocks * ty.block_size();
-        let variances = weighted.then(|| mean_squares(client, values, k));
+        let variances = rule.weighs_by_row().then(|| mean_squares(client, values, k));
         let variances = buffer(variances.as_ref().unwrap_or(values.handle), 4);
         let per_row = offsets.blocks.div_ceil(rule.blocks());
         let (count, dim, grid) = elementwise(client, values.rows * per_row);
@@ -142,6 +142,11 @@ impl Rule {
         let layout = (format(ty).filter(|_| has)?.layout)();
         let scales = layout.components.len() - 1;
         Some(Self { ty, scales, scale_bits: layout.components[scales].block_bits() as u32, weighted: false })
+    }
+
+    /// Whether weights of errors are measured by the row's squares; IQ4_NL's are by the block's.
+    fn weighs_by_row(self) -> bool {
+        self.weighted && self.ty != GgmlType::IQ4NL
     }
 
     /// Blocks of a unit.
@@ -217,7 +222,7 @@ fn quantize_blocks<X: Float>(
             let first = (from_row * run.blocks + block) * fours;
             let place = Place { destination, row, block };
             let columns = (row / run.rows_each * run.blocks + block) * fours;
-            let of_row = if comptime!(rule.weighted) { variances[from_row] } else { 0.0f32.runtime() };
+            let of_row = if comptime!(rule.weighs_by_row()) { variances[from_row] } else { 0.0f32.runtime() };
             let importance = Importance::new(importance, columns, of_row);
             let made = match comptime!(rule.ty) {
                 ty @ (GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1) if rule.weighted => {

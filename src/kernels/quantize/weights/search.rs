@@ -1,9 +1,10 @@
 //! The searches of scales, step by step those of ggml (`make_qkx2_quants`, `make_qkx3_quants`, `make_qx_quants`, `make_q3_quants` and
-//! `make_qp_quants` in `ggml/src/ggml-quants.c`): scales around the obvious one are tried, each with the best scale for the codes that it gives, and
-//! the one with the least error is kept.
+//! `make_qp_quants` in `ggml/src/ggml-quants.c`): scales around the obvious one are tried, each with the best scale for the codes
+//! that it gives, and the one with the least error is kept.
 
 use cubecl::prelude::*;
 
+use super::codes::zeros;
 use super::rounding::{nearest, product};
 
 /// A sub-block's scale, its min with the sign turned, and its codes, four a word.
@@ -50,7 +51,7 @@ pub fn with_min(x: &Array<f32>, weights: &Array<f32>, #[comptime] steps: Steps) 
     }
     least = min(least, 0.0f32);
     let is_flat = greatest == least;
-    let mut best = codes_of(len);
+    let mut best = zeros(comptime!(len / 4));
     let mut lowest = least;
     let most = comptime!(steps.most as f32).runtime();
     let inverse = most / (greatest - lowest);
@@ -66,7 +67,7 @@ pub fn with_min(x: &Array<f32>, weights: &Array<f32>, #[comptime] steps: Steps) 
         let up = product(comptime!(steps.up as f32 / 100.0).runtime(), f32::cast_from(step));
         let more = comptime!(steps.first as f32 / 100.0).runtime() + up;
         let inverse = (more + most) / (greatest - lowest);
-        let mut codes = codes_of(len);
+        let mut codes = zeros(comptime!(len / 4));
         let mut sum_l = 0.0f32;
         let mut sum_l2 = 0.0f32;
         let mut sum_xl = 0.0f32;
@@ -114,7 +115,7 @@ pub fn with_min(x: &Array<f32>, weights: &Array<f32>, #[comptime] steps: Steps) 
 #[cube]
 pub fn symmetric(x: &Array<f32>, weights: &Array<f32>, #[comptime] len: usize, #[comptime] half: i32) -> Found {
     let extreme = extreme_of(x, len);
-    let mut best = codes_of(len);
+    let mut best = zeros(comptime!(len / 4));
     let mut scale = 0.0f32;
     let mut best_product = 0.0f32;
     let most = comptime!(half as f32).runtime();
@@ -122,7 +123,7 @@ pub fn symmetric(x: &Array<f32>, weights: &Array<f32>, #[comptime] len: usize, #
     for step in 0..20u32 {
         let tenths = select(step == 0, 0.0f32, product(0.1f32, f32::cast_from(step) - 10.0f32));
         let inverse = (0.0f32 - (most + tenths)) / extreme;
-        let mut codes = codes_of(len);
+        let mut codes = zeros(comptime!(len / 4));
         let mut sum_xl = 0.0f32;
         let mut sum_l2 = 0.0f32;
         #[unroll]
@@ -147,9 +148,9 @@ pub fn symmetric(x: &Array<f32>, weights: &Array<f32>, #[comptime] len: usize, #
 }
 
 /// The best scale of codes from `-half` to `half - 1`, to which `half` is added: code by code, whichever lowers the error, in five
-/// rounds. The errors' weights are the values' squares.
+/// rounds, by weights of the errors.
 #[cube]
-pub fn by_single_codes(x: &Array<f32>, #[comptime] len: usize, #[comptime] half: i32) -> Found {
+pub fn by_single_codes(x: &Array<f32>, weights: &Array<f32>, #[comptime] len: usize, #[comptime] half: i32) -> Found {
     let extreme = extreme_of(x, len);
     let inverse = comptime!(-half as f32).runtime() / extreme;
     let mut codes = Array::<i32>::new(len);
@@ -159,23 +160,21 @@ pub fn by_single_codes(x: &Array<f32>, #[comptime] len: usize, #[comptime] half:
     for i in 0..len {
         codes[i] = signed_code(inverse * x[i], half);
         let code = f32::cast_from(codes[i]);
-        let weight = x[i] * x[i];
-        sum_xl += product(weight * x[i], code);
-        sum_l2 += product(weight * code, code);
+        sum_xl += product(weights[i] * x[i], code);
+        sum_l2 += product(weights[i] * code, code);
     }
     for _ in 0..5u32 {
         #[unroll]
         for i in 0..len {
             let old = f32::cast_from(codes[i]);
-            let weight = x[i] * x[i];
-            let mut others_xl = sum_xl - product(weight * x[i], old);
+            let mut others_xl = sum_xl - product(weights[i] * x[i], old);
             if others_xl > 0.0f32 {
-                let mut others_l2 = sum_l2 - product(weight * old, old);
+                let mut others_l2 = sum_l2 - product(weights[i] * old, old);
                 let new = signed_code(x[i] * others_l2 / others_xl, half);
                 if new != codes[i] {
                     let code = f32::cast_from(new);
-                    others_xl += product(weight * x[i], code);
-                    others_l2 += product(weight * code, code);
+                    others_xl += product(weights[i] * x[i], code);
+                    others_l2 += product(weights[i] * code, code);
                     if others_l2 > 0.0f32 && others_xl * others_xl * sum_l2 > sum_xl * sum_xl * others_l2 {
                         codes[i] = new;
                         sum_xl = others_xl;
@@ -185,7 +184,7 @@ pub fn by_single_codes(x: &Array<f32>, #[comptime] len: usize, #[comptime] half:
             }
         }
     }
-    let mut packed = codes_of(len);
+    let mut packed = zeros(comptime!(len / 4));
     #[unroll]
     for i in 0..len {
         put(&mut packed, i, u32::cast_from(codes[i] + half));
@@ -310,22 +309,13 @@ fn signed_code(number: f32, #[comptime] half: i32) -> i32 {
     clamp(nearest(number), comptime!(-half), comptime!(half - 1))
 }
 
-/// Words for `len` codes, of zeros.
-#[cube]
-fn codes_of(#[comptime] len: usize) -> Array<u32> {
-    let mut codes = Array::<u32>::new(comptime!(len / 4));
-    #[unroll]
-    for word in 0..comptime!(len / 4) {
-        codes[word] = 0u32;
-    }
-    codes
-}
-
+/// Adds code `i`, a byte.
 #[cube]
 fn put(codes: &mut Array<u32>, #[comptime] i: usize, code: u32) {
     codes[comptime!(i / 4)] |= code << comptime!((8 * (i % 4)) as u32);
 }
 
+/// Code `i`.
 #[cube]
 pub fn code_at(codes: &Array<u32>, #[comptime] i: usize) -> u32 {
     (codes[comptime!(i / 4)] >> comptime!((8 * (i % 4)) as u32)) & 0xff
