@@ -69,6 +69,12 @@ pub enum Error {
         /// The type.
         ty: gguf::GgmlType,
     },
+    /// A type that takes importances to quantize to, without them.
+    #[error("to quantize to {ty} takes an importance for each column: without them too little is left of a model")]
+    NeedsImportance {
+        /// The type.
+        ty: gguf::GgmlType,
+    },
     /// Values that are no matrix of whole blocks.
     #[error("{values} values are no {n} x {k} matrix to quantize to {ty}, whose blocks have {} values", ty.block_size())]
     Values {

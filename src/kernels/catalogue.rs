@@ -17,7 +17,7 @@ use super::decoder::rotary::{Heads, KeyValues, Pairs, Rotary, Turns, turn_and_st
 use super::dequantize;
 use super::epilogue::{Epilogues, RowsOf, finish, scale_rows};
 use super::floats::{FloatType, has_buffers};
-use super::formats::{CHUNK, FORMATS, Format, Vectors, format, traits};
+use super::formats::{CHUNK, FORMATS, Format, Grid, Vectors, format, traits};
 use super::hardware::Hardware;
 use super::matmul::{
     Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply, multiply_experts, pack,
@@ -27,7 +27,7 @@ use super::matvec::{
     ActivationType, Blueprint, MAX_TOKENS, Problem, Settings, matvec_experts_with, matvec_many_with, matvec_with,
 };
 use super::quantize::activations::quantize;
-use super::quantize::weights::{Values, minds_importance, quantizes};
+use super::quantize::weights::{Values, minds_importance, needs_importance, quantizes};
 use super::routing::{Route, Routing};
 use super::tune::{for_row, heuristic};
 use super::weights::{GgufMatrix, Weights};
@@ -190,7 +190,8 @@ fn of_weights(format: &'static Format) -> Vec<Entry> {
 /// The quantization of weights. Kernels of one format differ in the loads of their values alone, so one has all.
 fn of_quantizers(format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
     let floats = if format.ty == GgmlType::Q4_0 { floats } else { &[FloatType::F32] };
-    let plain = floats.iter().filter(|_| quantizes(format.ty)).map(|&from| (from, false));
+    let is_plain = quantizes(format.ty) && !needs_importance(format.ty);
+    let plain = floats.iter().filter(|_| is_plain).map(|&from| (from, false));
     let weighted = minds_importance(format.ty).then_some((FloatType::F32, true));
     let entry = |(from, by_importance): (FloatType, bool)| {
         let configuration = format!("{}{}", from.name(), if by_importance { ", by importance" } else { "" });
@@ -199,7 +200,16 @@ fn of_quantizers(format: &'static Format, floats: &[FloatType]) -> Vec<Entry> {
             let values = zeros(client, from, weights.n(), weights.k())?;
             let faults = client.create_from_slice(&[0; 4]);
             let importance = by_importance.then_some((values.handle(), weights.n()));
-            let rows = Values { handle: values.handle(), ty: from, first_row: 0, rows: weights.n(), importance };
+            // Every group of codes as a point of the grid.
+            let table = Grid::of(format.ty).map(|grid| client.create_from_slice(&vec![0; 4 * grid.groups()]));
+            let rows = Values {
+                handle: values.handle(),
+                ty: from,
+                first_row: 0,
+                rows: weights.n(),
+                importance,
+                table: table.as_ref(),
+            };
             weights.quantize_rows(client, &rows, &faults);
             Some(weights.handle().clone())
         })

@@ -14,6 +14,7 @@ use cubecl::server::Handle;
 use crate::gguf::GgmlType;
 use crate::kernels::formats::format;
 use crate::kernels::launch::is_rasterizer;
+use crate::kernels::quantize::weights::table;
 use crate::kernels::routing::Routing;
 #[cfg(feature = "hip")]
 use crate::storage::rocm;
@@ -168,6 +169,8 @@ pub struct CubeDevice {
     device: cubecl::Device,
     /// Each format's codebook on the device, uploaded at its first use; clones share them.
     codebooks: Arc<Mutex<HashMap<GgmlType, Handle>>>,
+    /// The same of what points of a grid are looked for in.
+    neighbours: Arc<Mutex<HashMap<GgmlType, Handle>>>,
 }
 
 impl CubeDevice {
@@ -193,7 +196,7 @@ impl CubeDevice {
         if let Some(reason) = backend.unusable(index) {
             return Err(no_device(reason));
         }
-        Ok(Self { backend, index, device, codebooks: Arc::default() })
+        Ok(Self { backend, index, device, codebooks: Arc::default(), neighbours: Arc::default() })
     }
 
     /// The device that CubeCL names so.
@@ -272,6 +275,17 @@ impl CubeDevice {
             client.create_from_slice(bytemuck::cast_slice(&words))
         });
         entry.clone()
+    }
+
+    /// The device's copy of the table that a format's quantizer looks for points of its grid in, where it has one.
+    pub(crate) fn neighbours(&self, client: &Client, ty: GgmlType) -> Option<Handle> {
+        let mut neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = neighbours.get(&ty) {
+            return Some(table.clone());
+        }
+        let table = client.create_from_slice(bytemuck::cast_slice(&table(ty)?));
+        neighbours.insert(ty, table.clone());
+        Some(table)
     }
 
     /// The bytes of a buffer, read back.

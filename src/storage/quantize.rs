@@ -7,7 +7,7 @@ use super::tensor::DeviceTensor;
 use crate::gguf::GgmlType;
 use crate::kernels::activations::{Activations, pack};
 use crate::kernels::floats::{FloatType, has_buffers};
-use crate::kernels::quantize::weights::{Values, quantizes};
+use crate::kernels::quantize::weights::{Values, needs_importance, quantizes};
 use crate::kernels::weights::Weights;
 use crate::{Error, Result};
 
@@ -26,7 +26,8 @@ impl DeviceTensor {
     ///
     /// # Errors
     ///
-    /// [`Error::NoQuantizer`] where there is no kernel for the type, [`Error::Values`] where rows are not whole blocks or their values
+    /// [`Error::NoQuantizer`] where there is no kernel for the type, [`Error::NeedsImportance`] for IQ1_S, IQ2_XXS and IQ2_XS,
+    /// [`Error::Values`] where rows are not whole blocks or their values
     /// more or fewer than there are, [`Error::NotFinite`] for a row with a NaN or an infinity, [`Error::TooLarge`] where
     /// the result exceeds the device's largest buffer, [`Error::Device`] where the device failed.
     pub fn quantize(device: &CubeDevice, ty: GgmlType, n: usize, k: usize, values: &[f32]) -> Result<Self> {
@@ -59,7 +60,7 @@ impl DeviceTensor {
         values: &[f32],
         importance: Option<&[f32]>,
     ) -> Result<Self> {
-        let quantizer = Quantizer::new(device, ty, n, k, values.len())?;
+        let quantizer = Quantizer::new(device, ty, [n, k], values.len(), importance.is_some())?;
         let importance = importance.map(|importance| quantizer.importance(importance)).transpose()?;
         let importance = importance.as_ref().map(|(handle, rows)| (handle, *rows));
         let rows = (STRIPE / 4 / k.max(1)).max(1);
@@ -72,6 +73,7 @@ impl DeviceTensor {
                 first_row: stripe * rows,
                 rows: values.len() / k,
                 importance,
+                table: quantizer.neighbours.as_ref(),
             };
             quantizer.weights.quantize_rows(&client, &rows, &quantizer.faults);
             // Bounds the memory of the stripes: otherwise those of a whole tensor would be in flight.
@@ -89,18 +91,20 @@ impl DeviceTensor {
     ///
     /// As [`quantize`](Self::quantize); [`Error::NoFloat`] where the device cannot read the type of the values.
     pub fn quantize_on_device(device: &CubeDevice, ty: GgmlType, values: &Activations) -> Result<Self> {
-        let (quantizer, rows) = Quantizer::queued(device, ty, values)?;
+        let (quantizer, rows) = Quantizer::queued(device, ty, values, None)?;
         quantizer.finish(|| Ok(values.ty().to_f32(&device.read(rows)?, values.tokens() * values.k())))
     }
 }
 
-/// Queues what [`DeviceTensor::quantize_on_device`] does, for its time: nobody learns whether the values are finite.
+/// Queues what [`DeviceTensor::quantize_on_device`] does, for its time: nobody learns whether the values are finite. Columns are as
+/// important as each other where the type [takes importances](Error::NeedsImportance).
 ///
 /// # Errors
 ///
 /// As [`DeviceTensor::quantize_on_device`], but those of the values and of the device.
 pub fn quantize_only(device: &CubeDevice, ty: GgmlType, values: &Activations) -> Result<DeviceTensor> {
-    let (quantizer, _) = Quantizer::queued(device, ty, values)?;
+    let importance = needs_importance(ty).then(|| vec![1.0; values.k()]);
+    let (quantizer, _) = Quantizer::queued(device, ty, values, importance.as_deref())?;
     Ok(DeviceTensor::of(device, quantizer.weights))
 }
 
@@ -110,12 +114,23 @@ struct Quantizer<'a> {
     weights: Weights,
     /// A word that is 0 as long as all values are finite.
     faults: Handle,
+    /// What points of the format's grid are looked for in, if it has one.
+    neighbours: Option<Handle>,
 }
 
 impl<'a> Quantizer<'a> {
-    fn new(device: &'a CubeDevice, ty: GgmlType, n: usize, k: usize, values: usize) -> Result<Self> {
+    fn new(
+        device: &'a CubeDevice,
+        ty: GgmlType,
+        [n, k]: [usize; 2],
+        values: usize,
+        has_importance: bool,
+    ) -> Result<Self> {
         if !quantizes(ty) {
             return Err(Error::NoQuantizer { ty });
+        }
+        if needs_importance(ty) && !has_importance {
+            return Err(Error::NeedsImportance { ty });
         }
         let wrong = || Error::Values { ty, n, k, values };
         let bytes = ty.row_bytes(k).and_then(|row| row.checked_mul(n)).ok_or_else(wrong)?;
@@ -130,7 +145,8 @@ impl<'a> Quantizer<'a> {
         let codebook = device.codebook(&client, ty);
         let weights = Weights::uninitialized(&client, ty, n, k, codebook).ok_or_else(wrong)?;
         let faults = client.create_from_slice(&[0; 4]);
-        Ok(Self { device, weights, faults })
+        let neighbours = device.neighbours(&client, ty);
+        Ok(Self { device, weights, faults, neighbours })
     }
 
     /// Importances of columns on the device, and the rows that each row of them is for.
@@ -146,9 +162,15 @@ impl<'a> Quantizer<'a> {
     }
 
     /// Of rows that are on the device, queued, and their values one after the other.
-    fn queued(device: &'a CubeDevice, ty: GgmlType, values: &Activations) -> Result<(Self, Handle)> {
+    fn queued(
+        device: &'a CubeDevice,
+        ty: GgmlType,
+        values: &Activations,
+        importance: Option<&[f32]>,
+    ) -> Result<(Self, Handle)> {
         let (n, k) = (values.tokens(), values.k());
-        let quantizer = Quantizer::new(device, ty, n, k, n * k)?;
+        let quantizer = Quantizer::new(device, ty, [n, k], n * k, importance.is_some())?;
+        let importance = importance.map(|importance| quantizer.importance(importance)).transpose()?;
         let client = device.client();
         let from = values.ty();
         if !has_buffers(client.features(), from) {
@@ -158,7 +180,9 @@ impl<'a> Quantizer<'a> {
             Some(stride) if stride == k => values.handle().clone(),
             _ => pack(&client, values, from),
         };
-        let rows = Values { handle: &handle, ty: from, first_row: 0, rows: n, importance: None };
+        let importance = importance.as_ref().map(|(handle, rows)| (handle, *rows));
+        let table = quantizer.neighbours.as_ref();
+        let rows = Values { handle: &handle, ty: from, first_row: 0, rows: n, importance, table };
         quantizer.weights.quantize_rows(&client, &rows, &quantizer.faults);
         Ok((quantizer, handle))
     }

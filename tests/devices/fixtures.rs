@@ -105,7 +105,8 @@ fn cases(path: &Path, ty: GgmlType) -> Vec<Case> {
 pub struct Quantized {
     /// The values, as those that are expected.
     pub source: Case,
-    pub blocks: Vec<u8>,
+    /// Without importances, where the format's quantizer does without.
+    pub blocks: Option<Vec<u8>>,
     /// By [`importance()`], where the format's quantizer minds it.
     pub weighted: Option<Vec<u8>>,
 }
@@ -133,12 +134,14 @@ pub fn quantized(ty: GgmlType) -> Vec<Quantized> {
         let (n, k) = source.matrix();
         let data = source.data().unwrap().to_vec();
         let expected = floats(&data);
-        let blocks = quantized.tensor(source.name()).unwrap();
-        assert_eq!((blocks.dtype().unwrap(), blocks.matrix()), (ty, (n, k)));
+        let blocks = |name: &str| {
+            let blocks = quantized.tensor(name).ok()?;
+            assert_eq!((blocks.dtype().unwrap(), blocks.matrix()), (ty, (n, k)));
+            Some(blocks.data().unwrap().to_vec())
+        };
         let source = Case { name: source.name().to_owned(), endian: Endian::Little, n, k, data, expected };
-        let weighted = quantized.tensor(&format!("{}.weighted", source.name)).ok();
-        let weighted = weighted.map(|blocks| blocks.data().unwrap().to_vec());
-        Quantized { source, blocks: blocks.data().unwrap().to_vec(), weighted }
+        let weighted = blocks(&format!("{}.weighted", source.name));
+        Quantized { blocks: blocks(&source.name), source, weighted }
     };
     let all: Vec<_> = sources.tensors().filter(|source| source.name() != "importance").map(of_source).collect();
     assert!(!all.is_empty());

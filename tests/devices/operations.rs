@@ -31,9 +31,13 @@ const QUANTIZED: Formats = Formats::Of(|ty| ty == GgmlType::Q4_0);
 
 /// Those whose kernels mind importances.
 const WEIGHTED: Formats = Formats::Of(|ty| {
-    use GgmlType::{IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K};
-    matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q2K | Q3K | Q4K | Q5K | Q6K | IQ4NL | IQ4XS)
+    use GgmlType::{IQ1M, IQ2S, IQ3S, IQ3XXS, IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K};
+    let may = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q2K | Q3K | Q4K | Q5K | Q6K | IQ4NL | IQ4XS);
+    may || matches!(ty, IQ1M | IQ2S | IQ3XXS | IQ3S) || NEEDY.contains(&ty)
 });
+
+/// Those whose kernels need importances.
+const NEEDY: &[GgmlType] = &[GgmlType::IQ1S, GgmlType::IQ2XXS, GgmlType::IQ2XS];
 
 pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("gives_its_bytes_back", Formats::All, gives_its_bytes_back),
@@ -41,7 +45,7 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("dequantizes_big_endian", Formats::All, dequantizes_big_endian),
     ("rounds_once_to_f16_and_bf16", Formats::All, rounds_once_to_f16_and_bf16),
     ("gathers_rows", Formats::All, gathers_rows),
-    ("quantizes_as_ggml", Formats::Of(DeviceTensor::quantizes), quantizes_as_ggml),
+    ("quantizes_as_ggml", Formats::Of(|ty| DeviceTensor::quantizes(ty) && !NEEDY.contains(&ty)), quantizes_as_ggml),
     ("quantizes_by_importance_as_ggml", WEIGHTED, quantizes_by_importance_as_ggml),
     ("quantizes_halves_and_strided_values", QUANTIZED, quantizes_halves_and_strided_values),
     ("refuses_to_quantize", QUANTIZED, refuses_to_quantize),
@@ -130,7 +134,7 @@ fn gathers_rows(device: &CubeDevice, fixture: &Fixture) {
 fn quantizes_as_ggml(device: &CubeDevice, fixture: &Fixture) {
     let ty = fixture.ty;
     for Quantized { source, blocks: quantized, .. } in fixtures::quantized(ty) {
-        let (n, k) = (source.n, source.k);
+        let (n, k, quantized) = (source.n, source.k, quantized.unwrap());
         let tensor = DeviceTensor::quantize(device, ty, n, k, &source.expected).unwrap();
         assert_bytes(&tensor.data().unwrap(), &quantized, &source.name);
 
@@ -204,6 +208,10 @@ fn refuses_to_quantize(device: &CubeDevice, fixture: &Fixture) {
     assert!(matches!(refused(usize::MAX, k), Error::Values { .. }));
     let other = DeviceTensor::quantize(device, GgmlType::I32, n, k, &values);
     assert!(matches!(other, Err(Error::NoQuantizer { .. })));
+    for &ty in NEEDY {
+        let alone = DeviceTensor::quantize(device, ty, 1, 256, &values[..256]);
+        assert!(matches!(alone, Err(Error::NeedsImportance { ty: needy }) if needy == ty), "{alone:?}");
+    }
 
     let by = |ty, importance: &[f32]| {
         DeviceTensor::quantize_by_importance(device, ty, n, k, &values, importance).unwrap_err()

@@ -23,9 +23,9 @@ pub const REPORT: &str = "HIP report";
 const KERNELS: &[(Circle, &str, u64)] = &[
     (Circle::Check, TABLE, 380),
     (Circle::Check, REPORT, 340),
-    (Circle::Test, TABLE, 610),
+    (Circle::Test, TABLE, 620),
     (Circle::Test, STAND_IN, 670),
-    (Circle::Ci, TABLE, 610),
+    (Circle::Ci, TABLE, 620),
     (Circle::Ci, STAND_IN, 670),
     (Circle::Ci, REPORT, 2800),
 ];

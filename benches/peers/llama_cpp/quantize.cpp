@@ -15,7 +15,9 @@
 
 namespace {
 
-constexpr int REPEATS = 5;
+constexpr size_t REPEATS = 5;
+// Some searches take a minute: these are not repeated.
+constexpr double SECONDS = 5;
 
 double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -56,21 +58,25 @@ int main(int argc, char **argv) {
         const size_t row = ggml_row_size(type, k);
         std::vector<uint8_t> out(n * row);
         ggml_quantize_init(type);
+        // Some types take importances: columns are as important as each other.
+        const std::vector<float> importance(ggml_quantize_requires_imatrix(type) ? k : 0, 1.0f);
+        const float *columns = importance.empty() ? nullptr : importance.data();
         std::vector<double> times;
-        for (int repeat = 0; repeat < REPEATS; ++repeat) {
+        const double begin = seconds();
+        while (times.empty() || (times.size() < REPEATS && seconds() - begin < SECONDS)) {
             const double start = seconds();
             std::vector<std::thread> threads;
             for (int64_t i = 0; i < count; ++i) {
                 const int64_t first = n * i / count, last = n * (i + 1) / count;
                 threads.emplace_back([&, first, last] {
-                    ggml_quantize_chunk(type, values.data(), out.data(), first * k, last - first, k, nullptr);
+                    ggml_quantize_chunk(type, values.data(), out.data(), first * k, last - first, k, columns);
                 });
             }
             for (auto &thread : threads) thread.join();
             times.push_back(seconds() - start);
         }
         std::sort(times.begin(), times.end());
-        const double median = times[REPEATS / 2];
+        const double median = times[times.size() / 2];
         const double bytes = double(n) * k * sizeof(float) + double(n) * row;
         std::printf("llama.cpp,%s,%lld,%lld,0,%.2f,%.1f,0.0\n", name.c_str(), (long long)n, (long long)k, median * 1e6,
                     bytes / median / 1e9);

@@ -11,6 +11,8 @@
 //! - Grids of four values (`IQ3*`): value `j` of a point is in bits `4 * j` to
 //!   `4 * j + 2` of its `u16`; bit `4 * j + 3` is zero.
 
+use crate::gguf::GgmlType;
+
 /// The magnitudes of the IQ2 grids. Code 3 does not occur.
 pub(super) static IQ2_VALUES: [u8; 4] = [8, 25, 43, 0];
 
@@ -648,5 +650,43 @@ mod tests {
     fn small_codes_have_seven_bits() {
         assert!([&IQ2_VALUES[..], &IQ3XXS_VALUES, &IQ3S_VALUES].concat().iter().all(|&magnitude| magnitude < 64));
         assert!(E2M1_VALUES.iter().all(|value| (-64..64).contains(value)));
+    }
+}
+
+/// A format's grid: points of a few values, each a code below the number of levels.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    /// Points, with code `j` in the bits from `16 / values * j` on.
+    pub points: &'static [u16],
+    /// Values of a point.
+    pub values: usize,
+    /// Levels of a value.
+    pub levels: usize,
+}
+
+impl Grid {
+    /// The grid of a format, if it has one.
+    pub fn of(ty: GgmlType) -> Option<Self> {
+        let (points, values, levels): (&'static [u16], _, _) = match ty {
+            GgmlType::IQ2XXS => (&IQ2XXS_GRID, 8, 3),
+            GgmlType::IQ2XS => (&IQ2XS_GRID, 8, 3),
+            GgmlType::IQ2S => (&IQ2S_GRID, 8, 3),
+            GgmlType::IQ3XXS => (&IQ3XXS_GRID, 4, 8),
+            GgmlType::IQ3S => (&IQ3S_GRID, 4, 8),
+            GgmlType::IQ1S | GgmlType::IQ1M => (&IQ1S_GRID, 8, 3),
+            _ => return None,
+        };
+        Some(Self { points, values, levels })
+    }
+
+    /// Groups of codes, on the grid or not.
+    pub fn groups(self) -> usize {
+        self.levels.pow(self.values as u32)
+    }
+
+    /// The codes of a point.
+    pub fn codes(self, point: u16) -> impl Iterator<Item = usize> {
+        let bits = 16 / self.values;
+        (0..self.values).map(move |j| (point >> (bits * j)) as usize & ((1 << bits) - 1))
     }
 }

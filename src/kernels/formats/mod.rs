@@ -23,6 +23,7 @@ mod registry;
 mod view;
 
 pub use bits::f16;
+pub use codebooks::Grid;
 pub use format::{Codes, Format, Traits, Vectors};
 pub use iq4::{codes_of, half_of_e8m0, half_of_ue4m3};
 pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};

@@ -89,14 +89,12 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
 fn quantize(arguments: &Arguments) -> Outcome {
     let files = Files::open(&arguments.input)?;
     let gguf = files.parse()?;
-    if arguments.recipe.needs_imatrix() && arguments.imatrix.is_none() {
-        return Err("Q2_K_S needs --imatrix: without importances too little is left of a model".into());
-    }
     let imatrix = arguments.imatrix.as_deref().map(Imatrix::read).transpose()?;
     let device = Quantizer::open(&arguments.device)?;
     let plan = plan(arguments, &gguf, imatrix.is_some())?;
     for (tensor, ty) in &plan {
         check_quantizer(tensor, *ty, &device)?;
+        check_importance(tensor, *ty, arguments.recipe, imatrix.as_ref())?;
     }
     let at = |error: cube_gguf::gguf::Error| format!("{}: {error}", arguments.output.display());
     let mut out =
@@ -162,6 +160,23 @@ fn check_quantizer(tensor: &TensorInfo<'_>, ty: GgmlType, device: &Quantizer) ->
     Err(format!("{}: there is no quantizer for {ty}", tensor.name()).into())
 }
 
+/// Refuses types that leave too little of a model where there are no importances.
+fn check_importance(tensor: &TensorInfo<'_>, ty: GgmlType, recipe: Recipe, imatrix: Option<&Imatrix>) -> Outcome {
+    let name = tensor.name();
+    if !is_quantized(name, tensor.dims()) || !recipe.needs_imatrix(name, ty) {
+        return Ok(());
+    }
+    match imatrix {
+        None => Err(format!("{name}: {ty} needs the importances that --imatrix gives").into()),
+        Some(imatrix) => match imatrix.of(tensor).map_err(|error| format!("{name}: {error}"))? {
+            None => {
+                Err(format!("{name}: {ty} needs importances, and {} has none of it", imatrix.path.display()).into())
+            }
+            Some(_) => Ok(()),
+        },
+    }
+}
+
 /// The header of the new file: the metadata of the old one, but for what says how it is split and quantized.
 fn header(
     arguments: &Arguments,
@@ -208,9 +223,9 @@ impl Quantizer {
 
     /// Whether Candle's code is here and quantizes to the type.
     fn has_candle(&self, ty: GgmlType) -> bool {
-        use GgmlType::{MXFP4, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0};
-        let is_newer = matches!(ty, TQ1_0 | TQ2_0 | MXFP4 | NVFP4 | Q1_0 | Q2_0 | GgmlType::IQ4NL | GgmlType::IQ4XS);
-        matches!(self, Self::Candle) && !is_newer
+        use GgmlType::{Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8_1};
+        let has = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q8_1 | Q2K | Q3K | Q4K | Q5K | Q6K);
+        matches!(self, Self::Candle) && has
     }
 
     /// The blocks of `n` rows of `k` values, by the importances of their columns where there are some.

@@ -5,7 +5,10 @@ use std::str::FromStr;
 use cube_gguf::GgmlType;
 use cube_gguf::gguf::Gguf;
 
-use GgmlType::{F16, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use GgmlType::{
+    F16, IQ1M, IQ1S, IQ2S, IQ2XS, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K,
+    Q8_0,
+};
 
 /// What a model is quantized to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,17 @@ const RECIPES: &[(&str, GgmlType, Mix, u32)] = &[
     ("Q5_K_S", Q5K, Mix::Small, 16),
     ("Q5_K_M", Q5K, Mix::Medium, 17),
     ("Q6_K", Q6K, Mix::Plain, 18),
+    ("IQ1_S", IQ1S, Mix::Plain, 24),
+    ("IQ1_M", IQ1M, Mix::Plain, 31),
+    ("IQ2_XXS", IQ2XXS, Mix::Plain, 19),
+    ("IQ2_XS", IQ2XS, Mix::Plain, 20),
+    // Named after the types of some of its tensors.
+    ("IQ2_S", IQ2XS, Mix::Small, 28),
+    ("IQ2_M", IQ2S, Mix::Medium, 29),
+    ("IQ3_XXS", IQ3XXS, Mix::Plain, 23),
+    ("IQ3_XS", IQ3S, Mix::Small, 22),
+    ("IQ3_S", IQ3S, Mix::Plain, 26),
+    ("IQ3_M", IQ3S, Mix::Medium, 27),
     ("IQ4_NL", IQ4NL, Mix::Plain, 25),
     ("IQ4_XS", IQ4XS, Mix::Plain, 30),
     ("TQ1_0", GgmlType::TQ1_0, Mix::Plain, 36),
@@ -77,9 +91,17 @@ impl Recipe {
         RECIPES.iter().find(|&&(_, ty, mix, _)| (ty, mix) == (self.ty, self.mix)).map_or(0, |recipe| recipe.3)
     }
 
-    /// Whether it takes importances to keep a model usable, without which llama.cpp refuses, too.
-    pub fn needs_imatrix(self) -> bool {
-        self.is(Q2K, Mix::Small)
+    /// Whether a matrix of this type takes importances, or too little is left of a model: so llama.cpp decides, which has them for
+    /// embeddings and outputs in no case. Some formats have no quantizer without.
+    pub fn needs_imatrix(self, name: &str, ty: GgmlType) -> bool {
+        let is_low = matches!(ty, IQ1M | IQ2S | IQ3XXS) || ty == Q2K && self.is(Q2K, Mix::Small);
+        let is_looked_up = matches!(Place::of(name), Place::Output | Place::Embedding);
+        matches!(ty, IQ1S | IQ2XXS | IQ2XS) || is_low && !is_looked_up
+    }
+
+    /// Whether most of its tensors have two bits or less a weight, of a grid.
+    fn is_low(self) -> bool {
+        matches!(self.ty, IQ1S | IQ1M | IQ2XXS | IQ2XS | IQ2S)
     }
 
     fn is(self, ty: GgmlType, mix: Mix) -> bool {
@@ -222,11 +244,13 @@ pub struct Types {
     /// Matrices seen so far.
     values: usize,
     downs: usize,
+    gates: usize,
+    ups: usize,
 }
 
 impl Types {
     pub fn new(recipe: Recipe, model: Model, has_imatrix: bool) -> Self {
-        Self { recipe, model, has_imatrix, values: 0, downs: 0 }
+        Self { recipe, model, has_imatrix, values: 0, downs: 0, gates: 0, ups: 0 }
     }
 
     /// The type of the next matrix that [is quantized](is_quantized).
@@ -245,18 +269,49 @@ impl Types {
                 _ if recipe.mix == Mix::Experts || model.is_falcon => Q8_0,
                 ty if !dims[0].is_multiple_of(ty.block_size() as u64) => Q8_0,
                 Q8_0 => Q8_0,
+                IQ3XXS => Q5K,
+                _ if recipe.is_low() => Q5K,
                 _ => Q6K,
             };
         }
         if recipe.mix == Mix::Experts {
             return if dims.get(2).is_some_and(|&experts| experts > 1) { MXFP4 } else { Q8_0 };
         }
+        match (place, recipe.ty, recipe.mix) {
+            (Place::Embedding, GgmlType::TQ1_0 | GgmlType::TQ2_0 | GgmlType::Q2_0, _) => Q4K,
+            (Place::Embedding, IQ3XXS, _) => IQ3S,
+            (Place::Embedding, ..) if recipe.is_low() => self.above_low(),
+            _ if recipe.is_low() => self.of_low(place),
+            _ if place.has_values() => self.of_values(),
+            (Place::Keys, ..) if model.experts == 8 => Q8_0,
+            (Place::Keys | Place::Queries, IQ3S, Mix::Small) => IQ3XXS,
+            (Place::Keys | Place::Queries, IQ3XXS, _) => IQ2S,
+            (Place::Down, ..) => self.of_down(name),
+            (Place::Gate | Place::Up, ..) => self.of_gate_or_up(place, name),
+            (Place::AttentionOutput, ..) => self.of_attention_output(),
+            (_, ty, _) => ty,
+        }
+    }
+
+    /// What more sensitive matrices of a recipe of low bits have.
+    fn above_low(&self) -> GgmlType {
+        if self.recipe.mix == Mix::Plain { Q2K } else { IQ3S }
+    }
+
+    /// The type of a matrix of a recipe of low bits.
+    fn of_low(&mut self, place: Place) -> GgmlType {
+        let Self { recipe, ref model, .. } = *self;
         match place {
-            Place::Embedding if matches!(recipe.ty, GgmlType::TQ1_0 | GgmlType::TQ2_0 | GgmlType::Q2_0) => Q4K,
-            place if place.has_values() => self.of_values(),
-            Place::Keys if model.experts == 8 => Q8_0,
-            Place::Down => self.of_down(name),
-            Place::AttentionOutput => self.of_attention_output(),
+            place if place.has_values() && (model.heads_per_kv >= 4 || model.experts >= 4) => Q4K,
+            place if place.has_values() => self.above_low(),
+            Place::Keys if model.experts == 8 => Q4K,
+            Place::Down => {
+                self.downs += 1;
+                if self.downs <= model.layers / 8 { self.above_low() } else { recipe.ty }
+            }
+            Place::AttentionOutput if model.experts == 8 => Q5K,
+            Place::AttentionOutput if matches!(recipe.ty, IQ1S | IQ1M) => IQ2XXS,
+            Place::AttentionOutput if recipe.mix != Mix::Plain => IQ3S,
             _ => recipe.ty,
         }
     }
@@ -291,6 +346,9 @@ impl Types {
             (Q4K | Q5K, Mix::Medium) if Self::has_more_bits(layer, layers) => Q6K,
             (Q4K, Mix::Small) if layer < 4 => Q5K,
             (IQ4NL | IQ4XS, _) if is_shared => Q5K,
+            (IQ3XXS | IQ3S, _) if is_shared => Q4K,
+            (IQ3XXS, _) if !self.has_imatrix => IQ3S,
+            (IQ3S, Mix::Medium) => Q4K,
             (ty, _) => ty,
         };
         match ty {
@@ -300,12 +358,25 @@ impl Types {
         }
     }
 
-    fn of_down(&mut self, name: &str) -> GgmlType {
-        let Self { recipe, ref model, .. } = *self;
+    /// A matrix's layer where `seen` came before it.
+    fn layer(&self, name: &str, seen: usize) -> usize {
         let named = || name.strip_prefix("blk.")?.split('.').next()?.parse().ok();
         // Experts of one layer may be several tensors.
-        let layer = if model.experts > 1 { named().unwrap_or(self.downs) } else { self.downs };
-        let layers = model.layers;
+        if self.model.experts > 1 { named().unwrap_or(seen) } else { seen }
+    }
+
+    fn of_gate_or_up(&mut self, place: Place, name: &str) -> GgmlType {
+        let seen = if place == Place::Gate { &mut self.gates } else { &mut self.ups };
+        *seen += 1;
+        let before = *seen - 1;
+        let (layer, layers) = (self.layer(name, before), self.model.layers);
+        let is_inner = (layers / 8..7 * layers / 8).contains(&layer);
+        if self.recipe.is(IQ3S, Mix::Small) && is_inner { IQ3XXS } else { self.recipe.ty }
+    }
+
+    fn of_down(&mut self, name: &str) -> GgmlType {
+        let Self { recipe, ref model, .. } = *self;
+        let (layer, layers) = (self.layer(name, self.downs), model.layers);
         self.downs += 1;
         let more_bits = Self::has_more_bits(layer, layers);
         match (recipe.ty, recipe.mix) {
@@ -325,6 +396,14 @@ impl Types {
             (Q4K | Q5K, Mix::Medium) if more_bits && !(model.is_falcon && recipe.ty == Q4K) => Q6K,
             (Q4K, Mix::Small) if !model.is_falcon && layer < layers / 8 => Q5K,
             (IQ4NL | IQ4XS, _) if !self.has_imatrix && layer < layers / 8 => Q5K,
+            (IQ3XXS, _) if !self.has_imatrix => {
+                if layer < layers / 8 {
+                    Q4K
+                } else {
+                    Q3K
+                }
+            }
+            (IQ3S, Mix::Medium) if layer < layers / 8 || model.experts == 8 && more_bits => Q4K,
             (Q4_0, _) if self.has_imatrix && layer < layers / 8 => GgmlType::Q4_1,
             (Q5_0, _) if self.has_imatrix && layer < layers / 8 => Q5_1,
             (ty, _) => ty,
@@ -337,10 +416,12 @@ impl Types {
             return if recipe.is(Q3K, Mix::Large) { Q4K } else { recipe.ty };
         }
         match (recipe.ty, recipe.mix) {
-            (Q2K, Mix::Plain) | (Q3K, Mix::Small | Mix::Medium) | (Q4K | IQ4NL | IQ4XS, _) if model.experts == 8 => Q5K,
+            (Q2K, Mix::Plain) | (Q3K, Mix::Small | Mix::Medium) if model.experts == 8 => Q5K,
+            (Q4K | IQ4NL | IQ4XS | IQ3XXS | IQ3S, _) if model.experts == 8 => Q5K,
             _ if model.experts == 8 => recipe.ty,
             (Q2K, Mix::Plain) => Q3K,
-            (Q3K, Mix::Medium) => Q4K,
+            (IQ3XXS, _) => IQ3S,
+            (Q3K | IQ3S, Mix::Medium) => Q4K,
             (Q3K, Mix::Large) => Q5K,
             (ty, _) => ty,
         }
@@ -352,7 +433,7 @@ fn fallback(ty: GgmlType, width: u64) -> GgmlType {
     let fits = |ty: GgmlType| width.is_multiple_of(ty.block_size() as u64);
     let smaller = match ty {
         _ if fits(ty) => ty,
-        IQ4XS => IQ4NL,
+        IQ1S | IQ1M | IQ2XXS | IQ2XS | IQ2S | IQ3XXS | IQ3S | IQ4XS => IQ4NL,
         GgmlType::Q2_0 | GgmlType::Q1_0 | Q2K | Q3K | GgmlType::TQ1_0 | GgmlType::TQ2_0 => Q4_0,
         Q4K => Q5_0,
         Q5K => Q5_1,
@@ -434,7 +515,7 @@ mod tests {
         line + "\n"
     }
 
-    /// The file has what llama.cpp's `llama_model_quantize` gave these models, of 256 columns, in llama-cpp-sys-2 0.1.161.
+    /// The file has what llama.cpp (`llama_tensor_get_type_impl`) gave these models, of 256 columns, in llama-cpp-sys-2 0.1.161.
     #[test]
     fn types_are_those_that_llama_cpp_gave() {
         let mut text = format!("# Written by a test: {WRITE}=1 cargo test --features cli --bin cube-gguf recipe\n");

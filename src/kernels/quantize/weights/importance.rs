@@ -22,13 +22,13 @@ impl<'a> Importance<'a> {
     }
 }
 
-/// The weights of the errors of 32 values by the importances of their columns.
+/// The weights of the errors of values by the importances of their columns.
 #[cube]
 pub fn weights_of_columns(values: &Sequence<Four>, importance: &Importance<'_>) -> Sequence<Four> {
     let squares = squares(values);
     let mut weights = Sequence::<Four>::new();
     #[unroll]
-    for i in 0..8usize {
+    for i in 0..values.len() {
         let deviations = Four::sqrt(Four::new(importance.variance) + *squares.index(i));
         weights.push(alone(importance.values[importance.first + i] * deviations));
     }

@@ -48,12 +48,12 @@ fn nearest_indices(numbers: Four, factor: f32) -> u32 {
 /// Steps to either side of the scale that makes the value of the largest magnitude the table's first.
 const STEPS: u32 = 7;
 
-/// The squares of 32 values.
+/// The squares of values.
 #[cube]
 pub fn squares(values: &Sequence<Four>) -> Sequence<Four> {
     let mut squares = Sequence::<Four>::new();
     #[unroll]
-    for i in 0..8usize {
+    for i in 0..values.len() {
         squares.push(alone(*values.index(i) * *values.index(i)));
     }
     squares

@@ -295,12 +295,11 @@ fn store_scales(
     let own = comptime!(component + 1);
     if comptime!(rule.has_min()) {
         at.destination.store(out, own, at.row, at.block, block.bits);
-    } else if at.block & 1 == 0 {
-        // Two super-blocks have their scales in a word.
-        let mut both = block.bits & 0xffff;
+    } else {
+        let mut next = 0u32;
         if at.has_next {
-            both |= BlockScale::of(shares, first + count, rule).bits << 16;
+            next = BlockScale::of(shares, first + count, rule).bits;
         }
-        at.destination.store(out, own, at.row, at.block / 2, both);
+        at.store_halves(out, own, block.bits & 0xffff, next);
     }
 }

@@ -69,13 +69,12 @@ pub fn quantize_ternary_chunk<X: Float>(
     } else {
         store_trits::<X>(x, out, at, factor);
     }
-    if at.chunk == 0 && at.block & 1 == 0 {
-        let mut both = f16_bits(scale);
+    if at.chunk == 0 {
+        let mut next = 0u32;
         if at.has_next {
-            both |= f16_bits(largest_scale(shares, first + CHUNKS)) << 16;
+            next = f16_bits(largest_scale(shares, first + CHUNKS));
         }
-        let component = comptime!(if rule.ty == GgmlType::TQ2_0 { 1usize } else { 2 });
-        at.destination.store(out, component, at.row, at.block / 2, both);
+        at.store_halves(out, comptime!(if rule.ty == GgmlType::TQ2_0 { 1usize } else { 2 }), f16_bits(scale), next);
     }
 }
 

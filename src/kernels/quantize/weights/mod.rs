@@ -10,11 +10,17 @@
 
 mod codes;
 mod fp4;
+mod grid_fields;
+mod grids;
 mod importance;
+mod iq1;
+mod iq2_iq3;
 mod iq4;
 mod k_quants;
 mod legacy;
 mod low_bits;
+mod neighbours;
+mod q8_k;
 mod rounding;
 mod search;
 mod super_blocks;
@@ -24,7 +30,10 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+pub use self::neighbours::table;
+
 use self::codes::{Destination, DestinationLaunch, Place};
+use self::grids::{GridRule, quantize_by_grid};
 use self::importance::Importance;
 use self::rounding::Four;
 use self::super_blocks::{PAIR, SuperRule, quantize_super_blocks};
@@ -36,13 +45,19 @@ use crate::kernels::vector::Words;
 
 /// Whether there is a kernel for the format.
 pub fn quantizes(ty: GgmlType) -> bool {
-    Rule::of(ty).is_some() || SuperRule::has(ty)
+    Rule::of(ty).is_some() || SuperRule::has(ty) || GridRule::has(ty)
 }
 
 /// Whether importances of columns bear on the format, as in ggml.
 pub fn minds_importance(ty: GgmlType) -> bool {
     use GgmlType::{IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K};
-    matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | IQ4XS | Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4NL)
+    let of_bits = matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | IQ4XS | Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4NL);
+    of_bits || GridRule::has(ty)
+}
+
+/// Whether the format has no quantization without importances, as in ggml (`ggml_quantize_requires_imatrix`).
+pub fn needs_importance(ty: GgmlType) -> bool {
+    matches!(ty, GgmlType::IQ1S | GgmlType::IQ2XXS | GgmlType::IQ2XS)
 }
 
 /// Rows of a matrix of floats, contiguous in `values`, and the first of them in the quantized matrix.
@@ -53,6 +68,8 @@ pub struct Values<'a> {
     pub rows: usize,
     /// Importances of columns, f32, each row of them for so many rows of the quantized matrix.
     pub importance: Option<(&'a Handle, usize)>,
+    /// The [`table`] of a format that has a grid.
+    pub table: Option<&'a Handle>,
 }
 
 /// Quantizes rows of floats into the components at `offsets` of `out`. Where a value is not finite, the word of `faults` becomes 1.
@@ -95,33 +112,55 @@ pub fn quantize(
             rule,
             elem,
         );
-    } else if SuperRule::has(ty) {
-        // CubeCL's CPU runtime runs a cube's units as threads, which wait for each other at every barrier.
-        let is_host = client.properties().hardware.num_cpu_cores.is_some();
-        let (units, chunks) = if is_host { (1, PAIR) } else { (SUPER_UNITS, 1) };
-        let rule = SuperRule { ty, units, chunks, weighted };
+    } else {
+        let (units, chunks) = super_units(client);
         let pairs = offsets.blocks.div_ceil(2);
         let all = values.rows * pairs * PAIR;
-        let (count, grid) = cubes(client, all.div_ceil(rule.cube_chunks()), all);
+        let (count, grid) = cubes(client, all.div_ceil(units * chunks), all);
         let dim = CubeDim::new_1d(units as u32);
-        quantize_super_blocks::launch(
-            client,
-            count,
-            dim,
-            from,
-            importance,
-            into,
-            faults,
-            run(grid, pairs),
-            destination,
-            rule,
-            elem,
-        );
+        let run = run(grid, pairs);
+        if let Some(table) = values.table {
+            let table = buffer(table, 4);
+            let rule = GridRule { ty, units, chunks, weighted };
+            quantize_by_grid::launch(
+                client,
+                count,
+                dim,
+                from,
+                importance,
+                table,
+                into,
+                faults,
+                run,
+                destination,
+                rule,
+                elem,
+            );
+        } else {
+            let rule = SuperRule { ty, units, chunks, weighted };
+            quantize_super_blocks::launch(
+                client,
+                count,
+                dim,
+                from,
+                importance,
+                into,
+                faults,
+                run,
+                destination,
+                rule,
+                elem,
+            );
+        }
     }
 }
 
-/// Units of a cube that quantizes super-blocks: four pairs.
-const SUPER_UNITS: usize = 4 * PAIR;
+/// Units of a cube that quantizes super-blocks, and chunks of a unit: four pairs of super-blocks, a chunk each.
+fn super_units(client: &Client) -> (usize, usize) {
+    // CubeCL's CPU runtime runs a cube's units as threads, which wait for each other at every barrier.
+    let is_host = client.properties().hardware.num_cpu_cores.is_some();
+    if is_host { (1, PAIR) } else { (4 * PAIR, 1) }
+}
 
 /// What decides about the blocks of a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -192,7 +192,8 @@ pub fn by_single_codes(x: &Array<f32>, weights: &Array<f32>, #[comptime] len: us
     unless_zeros(extreme, select(sum_l2 > 0.0f32, sum_xl / sum_l2, 0.0f32), packed, len)
 }
 
-/// The best scale of codes from 0 to `most` of nonnegative numbers, by weights of the errors, and the codes.
+/// The best scale of codes from 0 to `most` of nonnegative numbers, by weights of the errors, and the codes. The codes of numbers
+/// below 0 are bytes that wrap, as in ggml.
 #[cube]
 pub fn positive(
     x: &Array<f32>,
@@ -217,7 +218,8 @@ pub fn positive(
         let mut this_error = 0.0f32;
         #[unroll]
         for i in 0..len {
-            let code = f32::cast_from(min(nearest(this_inverse * x[i]), most));
+            let code = min(nearest(this_inverse * x[i]), most);
+            let code = f32::cast_from(select(step == 0, code & 0xff, code));
             let difference = x[i] - product(this_scale, code);
             this_error += product(weights[i] * difference, difference);
         }
@@ -231,8 +233,9 @@ pub fn positive(
     let mut sum_l2 = 0.0f32;
     #[unroll]
     for i in 0..len {
-        codes[i] = min(nearest(inverse * x[i]), most);
-        let code = f32::cast_from(codes[i]);
+        let nearest = min(nearest(inverse * x[i]), most);
+        codes[i] = nearest & 0xff;
+        let code = f32::cast_from(nearest);
         sum_xl += product(weights[i] * x[i], code);
         sum_l2 += product(weights[i] * code, code);
     }
@@ -249,7 +252,7 @@ pub fn positive(
                     others_xl += product(weights[i] * x[i], code);
                     others_l2 += product(weights[i] * code, code);
                     if others_xl * others_xl * sum_l2 > sum_xl * sum_xl * others_l2 {
-                        codes[i] = new;
+                        codes[i] = new & 0xff;
                         sum_xl = others_xl;
                         sum_l2 = others_l2;
                     }

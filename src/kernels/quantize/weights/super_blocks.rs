@@ -13,7 +13,8 @@ use super::importance::{Importance, weights_of_columns};
 use super::iq4::{quantize_iq4_chunk, search_scale, squares};
 use super::k_quants::{quantize_chunk, search_sub_block};
 use super::low_bits::quantize_ternary_chunk;
-use super::rounding::{Four, largest, load_all, sum_of_squares};
+use super::q8_k::quantize_bytes;
+use super::rounding::{Four, extreme, largest, load_all, sum_of_squares};
 use super::search::Steps;
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -37,8 +38,8 @@ pub struct SuperRule {
 
 impl SuperRule {
     pub fn has(ty: GgmlType) -> bool {
-        use GgmlType::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K, TQ1_0, TQ2_0};
-        matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | IQ4XS | TQ1_0 | TQ2_0)
+        use GgmlType::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K, Q8K, TQ1_0, TQ2_0};
+        matches!(ty, Q2K | Q3K | Q4K | Q5K | Q6K | Q8K | IQ4XS | TQ1_0 | TQ2_0)
     }
 
     /// Whether a super-block has one scale, which nobody searches.
@@ -46,9 +47,14 @@ impl SuperRule {
         matches!(self.ty, GgmlType::TQ1_0 | GgmlType::TQ2_0)
     }
 
+    /// Whether codes are bytes by the super-block's scale, which nobody searches either.
+    fn is_bytes(self) -> bool {
+        self.ty == GgmlType::Q8K
+    }
+
     /// Whether the search leaves no codes for sub-blocks whose scale becomes 0.
     fn has_no_codes(self) -> bool {
-        self.is_ternary() || self.has_table()
+        self.is_ternary() || self.is_bytes() || self.has_table()
     }
 
     /// Whether codes are searched in a table.
@@ -101,7 +107,7 @@ impl SuperRule {
     }
 
     /// Chunks of a cube.
-    pub fn cube_chunks(self) -> usize {
+    fn cube_chunks(self) -> usize {
         self.units * self.chunks
     }
 }
@@ -118,7 +124,7 @@ pub(super) struct ChunkAt {
     /// The chunk in its super-block.
     pub(super) chunk: usize,
     /// Whether there is such a chunk: the last pair of a row may have one super-block.
-    exists: bool,
+    pub(super) exists: bool,
     /// Whether the row has a super-block after this one.
     pub(super) has_next: bool,
 }
@@ -126,7 +132,7 @@ pub(super) struct ChunkAt {
 #[cube]
 impl ChunkAt {
     /// The launch's chunk `index`, counted over pairs.
-    fn new(run: Run, destination: Destination, index: usize) -> ChunkAt {
+    pub(super) fn new(run: Run, destination: Destination, index: usize) -> ChunkAt {
         let (pair, in_pair) = (index / PAIR, index % PAIR);
         let (from_row, block) = (pair / run.units, pair % run.units * 2 + in_pair / CHUNKS);
         ChunkAt {
@@ -139,10 +145,40 @@ impl ChunkAt {
             has_next: block + 1 < run.blocks,
         }
     }
+
+    /// The first vector of the importances of the chunk's columns.
+    pub(super) fn columns(&self, run: Run) -> usize {
+        (self.row / run.rows_each * run.blocks + self.block) * comptime!(8 * CHUNKS) + self.chunk * 8
+    }
+
+    /// The bit pattern of the largest magnitude among an eighth of the super-block's values: the vectors in turn, as units side by
+    /// side then load vectors side by side.
+    pub(super) fn largest<X: Float>(&self, x: &[Vector<X, Const<4>>]) -> u32 {
+        let mut greatest = 0u32;
+        #[unroll]
+        for turn in 0..8usize {
+            greatest = max(greatest, largest::<X>(x, self.first + comptime!(turn * CHUNKS) + self.chunk));
+        }
+        greatest
+    }
+
+    /// The mean of the squares of the super-block's values.
+    pub(super) fn mean_square<X: Float>(&self, x: &[Vector<X, Const<4>>]) -> f32 {
+        sum_of_squares::<X>(x, self.first, comptime!(8 * CHUNKS).runtime()) * comptime!(1.0f32 / 256.0)
+    }
+
+    /// Stores the half of the super-block's scale, as a bit pattern, where that is the first of a pair: two are a word. `next` is that
+    /// of the one after it, which the last of a row may lack.
+    pub(super) fn store_halves(&self, out: &mut [Words], #[comptime] component: usize, own: u32, next: u32) {
+        if self.block & 1 == 0 {
+            let both = own | select(self.has_next, next << 16, 0u32);
+            self.destination.store(out, component, self.row, self.block / 2, both);
+        }
+    }
 }
 
 /// What the units of a cube share: of each sub-block its scale and min, of each chunk the codes that were found. Of formats without
-/// a search, the largest magnitude for the scale.
+/// a search, the largest magnitude for the scale, or the value that has it.
 #[derive(CubeType)]
 pub(super) struct Shares<'a> {
     pub(super) scales: &'a [f32],
@@ -181,24 +217,20 @@ pub fn quantize_super_blocks<X: Float>(
     for i in own..own + rule.chunks {
         let at = ChunkAt::new(run, destination, first + i);
         if at.exists {
-            // The vectors of a super-block in turn: units side by side load vectors side by side.
-            let mut greatest = 0u32;
-            #[unroll]
-            for turn in 0..8usize {
-                greatest = max(greatest, largest::<X>(x, at.first + comptime!(turn * CHUNKS) + at.chunk));
-            }
+            let greatest = at.largest::<X>(x);
             if greatest >= 0x7f80_0000 {
                 faults[0] = 1u32;
             }
             let mut variance = 0.0f32;
             if comptime!(rule.weighted) {
-                let twice = comptime!(if rule.ty == GgmlType::Q2K { 1.0f32 } else { 2.0 });
-                variance = sum_of_squares::<X>(x, at.first, comptime!(8 * CHUNKS).runtime()) * comptime!(twice / 256.0);
+                variance = at.mean_square::<X>(x) * comptime!(if rule.ty == GgmlType::Q2K { 1.0f32 } else { 2.0 });
             }
             let from = at.first + at.chunk * 8;
-            let columns = (at.row / run.rows_each * run.blocks + at.block) * comptime!(8 * CHUNKS) + at.chunk * 8;
+            let columns = at.columns(run);
             if comptime!(rule.is_ternary()) {
                 scales[i] = f32::reinterpret(greatest);
+            } else if comptime!(rule.is_bytes()) {
+                scales[i] = extreme(&load_all::<X>(x, from, 8usize));
             } else if comptime!(rule.has_table()) {
                 let values = load_all::<X>(x, from, 8usize);
                 let weights = if comptime!(rule.weighted) {
@@ -236,6 +268,8 @@ pub fn quantize_super_blocks<X: Float>(
         if at.exists {
             if comptime!(rule.is_ternary()) {
                 quantize_ternary_chunk::<X>(x, out, at, &shares, i, rule);
+            } else if comptime!(rule.is_bytes()) {
+                quantize_bytes::<X>(x, out, at, &shares, i);
             } else if comptime!(rule.has_table()) {
                 quantize_iq4_chunk::<X>(x, out, at, &shares, i);
             } else {
