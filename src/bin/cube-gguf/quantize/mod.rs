@@ -1,6 +1,5 @@
 //! `cube-gguf quantize`.
 
-mod imatrix;
 mod recipe;
 
 use std::io::Write;
@@ -19,8 +18,8 @@ use half::{bf16, f16};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use self::imatrix::Imatrix;
 use self::recipe::{Model, Recipe, Types, is_quantized};
+use crate::imatrix::Imatrix;
 use crate::output::{escape, print, shape};
 use crate::part::PartFile;
 use crate::weights::{STRIPE_BYTES, Weights, stripes};
@@ -47,7 +46,7 @@ pub struct Arguments {
     /// A type for the matrices whose names match; the first that does counts. May be given again.
     #[arg(long = "tensor", value_name = "GLOB=TYPE", value_parser = Override::parse)]
     overrides: Vec<Override>,
-    /// A file of llama.cpp's `imatrix`: which columns matter most.
+    /// A file of `cube-gguf imatrix` or llama.cpp's: which columns matter most.
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     #[command(flatten)]
