@@ -70,8 +70,7 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
     };
     let text = arguments.text.to_string_lossy();
     let source = Source { text: &text, chunks: [chunks, arguments.chunk] };
-    let part = write(part, &importances, &source);
-    part.map_err(|error| format!("{}: {error}", arguments.output.display()))?.finish()?;
+    write(part, &importances, &source)?.finish()?;
     print(&format!(
         "chunks: {chunks}, tokens: {}, matrices: {}, seconds: {:.1}\n",
         u64::from(chunks) * u64::from(arguments.chunk),

@@ -97,9 +97,8 @@ fn quantize(arguments: &Arguments) -> Outcome {
     for (tensor, ty) in &plan {
         check_quantizer(tensor, *ty, &device)?;
     }
-    let at = |error: cube_gguf::gguf::Error| format!("{}: {error}", arguments.output.display());
-    let mut out =
-        header(arguments, &gguf, &plan, imatrix.as_ref())?.begin(PartFile::create(&arguments.output)?).map_err(at)?;
+    let header = header(arguments, &gguf, &plan, imatrix.as_ref())?;
+    let mut out = header.begin(PartFile::create(&arguments.output)?)?;
 
     let bar = ProgressBar::new(plan.iter().map(|(tensor, _)| tensor.elements() as u64).sum());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent}% {eta} {wide_msg}") {
@@ -122,7 +121,7 @@ fn quantize(arguments: &Arguments) -> Outcome {
         elements += tensor.elements();
     }
     bar.finish_and_clear();
-    out.finish().map_err(at)?.finish()?;
+    out.finish()?.finish()?;
     let bits = |bytes: usize| {
         format!("{} ({:.2} bits a weight)", HumanBytes(bytes as u64), 8.0 * bytes as f64 / elements.max(1) as f64)
     };
