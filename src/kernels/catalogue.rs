@@ -14,6 +14,7 @@ use super::decoder::experts::{Choice, choose, mix};
 use super::decoder::largest::largest;
 use super::decoder::norm::{RmsNorm, add_norm, norm};
 use super::decoder::rotary::{Heads, KeyValues, Pairs, Rotary, Turns, turn_and_store};
+use super::decoder::squares::Squares;
 use super::dequantize;
 use super::epilogue::{Epilogues, RowsOf, finish, scale_rows};
 use super::floats::{FloatType, has_buffers};
@@ -466,6 +467,19 @@ fn of_decoders() -> Vec<Entry> {
     add("largest", String::new(), Box::new(found));
     let taken = move |client: &Client| Some(take_row(client, &f32s(client, WIDTH), 0, WIDTH));
     add("row", String::new(), Box::new(taken));
+    let summed = move |client: &Client| {
+        let squares = Squares::new(client, 1, WIDTH);
+        squares.add(client, &f32s(client, WIDTH), 1);
+        Some(squares.sums)
+    };
+    add("sums of squares", String::new(), Box::new(summed));
+    let of_experts = move |client: &Client| {
+        let squares = Squares::new(client, EXPERTS, WIDTH);
+        let routing = zero_routing(client, 1)?;
+        squares.add_pairs(client, &f32s(client, WIDTH), Route { routing: &routing, sharers: 1 });
+        Some(squares.sums)
+    };
+    add("sums of squares", "of experts".to_owned(), Box::new(of_experts));
     entries
 }
 

@@ -1,5 +1,7 @@
 //! [`Mixture`]: a feed-forward block of experts, of which each token has some.
 
+use std::sync::Arc;
+
 use cubecl::server::Handle;
 
 use super::error::{Error, Result};
@@ -13,7 +15,7 @@ use crate::kernels::decoder::elementwise::Activation;
 use crate::kernels::decoder::experts::Choice;
 use crate::kernels::floats::FloatType;
 use crate::kernels::ops::Arithmetic;
-use crate::kernels::routing::Routing;
+use crate::kernels::routing::{Route, Routing};
 use crate::storage::DeviceTensor;
 
 /// `sum of weight * down(activation(gate(x)) * up(x))` over the experts that a router chooses for a token.
@@ -27,9 +29,17 @@ pub(super) struct Mixture {
     down: Experts,
 }
 
-/// A stack of experts, where it is multiplied.
+/// A stack of experts.
 #[derive(Debug)]
-pub(super) enum Experts {
+pub(super) struct Experts {
+    /// The tensor of the file that it is.
+    pub tensor: Arc<str>,
+    pub weights: Stack,
+}
+
+/// The weights of experts where they are multiplied.
+#[derive(Debug)]
+pub(super) enum Stack {
     Device(DeviceTensor),
     /// By Candle's kernels.
     #[cfg(feature = "candle")]
@@ -90,7 +100,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-impl Experts {
+impl Stack {
     /// Rows of an expert, of so many.
     fn n(&self, experts: usize) -> usize {
         match self {
@@ -101,12 +111,7 @@ impl Experts {
     }
 
     /// The products of each pair with some stacks, where `of` has the rows of `x`.
-    fn forward_many<const N: usize>(
-        stacks: [&Self; N],
-        pairs: &Pairs<'_>,
-        of: &Step<'_>,
-        x: &Rows,
-    ) -> Result<[Rows; N]> {
+    fn products<const N: usize>(stacks: [&Self; N], pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
         let mut on_device = Vec::with_capacity(N);
         #[cfg(feature = "candle")]
         let mut on_host = Vec::new();
@@ -130,5 +135,19 @@ impl Experts {
             handle: products.next().expect("a product of each stack"),
             width: stack.n(routing.experts()),
         }))
+    }
+}
+
+impl Experts {
+    /// The products of each pair with some stacks, where `of` has the rows of `x`.
+    fn forward_many<const N: usize>(
+        stacks: [&Self; N],
+        pairs: &Pairs<'_>,
+        of: &Step<'_>,
+        x: &Rows,
+    ) -> Result<[Rows; N]> {
+        let route = Route { routing: &pairs.routing, sharers: pairs.each.tokens / of.tokens };
+        of.observe_pairs(&stacks.map(|stack| &stack.tensor), x, route);
+        Stack::products(stacks.map(|stack| &stack.weights), pairs, of, x)
     }
 }

@@ -132,8 +132,7 @@ impl Architecture for Gemma {
             let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.attention_norm);
             (x, normed) = step.add_norm([&x, &fed], Some(&layer.after_feed_forward), next);
         }
-        let (last, of) = step.last(&normed);
-        let logits = self.output.forward(&of, &last)?;
+        let (logits, of) = self.output.forward_last(step, &normed)?;
         Ok(match self.softcap {
             Some(cap) => of.map(&logits, Map::Softcap, cap),
             None => logits,

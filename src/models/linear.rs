@@ -1,5 +1,7 @@
 //! [`Linear`]: a product with weights, and the bias after it.
 
+use std::sync::Arc;
+
 use super::error::Result;
 #[cfg(feature = "candle")]
 use super::host::HostMatrix;
@@ -9,16 +11,24 @@ use crate::kernels::floats::FloatType;
 use crate::kernels::ops::Arithmetic;
 use crate::storage::DeviceTensor;
 
-/// A layer of weights, with their factor and biases, where it is multiplied.
+/// A layer of weights, with their factor and biases.
 #[derive(Clone, Debug)]
-pub(super) enum Linear {
+pub(super) struct Linear {
+    /// The tensor of the file that has its rows, and others maybe.
+    pub tensor: Arc<str>,
+    pub weights: Matrix,
+}
+
+/// Weights where they are multiplied.
+#[derive(Clone, Debug)]
+pub(super) enum Matrix {
     Device(DeviceTensor),
     /// By Candle's kernels.
     #[cfg(feature = "candle")]
     Host(HostMatrix),
 }
 
-impl Linear {
+impl Matrix {
     fn n(&self) -> usize {
         match self {
             Self::Device(tensor) => tensor.n(),
@@ -27,31 +37,13 @@ impl Linear {
         }
     }
 
-    /// The layer of a step's rows.
-    pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
-        let [out] = Self::forward_many([self], step, x)?;
-        Ok(out)
-    }
-
-    /// [`forward`](Self::forward) by products of f32 for any number of tokens: a layer whose results are compared with each other.
-    pub fn forward_closely(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
-        match self {
-            Self::Device(tensor) => {
-                let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![step.tokens, x.width])?;
-                Ok(Rows { handle: tensor.matmul_closely_on_device(&x)?, width: tensor.n() })
-            }
-            #[cfg(feature = "candle")]
-            Self::Host(_) => self.forward(step, x),
-        }
-    }
-
-    /// Several layers of the same rows.
-    pub fn forward_many<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
+    /// The products of a step's rows with several matrices.
+    fn products<const N: usize>(matrices: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
         let mut on_device = Vec::with_capacity(N);
         #[cfg(feature = "candle")]
         let mut on_host = Vec::new();
-        for layer in layers {
-            match layer {
+        for matrix in matrices {
+            match matrix {
                 Self::Device(tensor) => on_device.push(tensor),
                 #[cfg(feature = "candle")]
                 Self::Host(matrix) => on_host.push(matrix),
@@ -66,6 +58,44 @@ impl Linear {
         #[cfg(feature = "candle")]
         products.extend(HostMatrix::products(&on_host, step, x)?);
         let mut products = products.into_iter();
-        Ok(layers.map(|layer| Rows { handle: products.next().expect("a product of each matrix"), width: layer.n() }))
+        let rows =
+            |matrix: &Self| Rows { handle: products.next().expect("a product of each matrix"), width: matrix.n() };
+        Ok(matrices.map(rows))
+    }
+}
+
+impl Linear {
+    /// The layer of a step's rows.
+    pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
+        let [out] = Self::forward_many([self], step, x)?;
+        Ok(out)
+    }
+
+    /// [`forward`](Self::forward) by products of f32 for any number of tokens: a layer whose results are compared with each other.
+    pub fn forward_closely(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
+        match &self.weights {
+            Matrix::Device(tensor) => {
+                step.observe(&[&self.tensor], x);
+                let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![step.tokens, x.width])?;
+                Ok(Rows { handle: tensor.matmul_closely_on_device(&x)?, width: tensor.n() })
+            }
+            #[cfg(feature = "candle")]
+            Matrix::Host(_) => self.forward(step, x),
+        }
+    }
+
+    /// The layer of the last of a step's rows, as the only one of a step of one token. All rows are observed: a model's output could
+    /// be asked of each of them.
+    pub fn forward_last<'a>(&self, step: &Step<'a>, x: &Rows) -> Result<(Rows, Step<'a>)> {
+        step.observe(&[&self.tensor], x);
+        let (last, of) = step.last(x);
+        let [out] = Matrix::products([&self.weights], &of, &last)?;
+        Ok((out, of))
+    }
+
+    /// Several layers of the same rows.
+    pub fn forward_many<const N: usize>(layers: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
+        step.observe(&layers.map(|layer| &layer.tensor), x);
+        Matrix::products(layers.map(|layer| &layer.weights), step, x)
     }
 }

@@ -77,8 +77,7 @@ impl Architecture for Llama {
             let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.attention_norm);
             (x, normed) = step.add_norm([&x, &fed], None, next);
         }
-        let (last, of) = step.last(&normed);
-        self.output.forward(&of, &last)
+        Ok(self.output.forward_last(step, &normed)?.0)
     }
 
     fn shape(&self) -> &Shape {

@@ -40,6 +40,7 @@ mod feed_forward;
 mod gemma;
 #[cfg(feature = "candle")]
 mod host;
+mod importance;
 mod linear;
 mod llama;
 mod replay;
@@ -55,6 +56,8 @@ use cubecl::server::Handle;
 
 use self::cache::Cache;
 pub use self::error::{Error, Result};
+pub use self::importance::Importance;
+use self::importance::Observer;
 use self::replay::{Replay, launching};
 use self::rope::Rope;
 use self::step::{After, Rows, Step};
@@ -175,7 +178,7 @@ impl Model {
         let cache = Cache::new(self.architecture.shape(), capacity, &client);
         let id = client.create_from_slice(&0u32.to_le_bytes());
         let replay = Replay::default();
-        Ok(Session { model: self, client, cache, replay, id, tokens: Vec::new(), capacity })
+        Ok(Session { model: self, client, cache, replay, id, tokens: Vec::new(), capacity, observer: None })
     }
 }
 
@@ -192,6 +195,8 @@ pub struct Session<'a> {
     tokens: Vec<u32>,
     /// Tokens that the cache has room for.
     capacity: usize,
+    /// Where the inputs of matrices are asked for.
+    observer: Option<Observer>,
 }
 
 impl fmt::Debug for Session<'_> {
@@ -217,6 +222,41 @@ impl Session<'_> {
     pub fn with_recording(mut self) -> Self {
         self.replay = Replay::Wanted;
         self
+    }
+
+    /// The same run, which from now on sums up the squares of what the model's matrices are multiplied by, for
+    /// [`importances`](Self::importances). Its steps are launched one by one.
+    ///
+    /// ```no_run
+    /// # use cube_gguf::models::{Model, Result};
+    /// # fn importances(model: &Model, chunks: &[Vec<u32>]) -> Result<()> {
+    /// let mut session = model.session(512)?.with_importances();
+    /// for chunk in chunks {
+    ///     session.truncate(0);
+    ///     session.feed(chunk)?;
+    /// }
+    /// for entry in session.importances()? {
+    ///     println!("{}: {:?} over {:?} tokens", entry.name, entry.sums, entry.counts);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_importances(mut self) -> Self {
+        self.observer = Some(Observer::default());
+        self
+    }
+
+    /// What each tensor was multiplied by since [`with_importances`](Self::with_importances), in the order of their names; nothing
+    /// without it. The products' own rounding of activations is not in it. The model's output counts for every token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Compute`] where the device failed.
+    pub fn importances(&self) -> Result<Vec<Importance>> {
+        match &self.observer {
+            Some(observer) => Ok(observer.read(&self.model.device)?),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// How many tokens there are so far.
@@ -276,15 +316,17 @@ impl Session<'_> {
             self.cache.move_to(self.len(), &self.client);
             let architecture = &*self.model.architecture;
             let (device, client, cache) = (&self.model.device, &self.client, &self.cache);
+            let observer = self.observer.as_ref();
             last = Some(match batch {
-                &[token] => {
-                    let step = Step { device, client, cache, ids: &self.id, tokens: 1 };
+                &[token] if observer.is_none() => {
+                    let step = Step { device, client, cache, ids: &self.id, tokens: 1, observer };
                     self.replay.step(architecture, &step, token)?
                 }
                 _ => {
                     let _others_too = launching();
                     let ids = client.create_from_slice(bytemuck::cast_slice(batch));
-                    after(architecture, &Step { device, client, cache, ids: &ids, tokens: batch.len() })?
+                    let step = Step { device, client, cache, ids: &ids, tokens: batch.len(), observer };
+                    after(architecture, &step)?
                 }
             });
             self.tokens.extend_from_slice(batch);

@@ -1,10 +1,13 @@
 //! [`Step`]: the addition of some tokens to a run, by launches on the device.
 
+use std::sync::Arc;
+
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::cache::Cache;
 use super::error::Result;
+use super::importance::Observer;
 use crate::kernels::decoder::attention::{Attention, attend};
 use crate::kernels::decoder::elementwise::{Activation, Map, gate, map, take_row};
 use crate::kernels::decoder::experts::{Choice, Chosen, choose, mix};
@@ -12,6 +15,7 @@ use crate::kernels::decoder::largest::largest;
 use crate::kernels::decoder::norm::{RmsNorm, add_norm, norm};
 use crate::kernels::decoder::rotary::{Rotary, turn_and_store};
 use crate::kernels::floats::FloatType;
+use crate::kernels::routing::Route;
 use crate::storage::{CubeDevice, DeviceTensor};
 
 /// Rows of f32 on the device, one for each of a step's tokens.
@@ -56,9 +60,25 @@ pub(super) struct Step<'a> {
     /// The tokens' u32 ids.
     pub ids: &'a Handle,
     pub tokens: usize,
+    /// What is told of the rows that weights are multiplied by, where somebody wants to know.
+    pub observer: Option<&'a Observer>,
 }
 
 impl Step<'_> {
+    /// Tells the observer that tensors of these names are multiplied by rows.
+    pub fn observe(&self, tensors: &[&Arc<str>], x: &Rows) {
+        if let Some(observer) = self.observer {
+            observer.add(self.client, tensors, &x.handle, [self.tokens, x.width]);
+        }
+    }
+
+    /// The same of stacks of experts.
+    pub fn observe_pairs(&self, stacks: &[&Arc<str>], x: &Rows, route: Route<'_>) {
+        if let Some(observer) = self.observer {
+            observer.add_pairs(self.client, stacks, &x.handle, x.width, route);
+        }
+    }
+
     /// The rows of an embedding, times `scale`.
     pub fn embed(&self, table: &DeviceTensor, scale: f32) -> Result<Rows> {
         let handle = table.gather_on_device(self.ids, self.tokens, FloatType::F32)?;

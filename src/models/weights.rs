@@ -3,10 +3,10 @@
 use cubecl::server::Handle;
 
 use super::error::{Error, Result};
-use super::experts::Experts;
+use super::experts::{Experts, Stack};
 #[cfg(feature = "candle")]
 use super::host::{HostExperts, HostMatrix};
-use super::linear::Linear;
+use super::linear::{Linear, Matrix};
 use super::rope::{Rope, Scaling, Yarn};
 use crate::gguf::{FromValue, Gguf};
 use crate::kernels::decoder::norm::RmsNorm;
@@ -173,13 +173,14 @@ impl<'a> Source<'a> {
         let row = all.data.len() / rows.max(1);
         let some = GgufMatrix { n, data: &all.data[first * row..(first + n) * row], ..all };
         let scale = if self.has(&scale) { Some(self.values(&scale, 1)?) } else { None };
-        self.loaded(&tensor, some, |matrix| {
+        let weights = self.loaded(&tensor, some, |matrix| {
             #[cfg(feature = "candle")]
             if self.on_host {
-                return Ok(Linear::Host(HostMatrix::load(matrix, scale, bias)?));
+                return Ok(Matrix::Host(HostMatrix::load(matrix, scale, bias)?));
             }
-            Ok(Linear::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
-        })
+            Ok(Matrix::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
+        })?;
+        Ok(Linear { tensor: tensor.into(), weights })
     }
 
     /// What is made of a tensor's blocks, counted as read.
@@ -222,13 +223,14 @@ impl<'a> Source<'a> {
         let [tensor, scale, bias] = ["weight", "scale", "bias"].map(|part| format!("{name}.{part}"));
         let scale = if self.has(&scale) { Some(self.values(&scale, experts)?) } else { None };
         let bias = if self.has(&bias) { Some(self.values_of(&bias, [experts, n])?) } else { None };
-        self.loaded(&tensor, self.of_shape(&tensor, [experts * n, k])?, |matrix| {
+        let weights = self.loaded(&tensor, self.of_shape(&tensor, [experts * n, k])?, |matrix| {
             #[cfg(feature = "candle")]
             if self.on_host {
-                return Ok(Experts::Host(HostExperts::load(matrix, experts, scale, bias)?));
+                return Ok(Stack::Host(HostExperts::load(matrix, experts, scale, bias)?));
             }
-            Ok(Experts::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
-        })
+            Ok(Stack::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
+        })?;
+        Ok(Experts { tensor: tensor.into(), weights })
     }
 
     /// The embedding of tokens, and the layer that gives their logits: `output.weight`, or the embedding's own weights.
@@ -240,7 +242,7 @@ impl<'a> Source<'a> {
             true => self.linear("output", vocabulary, d_model)?,
             #[cfg(feature = "candle")]
             false if self.on_host => self.linear("token_embd", vocabulary, d_model)?,
-            false => Linear::Device(table.clone()),
+            false => Linear { tensor: name.into(), weights: Matrix::Device(table.clone()) },
         };
         Ok((table, output))
     }

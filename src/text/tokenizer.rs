@@ -197,6 +197,12 @@ impl Tokenizer {
         self.ends.contains(&id)
     }
 
+    /// The token that [`encode`](Self::encode) puts before every text where it is asked to [add](Special::add) one: nothing where
+    /// the file's texts start without.
+    pub fn added_start(&self) -> Option<u32> {
+        self.first
+    }
+
     /// The token of the start of a text.
     pub fn bos(&self) -> Option<u32> {
         self.special.bos

@@ -16,7 +16,7 @@ const TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}{{ message.r
 const LLAMA: Tiny = Tiny::ALL[0];
 
 /// A llama's vocabulary: the unknown token, the ends of texts, a space, and letters.
-fn vocabulary(writer: &mut Writer) {
+pub fn vocabulary(writer: &mut Writer) {
     let letters = (b'a'..=b'z').chain(b'A'..=b'J').map(|letter| char::from(letter).to_string());
     let tokens: Vec<String> = ["<unk>", "<s>", "</s>", "▁"].map(str::to_owned).into_iter().chain(letters).collect();
     assert_eq!(tokens.len(), VOCABULARY);
@@ -28,7 +28,7 @@ fn vocabulary(writer: &mut Writer) {
     writer.metadata("tokenizer.ggml.scores", scores).unwrap();
 }
 
-fn model(folder: &Folder, tiny: Tiny, template: Option<&str>) -> String {
+pub fn model(folder: &Folder, tiny: Tiny, template: Option<&str>) -> String {
     let path = folder.path(&format!("{}.gguf", tiny.name));
     let file = tiny.file_with(|writer| {
         vocabulary(writer);

@@ -4,6 +4,8 @@
 
 #[cfg(feature = "cpu")]
 mod generate;
+#[cfg(feature = "cpu")]
+mod imatrix;
 mod quantize;
 #[cfg(all(feature = "hip", target_os = "linux"))]
 mod rocm;
@@ -135,7 +137,9 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 #[test]
 fn help_and_usage_errors() {
     assert!(stdout(&["--help"]).contains("Examples:"));
-    for name in ["devices", "generate", "inspect", "verify", "dequantize", "matmul", "bench", "tune"] {
+    for name in
+        ["devices", "generate", "inspect", "verify", "quantize", "imatrix", "dequantize", "matmul", "bench", "tune"]
+    {
         assert!(stdout(&[name, "--help"]).contains("Usage: cube-gguf"), "{name}");
     }
     for arguments in [&[][..], &["verify"], &["frobnicate"], &["bench", "--tokens", "x"], &["bench", "f", "--n", "1"]] {

@@ -117,6 +117,23 @@ fn what_cannot_be_quantized_leaves_no_file() {
     assert_eq!(folder.names(), ["model.gguf"]);
 }
 
+/// A limit of files' sizes ends writing as a full disk does.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_no_file() {
+    let folder = Folder::new("quantize-full");
+    let (file, out) = (model(&folder, None), folder.path("out.gguf"));
+    let script = "trap '' XFSZ; ulimit -f 8; exec \"$@\"";
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", script, "sh", env!("CARGO_BIN_EXE_cube-gguf")]);
+    let output = limited.args(["quantize", &file, &out, "F32", "--device", "cpu"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let message = stderr.lines().last().unwrap();
+    assert!(message.starts_with("cube-gguf: ") && message.contains(&format!("{out}: ")), "{message}");
+    assert_eq!(folder.names(), ["model.gguf"]);
+}
+
 /// Importances of the values' matrix and of the projection down, whose numbers of columns are given.
 fn importances(columns: [usize; 2]) -> [(&'static str, Vec<f32>); 2] {
     let of = |columns: usize| (0..columns).map(|i| ((i * 7) as f32).sin().abs() + 0.01).collect();

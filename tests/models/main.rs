@@ -22,8 +22,12 @@ fn load(file: &[u8]) -> Model {
 /// On the host, f32 sums of some hundred terms, through a few layers whose norms keep numbers near 1. On a GPU, matrix units
 /// may round each operand to eight bits: some twenty products deep that is sqrt(20) / 256 of a logit, six times over for the
 /// worst of a few hundred.
+fn tolerance() -> f64 {
+    if cube_device().is_software() { 2e-4 } else { 1e-1 }
+}
+
 fn assert_near(found: &[f32], expected: &[f64], what: &str) {
-    let tolerance = if cube_device().is_software() { 2e-4 } else { 1e-1 };
+    let tolerance = tolerance();
     assert_eq!(found.len(), expected.len());
     for (&found, &expected) in found.iter().zip(expected) {
         let near = tolerance * expected.abs().max(1.0);
@@ -97,6 +101,59 @@ fn tokens_in_parts_give_the_logits_of_all_at_once() {
             assert_eq!(session.feed_for_likeliest(&TOKENS[count - 1..count]).unwrap(), likeliest);
         }
         assert_eq!((session.len(), session.left()), (TOKENS.len(), 0));
+    }
+}
+
+/// Two texts, one in two parts of which the last is a token, and the next from its start.
+const TEXTS: [&[&[u32]]; 2] = [&[&[3, 17, 0, 39, 22, 8, 8], &[31]], &[&[5, 21, 30, 2, 11]]];
+
+/// A value that is off by at most `t max(1, |x|)` has a square that is off by at most `2t (x^2 + |x|) + t^2 (1 + x^2)`, and `n`
+/// magnitudes add up to at most the root of `n` times the sum of their squares (Cauchy and Schwarz).
+fn assert_importances(model: &Model, tiny: &Tiny) {
+    let (mut session, reference) = (model.session(CONTEXT).unwrap().with_importances(), Reference::new(tiny));
+    for parts in TEXTS {
+        session.truncate(0);
+        parts.iter().for_each(|part| drop(session.feed(part).unwrap()));
+        reference.logits(&parts.concat());
+    }
+    let (found, expected) = (session.importances().unwrap(), reference.inputs());
+    let names: Vec<&String> = found.iter().map(|entry| &entry.name).collect();
+    assert_eq!(names, expected.keys().collect::<Vec<_>>(), "{}", tiny.name);
+    // Every matrix of the file is one of them, but for an embedding that gives no logits.
+    let matrices = tiny.tensors().into_iter().filter(|(name, shape)| shape.len() > 1 && name.ends_with(".weight"));
+    let matrices = matrices.map(|(name, _)| name).filter(|name| tiny.tied || name != "token_embd.weight");
+    let mut matrices: Vec<String> = matrices.collect();
+    matrices.sort();
+    assert_eq!(names, matrices.iter().collect::<Vec<_>>(), "{}", tiny.name);
+    for (entry, expected) in found.iter().zip(expected.values()) {
+        let what = format!("{}: {}", tiny.name, entry.name);
+        assert_eq!(entry.counts, expected.counts, "{what}");
+        let t = tolerance();
+        let columns = entry.sums.len() / entry.counts.len();
+        for ((sums, of), &n) in entry.sums.chunks_exact(columns).zip(&expected.sums).zip(&entry.counts) {
+            assert_eq!(sums.len(), of.len(), "{what}");
+            for (&sum, &of) in sums.iter().zip(of) {
+                let n = f64::from(n);
+                let near = 2.0 * t * (of + (n * of).sqrt()) + t * t * (n + of);
+                assert!((f64::from(sum) - of).abs() <= near, "{what}: {sum} for {of}");
+            }
+        }
+    }
+}
+
+#[test]
+fn importances_are_the_squares_of_what_the_files_matrices_are_multiplied_by() {
+    for tiny in Tiny::ALL {
+        assert_importances(&load(&tiny.file()), &tiny);
+    }
+}
+
+#[cfg(feature = "candle")]
+#[test]
+fn products_of_the_host_are_observed_too() {
+    for tiny in Tiny::ALL.into_iter().filter(|tiny| tiny.fused || tiny.gpt_oss) {
+        let model = Model::load(&Gguf::parse(&tiny.file()).unwrap(), &Device::Cpu).unwrap();
+        assert_importances(&model, &tiny);
     }
 }
 

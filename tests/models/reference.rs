@@ -1,10 +1,27 @@
 //! The formulas in f64, one token after the other, without a cache.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::tiny::{CONTEXT, D_MODEL, MAGNITUDE, ORIGINAL_CONTEXT, Tiny};
 
 type Vector = Vec<f64>;
+
+/// What a tensor was multiplied by: of each of its matrices, the sums of the squares of its columns and the number of rows.
+#[derive(Clone, Default)]
+pub struct Inputs {
+    pub sums: Vec<Vector>,
+    pub counts: Vec<u32>,
+}
+
+impl Inputs {
+    fn add(&mut self, matrix: usize, matrices: usize, x: &[f64]) {
+        self.sums.resize(matrices, vec![0.0; x.len()]);
+        self.counts.resize(matrices, 0);
+        self.sums[matrix].iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
+        self.counts[matrix] += 1;
+    }
+}
 
 /// A tiny model in f64.
 pub struct Reference<'a> {
@@ -12,6 +29,7 @@ pub struct Reference<'a> {
     tensors: HashMap<String, Vector>,
     /// Tokens that a run has room for.
     pub capacity: usize,
+    inputs: RefCell<BTreeMap<String, Inputs>>,
 }
 
 impl<'a> Reference<'a> {
@@ -34,7 +52,26 @@ impl<'a> Reference<'a> {
             split("attn_qkv", &[("attn_q", queries), ("attn_k", kv), ("attn_v", kv)]);
             split("ffn_up", &[("ffn_gate", tiny.hidden), ("ffn_up", tiny.hidden)]);
         }
-        Self { tiny, tensors, capacity: CONTEXT }
+        Self { tiny, tensors, capacity: CONTEXT, inputs: RefCell::default() }
+    }
+
+    /// What the file's tensors were multiplied by.
+    pub fn inputs(&self) -> BTreeMap<String, Inputs> {
+        let mut inputs = self.inputs.borrow().clone();
+        let names: Vec<String> = inputs.keys().filter(|_| self.tiny.fused).cloned().collect();
+        // The parts of a matrix are multiplied by the same rows, and the file has the whole.
+        for name in names {
+            let part = name.split('.').nth(2).unwrap_or_default();
+            match part {
+                "attn_q" => {
+                    let whole = inputs.remove(&name).unwrap();
+                    inputs.insert(name.replace("attn_q", "attn_qkv"), whole);
+                }
+                "attn_k" | "attn_v" | "ffn_gate" => drop(inputs.remove(&name)),
+                _ => {}
+            }
+        }
+        inputs
     }
 
     /// The logits after the last token.
@@ -53,9 +90,8 @@ impl<'a> Reference<'a> {
             let fed = xs.iter().map(|x| self.feed_forward(i, &self.norm(&norm, x))).collect();
             self.add(&mut xs, fed, &name("post_ffw_norm"));
         }
-        let last = self.norm("output_norm", xs.last().unwrap());
         let output = if self.tiny.tied { "token_embd" } else { "output" };
-        let logits = self.linear(output, &last);
+        let logits = xs.iter().map(|x| self.linear(output, &self.norm("output_norm", x))).last().unwrap();
         logits.into_iter().map(|logit| self.capped(logit, 1)).collect()
     }
 
@@ -67,7 +103,9 @@ impl<'a> Reference<'a> {
     }
 
     fn linear(&self, name: &str, x: &[f64]) -> Vector {
-        let weights = &self.tensors[&format!("{name}.weight")];
+        let tensor = format!("{name}.weight");
+        self.inputs.borrow_mut().entry(tensor.clone()).or_default().add(0, 1, x);
+        let weights = &self.tensors[&tensor];
         let bias = self.tensors.get(&format!("{name}.bias"));
         let dot = |row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
         let products = weights.chunks_exact(x.len()).map(dot).enumerate();
@@ -76,7 +114,9 @@ impl<'a> Reference<'a> {
 
     /// The product with one of a stack of experts.
     fn expert(&self, name: &str, expert: usize, experts: usize, x: &[f64]) -> Vector {
-        let stack = &self.tensors[&format!("{name}.weight")];
+        let tensor = format!("{name}.weight");
+        self.inputs.borrow_mut().entry(tensor.clone()).or_default().add(expert, experts, x);
+        let stack = &self.tensors[&tensor];
         let rows = stack.len() / experts / x.len();
         let scale = self.tensors.get(&format!("{name}.scale")).map_or(1.0, |scales| scales[expert]);
         let bias = self.tensors.get(&format!("{name}.bias"));

@@ -1,11 +1,13 @@
-//! The command line: generates text, inspects and quantizes GGUF files, verifies devices on them, extracts and multiplies tensors,
-//! times and tunes.
+//! The command line: generates text, inspects and quantizes GGUF files, measures importances for it, verifies devices on them,
+//! extracts and multiplies tensors, times and tunes.
 
 mod bench;
 mod dequantize;
 mod devices;
 mod generate;
+mod imatrix;
 mod inspect;
+mod interrupt;
 mod matmul;
 mod npy;
 mod output;
@@ -49,6 +51,7 @@ Examples:
   cube-gguf inspect model.gguf
   cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
   cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
+  cube-gguf imatrix model-f16.gguf --text calibration.txt -o imatrix.gguf
   cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16
   cube-gguf bench --types q4_0,q4_k --tokens 1,8,512 --csv
   cube-gguf tune model.gguf --device rocm"
@@ -70,6 +73,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Write a model with other types, fewer bits a weight.
     Quantize(quantize::Arguments),
+    /// Run a model on a text to measure which columns of its matrices matter most, for `quantize`.
+    Imatrix(imatrix::Arguments),
     /// Write the values of a tensor as a NumPy array.
     Dequantize(dequantize::Arguments),
     /// Multiply a NumPy array by the transpose of a tensor.
@@ -106,6 +111,7 @@ fn run(command: &Command) -> Outcome<ExitCode> {
             }
         }
         Command::Quantize(arguments) => return quantize::run(arguments),
+        Command::Imatrix(arguments) => return imatrix::run(arguments),
         Command::Dequantize(arguments) => dequantize::run(arguments)?,
         Command::Matmul(arguments) => matmul::run(arguments)?,
         Command::Bench(arguments) => bench::run(arguments)?,

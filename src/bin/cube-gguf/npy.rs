@@ -180,7 +180,7 @@ impl Writer {
     }
 
     fn put(&mut self, data: &[u8]) -> Outcome {
-        Ok(self.out.write_all(data).map_err(|error| format!("{}: {error}", self.out.target().display()))?)
+        Ok(self.out.write_all(data)?)
     }
 
     /// Names the complete file.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::Outcome;
 
 /// A file that is written in pieces under a temporary name, and renamed once it is complete. Dropped before, it leaves nothing.
+/// Its errors name it.
 pub struct PartFile {
     out: BufWriter<File>,
     /// The path while the file is incomplete.
@@ -38,17 +39,24 @@ impl PartFile {
     /// Renames the complete file to its target.
     pub fn finish(mut self) -> Outcome {
         let done = self.out.flush().and_then(|()| fs::rename(&self.temporary, &self.target));
-        Ok(done.map_err(|error| format!("{}: {error}", self.target.display()))?)
+        Ok(self.named(done)?)
+    }
+
+    fn named<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        let name = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.target.display()));
+        result.map_err(name)
     }
 }
 
 impl Write for PartFile {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.out.write(data)
+        let written = self.out.write(data);
+        self.named(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        let flushed = self.out.flush();
+        self.named(flushed)
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a decoder computes between its products: norms, rotary embeddings, attention over a cache, gates, the
-//! choice among experts, the likeliest token.
+//! choice among experts, the likeliest token; and what those products are multiplied by, summed up.
 //!
 //! All values are f32, rows of a token each. Positions are read from the device, so that a step may be recorded once and
 //! replayed for every token.
@@ -10,6 +10,7 @@ pub mod experts;
 pub mod largest;
 pub mod norm;
 pub mod rotary;
+pub mod squares;
 mod team;
 
 use cubecl::client::Client;

@@ -1,7 +1,6 @@
 //! `cube-gguf generate`.
 
 mod chat;
-mod interrupt;
 mod report;
 
 use std::path::PathBuf;
@@ -17,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use self::report::Report;
 use crate::output::{escape_text, print, print_json};
-use crate::{DeviceArgument, INTERRUPTED, Outcome};
+use crate::{DeviceArgument, INTERRUPTED, Outcome, interrupt};
 
 /// The most tokens of a conversation that nobody gave a limit.
 const CONVERSATION: usize = 4096;
@@ -80,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
         None => None,
     };
     let device = arguments.device.open()?;
-    let model = load(&file, &device, arguments.json)?;
+    let model = load_model(&file, &device, arguments.json)?;
     let loaded = start.elapsed();
 
     let limit = arguments.tokens as usize;
@@ -149,7 +148,8 @@ fn encode_messages(messages: &[Message], tokenizer: &Tokenizer, template: &ChatT
     Ok(tokenizer.encode(&text, Special { parse: true, add: false })?)
 }
 
-fn load(file: &Gguf<'_>, device: &Device, quiet: bool) -> Outcome<Model> {
+/// Loads a model, with a bar of what is loaded unless `quiet`.
+pub fn load_model(file: &Gguf<'_>, device: &Device, quiet: bool) -> Outcome<Model> {
     let bytes = file.tensors().filter_map(|tensor| tensor.size_in_bytes().ok()).sum::<usize>();
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(bytes as u64) };
     if let Ok(style) = ProgressStyle::with_template("Loading {bar:30} {bytes}/{total_bytes} {eta}") {

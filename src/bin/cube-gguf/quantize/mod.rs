@@ -1,6 +1,5 @@
 //! `cube-gguf quantize`.
 
-mod imatrix;
 mod recipe;
 
 use std::io::Write;
@@ -19,8 +18,8 @@ use half::{bf16, f16};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use self::imatrix::Imatrix;
 use self::recipe::{Model, Recipe, Types, is_quantized};
+use crate::imatrix::Imatrix;
 use crate::output::{escape, print, shape};
 use crate::part::PartFile;
 use crate::weights::{STRIPE_BYTES, Weights, stripes};
@@ -47,7 +46,7 @@ pub struct Arguments {
     /// A type for the matrices whose names match; the first that does counts. May be given again.
     #[arg(long = "tensor", value_name = "GLOB=TYPE", value_parser = Override::parse)]
     overrides: Vec<Override>,
-    /// A file of llama.cpp's `imatrix`: which columns matter most.
+    /// A file of `cube-gguf imatrix` or llama.cpp's: which columns matter most.
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     #[command(flatten)]
@@ -96,9 +95,8 @@ fn quantize(arguments: &Arguments) -> Outcome {
         check_quantizer(tensor, *ty, &device)?;
         check_importance(tensor, *ty, arguments.recipe, imatrix.as_ref())?;
     }
-    let at = |error: cube_gguf::gguf::Error| format!("{}: {error}", arguments.output.display());
-    let mut out =
-        header(arguments, &gguf, &plan, imatrix.as_ref())?.begin(PartFile::create(&arguments.output)?).map_err(at)?;
+    let header = header(arguments, &gguf, &plan, imatrix.as_ref())?;
+    let mut out = header.begin(PartFile::create(&arguments.output)?)?;
 
     let bar = ProgressBar::new(plan.iter().map(|(tensor, _)| tensor.elements() as u64).sum());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent}% {eta} {wide_msg}") {
@@ -121,7 +119,7 @@ fn quantize(arguments: &Arguments) -> Outcome {
         elements += tensor.elements();
     }
     bar.finish_and_clear();
-    out.finish().map_err(at)?.finish()?;
+    out.finish()?.finish()?;
     let bits = |bytes: usize| {
         format!("{} ({:.2} bits a weight)", HumanBytes(bytes as u64), 8.0 * bytes as f64 / elements.max(1) as f64)
     };

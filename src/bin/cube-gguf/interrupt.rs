@@ -1,14 +1,14 @@
-//! Ctrl-C: while an answer is written it ends the answer, else the command.
+//! Ctrl-C: it asks work to end that listens to it, else it ends the command.
 
 use std::process;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::{INTERRUPTED, Outcome};
 
-/// Nothing is written that could end early.
+/// Nothing is at work that could end by itself.
 const IDLE: u8 = 0;
-/// An answer is being written.
-const WRITING: u8 = 1;
+/// Something is.
+const WORKING: u8 = 1;
 /// It is asked to end.
 const ENDING: u8 = 2;
 
@@ -21,19 +21,19 @@ static STATE: AtomicU8 = AtomicU8::new(IDLE);
 /// Where the system refuses.
 pub fn install() -> Outcome {
     ctrlc::set_handler(|| {
-        if STATE.compare_exchange(WRITING, ENDING, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        if STATE.compare_exchange(WORKING, ENDING, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             process::exit(i32::from(INTERRUPTED));
         }
     })?;
     Ok(())
 }
 
-/// An answer is being written as long as this lives.
+/// Something is at work as long as this lives.
 pub struct Listening(());
 
-/// Lets Ctrl-C end what is written next.
+/// Keeps Ctrl-C from ending the command: what is done next asks whether to end.
 pub fn listen() -> Listening {
-    STATE.store(WRITING, Ordering::Relaxed);
+    STATE.store(WORKING, Ordering::Relaxed);
     Listening(())
 }
 

@@ -1,13 +1,50 @@
-//! Importance matrices: what llama.cpp's `imatrix` measured of the columns of a model's matrices, in a GGUF file or in the format
-//! that it wrote before.
+//! Files of importance matrices: what was measured of the columns of a model's matrices, as llama.cpp's `imatrix` writes it to a
+//! GGUF file, and read also as it wrote it before.
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use cube_gguf::gguf::{Endian, Files, TensorInfo};
+use cube_gguf::GgmlType;
+use cube_gguf::gguf::{self, Endian, Files, TensorInfo, Writer};
+use cube_gguf::models::Importance;
 
 use crate::Outcome;
+
+/// The ends of the names of an entry's tensors.
+const SUMS: &str = ".in_sum2";
+const COUNTS: &str = ".counts";
+
+/// What importances were measured on.
+pub struct Source<'a> {
+    /// The name of the text.
+    pub text: &'a str,
+    /// Chunks that the model was run on, and the tokens of each.
+    pub chunks: [u32; 2],
+}
+
+/// Writes importances, each as its sums of squares and how many there were.
+pub fn write<W: Write>(out: W, importances: &[Importance], source: &Source<'_>) -> Result<W, gguf::Error> {
+    let [count, size] = source.chunks;
+    let mut writer = Writer::new();
+    writer.metadata("general.type", "imatrix")?.metadata("imatrix.datasets", [source.text])?;
+    writer.metadata("imatrix.chunk_count", count)?.metadata("imatrix.chunk_size", size)?;
+    for Importance { name, sums, counts, .. } in importances {
+        let matrices = counts.len() as u64;
+        let columns = sums.len() as u64 / matrices.max(1);
+        // ggml writes no ones after the other dimensions.
+        let rows = |len| if matrices == 1 { vec![len] } else { vec![len, matrices] };
+        writer.tensor(&format!("{name}{SUMS}"), &rows(columns), GgmlType::F32)?;
+        writer.tensor(&format!("{name}{COUNTS}"), &rows(1), GgmlType::F32)?;
+    }
+    let mut out = writer.begin(out)?;
+    for Importance { sums, counts, .. } in importances {
+        out.data(&sums.iter().flat_map(|sum| sum.to_le_bytes()).collect::<Vec<_>>())?;
+        out.data(&counts.iter().flat_map(|&count| (count as f32).to_le_bytes()).collect::<Vec<_>>())?;
+    }
+    out.finish()
+}
 
 /// The mean squares of the activations of each column, by the names of matrices.
 pub struct Imatrix {
@@ -52,8 +89,8 @@ fn of_gguf(path: &Path) -> Outcome<HashMap<String, Vec<f32>>> {
     let gguf = files.parse()?;
     let mut entries = HashMap::new();
     for sums in gguf.tensors() {
-        let Some(name) = sums.name().strip_suffix(".in_sum2") else { continue };
-        let counts = floats(&gguf.tensor(&format!("{name}.counts"))?)?;
+        let Some(name) = sums.name().strip_suffix(SUMS) else { continue };
+        let counts = floats(&gguf.tensor(&format!("{name}{COUNTS}"))?)?;
         let mut means = floats(&sums)?;
         let columns = means.len().checked_div(counts.len()).filter(|columns| columns * counts.len() == means.len());
         let columns = columns.ok_or_else(|| format!("{}: {} sums for {} counts", name, means.len(), counts.len()))?;
@@ -64,13 +101,13 @@ fn of_gguf(path: &Path) -> Outcome<HashMap<String, Vec<f32>>> {
         entries.insert(name.to_owned(), means);
     }
     match entries.is_empty() {
-        true => Err(format!("{}: no importance matrix: it has no `.in_sum2` tensors", path.display()).into()),
+        true => Err(format!("{}: no importance matrix: it has no `{SUMS}` tensors", path.display()).into()),
         false => Ok(entries),
     }
 }
 
 fn floats(tensor: &TensorInfo<'_>) -> Outcome<Vec<f32>> {
-    if tensor.dtype()? != cube_gguf::GgmlType::F32 {
+    if tensor.dtype()? != GgmlType::F32 {
         return Err(format!("{}: not F32", tensor.name()).into());
     }
     let float = |b: &[u8]| match tensor.endian() {
