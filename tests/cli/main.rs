@@ -2,6 +2,7 @@
 
 #![cfg(feature = "cli")]
 
+mod checkpoints;
 #[cfg(feature = "cpu")]
 mod generate;
 #[cfg(feature = "cpu")]

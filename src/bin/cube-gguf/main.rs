@@ -2,6 +2,7 @@
 //! extracts and multiplies tensors, times and tunes.
 
 mod bench;
+mod checkpoint;
 mod dequantize;
 mod devices;
 mod generate;
@@ -50,7 +51,7 @@ Examples:
   cube-gguf generate model.gguf --prompt 'The capital of France is'
   cube-gguf inspect model.gguf
   cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
-  cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
+  cube-gguf quantize Llama-3.2-1B-Instruct llama-q4_k_m.gguf Q4_K_M
   cube-gguf imatrix model-f16.gguf --text calibration.txt -o imatrix.gguf
   cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16
   cube-gguf bench --types q4_0,q4_k --tokens 1,8,512 --csv

@@ -70,14 +70,13 @@ impl Imatrix {
     }
 
     /// The importances of a tensor's columns, one row of them for each of its matrices, where there are some.
-    pub fn of(&self, tensor: &TensorInfo<'_>) -> Outcome<Option<&[f32]>> {
-        let Some(entry) = self.entries.get(tensor.name()) else { return Ok(None) };
-        let dims = tensor.dims();
+    pub fn of(&self, name: &str, dims: &[u64]) -> Outcome<Option<&[f32]>> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
         let wanted = dims.first().unwrap_or(&1) * dims.get(2).unwrap_or(&1);
         match entry.len() as u64 == wanted {
             true => Ok(Some(entry)),
             // Nothing measures what looks up its rows.
-            false if tensor.name().ends_with("token_embd.weight") => Ok(None),
+            false if name.ends_with("token_embd.weight") => Ok(None),
             false => Err(format!("{} importances in {}, of {wanted}", entry.len(), self.path.display()).into()),
         }
     }

@@ -1,16 +1,17 @@
 //! `cube-gguf quantize`.
 
+mod input;
 mod recipe;
 
+use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{fmt, fs};
 
 use candle_core::{Device as Host, Tensor};
 use clap::Args;
-use cube_gguf::gguf::{Endian, Files, Gguf, TensorInfo, TensorWriter, Writer};
+use cube_gguf::gguf::{Metadata, TensorWriter, Writer};
 use cube_gguf::internals::Format;
 use cube_gguf::{Backend, CubeDevice, Device, DeviceTensor, GgmlType, QTensor};
 use globset::{Glob, GlobMatcher};
@@ -18,11 +19,13 @@ use half::{bf16, f16};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use self::recipe::{Model, Recipe, Types, is_quantized};
+use self::input::{Input, Tensor as Source};
+pub use self::recipe::is_quantized;
+use self::recipe::{Model, Recipe, Types};
 use crate::imatrix::Imatrix;
 use crate::output::{escape, print, shape};
 use crate::part::PartFile;
-use crate::weights::{STRIPE_BYTES, Weights, stripes};
+use crate::weights::{STRIPE_BYTES, stripes};
 use crate::{DeviceArgument, INTERRUPTED, Outcome};
 
 #[derive(Args)]
@@ -31,12 +34,19 @@ TYPE is a recipe of llama.cpp: Q4_K_M, Q5_K_S, Q8_0 ... Matrices get the types t
 routers stay as they are. Rows that are no whole blocks of their type get a like one with blocks of 32 values, else F16.
 The file appears once it is complete.
 
+A checkpoint of Transformers is read with the config.json and the tokenizer beside it, and becomes the file that llama.cpp's
+convert_hf_to_gguf.py makes of it: LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM,
+Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration (without what
+sees), Phi3ForCausalLM, GptOssForCausalLM.
+
 Examples:
+  cube-gguf quantize Llama-3.2-1B-Instruct llama-q4_k_m.gguf Q4_K_M
   cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
   cube-gguf quantize model-f16.gguf model-iq4_xs.gguf IQ4_XS --imatrix model.imatrix.gguf
   cube-gguf quantize model-bf16.gguf out.gguf Q4_0 --tensor 'output.weight=Q8_0' --tensor 'blk.*.ffn_down.weight=Q5_K'")]
 pub struct Arguments {
-    /// A GGUF file of any types, or any shard of a split one.
+    /// A GGUF file of any types, or any shard of a split one; or a checkpoint: a folder of safetensors files, one such file, or
+    /// the index of several.
     input: PathBuf,
     /// The file to write.
     output: PathBuf,
@@ -86,16 +96,17 @@ pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
 }
 
 fn quantize(arguments: &Arguments) -> Outcome {
-    let files = Files::open(&arguments.input)?;
-    let gguf = files.parse()?;
+    let input = Input::open(&arguments.input)?;
+    let gguf = input.parse()?;
+    let tensors = input.tensors(&gguf);
     let imatrix = arguments.imatrix.as_deref().map(Imatrix::read).transpose()?;
     let device = Quantizer::open(&arguments.device)?;
-    let plan = plan(arguments, &gguf, imatrix.is_some())?;
+    let plan = plan(arguments, gguf.metadata(), tensors, imatrix.is_some())?;
     for (tensor, ty) in &plan {
         check_quantizer(tensor, *ty, &device)?;
         check_importance(tensor, *ty, arguments.recipe, imatrix.as_ref())?;
     }
-    let header = header(arguments, &gguf, &plan, imatrix.as_ref())?;
+    let header = header(arguments, gguf.metadata(), &plan, imatrix.as_ref())?;
     let mut out = header.begin(PartFile::create(&arguments.output)?)?;
 
     let bar = ProgressBar::new(plan.iter().map(|(tensor, _)| tensor.elements() as u64).sum());
@@ -105,16 +116,16 @@ fn quantize(arguments: &Arguments) -> Outcome {
     let (mut before, mut after, mut elements) = (0, 0, 0);
     for (tensor, ty) in plan {
         bar.set_message(escape(tensor.name()));
-        let importance = imatrix.as_ref().map(|imatrix| imatrix.of(&tensor)).transpose();
+        let importance = imatrix.as_ref().map(|imatrix| imatrix.of(tensor.name(), tensor.dims())).transpose();
         let importance = importance.map_err(|error| format!("{}: {error}", tensor.name()))?.flatten();
-        let job = Job { files: &files, tensor, ty, importance, device: &device, bar: &bar };
+        let job = Job { input: &input, tensor, ty, importance, device: &device, bar: &bar };
         let error = job.write(&mut out).map_err(|error| match error.is::<Interrupted>() {
             true => error,
             false => format!("{}: {error}", tensor.name()).into(),
         })?;
         let from = tensor.dtype()?;
         bar.suspend(|| print(&format!("{}\n", line(&tensor, from, ty, error))))?;
-        before += tensor.size_in_bytes()?;
+        before += from.row_bytes(tensor.elements()).unwrap_or(0);
         after += ty.row_bytes(tensor.elements()).unwrap_or(0);
         elements += tensor.elements();
     }
@@ -127,11 +138,20 @@ fn quantize(arguments: &Arguments) -> Outcome {
     Ok(())
 }
 
+/// Tensors with their types in the new file.
+type Plan<'a> = Vec<(Source<'a>, GgmlType)>;
+
 /// All tensors with their types.
-fn plan<'a>(arguments: &Arguments, gguf: &'a Gguf<'_>, has_imatrix: bool) -> Outcome<Vec<(TensorInfo<'a>, GgmlType)>> {
-    let mut types = Types::new(arguments.recipe, Model::of(gguf), has_imatrix);
+fn plan<'a>(
+    arguments: &Arguments,
+    metadata: &Metadata<'_>,
+    tensors: Vec<Source<'a>>,
+    has_imatrix: bool,
+) -> Outcome<Plan<'a>> {
+    let model = Model::of(metadata, tensors.iter().map(Source::name));
+    let mut types = Types::new(arguments.recipe, model, has_imatrix);
     let mut plan = Vec::new();
-    for tensor in gguf.tensors() {
+    for tensor in tensors {
         let own = tensor.dtype()?;
         let named = arguments.overrides.iter().find(|by| by.names.is_match(tensor.name()));
         let ty = match named {
@@ -149,7 +169,7 @@ fn plan<'a>(arguments: &Arguments, gguf: &'a Gguf<'_>, has_imatrix: bool) -> Out
 }
 
 /// Refuses what cannot be quantized before anything is written.
-fn check_quantizer(tensor: &TensorInfo<'_>, ty: GgmlType, device: &Quantizer) -> Outcome {
+fn check_quantizer(tensor: &Source<'_>, ty: GgmlType, device: &Quantizer) -> Outcome {
     let is_copied = tensor.dtype()? == ty || ty.block_size() == 1 && ty.is_weights();
     let has_kernel = DeviceTensor::quantizes(ty);
     if is_copied || has_kernel && matches!(device, Quantizer::Kernels(_)) || has_kernel && device.has_candle(ty) {
@@ -159,14 +179,14 @@ fn check_quantizer(tensor: &TensorInfo<'_>, ty: GgmlType, device: &Quantizer) ->
 }
 
 /// Refuses types that leave too little of a model where there are no importances.
-fn check_importance(tensor: &TensorInfo<'_>, ty: GgmlType, recipe: Recipe, imatrix: Option<&Imatrix>) -> Outcome {
+fn check_importance(tensor: &Source<'_>, ty: GgmlType, recipe: Recipe, imatrix: Option<&Imatrix>) -> Outcome {
     let name = tensor.name();
     if !is_quantized(name, tensor.dims()) || !recipe.needs_imatrix(name, ty) {
         return Ok(());
     }
     match imatrix {
         None => Err(format!("{name}: {ty} needs the importances that --imatrix gives").into()),
-        Some(imatrix) => match imatrix.of(tensor).map_err(|error| format!("{name}: {error}"))? {
+        Some(imatrix) => match imatrix.of(name, tensor.dims()).map_err(|error| format!("{name}: {error}"))? {
             None => {
                 Err(format!("{name}: {ty} needs importances, and {} has none of it", imatrix.path.display()).into())
             }
@@ -178,8 +198,8 @@ fn check_importance(tensor: &TensorInfo<'_>, ty: GgmlType, recipe: Recipe, imatr
 /// The header of the new file: the metadata of the old one, but for what says how it is split and quantized.
 fn header(
     arguments: &Arguments,
-    gguf: &Gguf<'_>,
-    plan: &[(TensorInfo<'_>, GgmlType)],
+    metadata: &Metadata<'_>,
+    plan: &Plan<'_>,
     imatrix: Option<&Imatrix>,
 ) -> Outcome<Writer> {
     // What llama.cpp says of an importance matrix, too.
@@ -187,7 +207,7 @@ fn header(
     const VERSION: &str = "general.quantization_version";
     const FILE_TYPE: &str = "general.file_type";
     let mut writer = Writer::new();
-    for (key, value) in gguf.metadata().iter() {
+    for (key, value) in metadata.iter() {
         if !key.starts_with("split.") && !key.starts_with(IMATRIX) && key != VERSION && key != FILE_TYPE {
             writer.value(key, value)?;
         }
@@ -247,8 +267,8 @@ impl Quantizer {
 
 /// A tensor on its way into the new file.
 struct Job<'a> {
-    files: &'a Files,
-    tensor: TensorInfo<'a>,
+    input: &'a Input,
+    tensor: Source<'a>,
     ty: GgmlType,
     /// A row of importances of its columns for each of its matrices.
     importance: Option<&'a [f32]>,
@@ -259,9 +279,11 @@ struct Job<'a> {
 impl Job<'_> {
     /// Writes the tensor's data; the relative error where it got another type.
     fn write(&self, out: &mut TensorWriter<impl Write>) -> Outcome<Option<f64>> {
-        if self.tensor.dtype()? == self.ty && self.tensor.endian() == Endian::Little {
-            self.check()?;
-            out.data(self.tensor.data()?)?;
+        self.check()?;
+        if self.tensor.dtype()? == self.ty
+            && let Some(data) = self.tensor.data()?
+        {
+            out.data(data)?;
             self.bar.inc(self.tensor.elements() as u64);
             return Ok(None);
         }
@@ -269,23 +291,32 @@ impl Job<'_> {
             out.data(&[])?;
             return Ok(None);
         }
-        let weights = Weights::new(self.tensor)?;
+        let rows_of = self.tensor.reader()?;
+        let (n, k) = (rows_of.n, rows_of.k);
+        if rows_of.format.ty == self.ty {
+            for (first, rows) in stripes(n, k, STRIPE_BYTES) {
+                self.check()?;
+                out.part(&rows_of.read(first, rows)?)?;
+                self.bar.inc((rows * k) as u64);
+            }
+            return Ok(None);
+        }
         let mut error = Error::default();
         // The matrices of a stack have importances of their own.
-        let matrices = self.importance.map_or(1, |importance| importance.len() / weights.k);
+        let matrices = self.importance.map_or(1, |importance| importance.len() / k);
         for matrix in 0..matrices {
-            let importance = self.importance.map(|importance| &importance[matrix * weights.k..][..weights.k]);
-            let rows_each = weights.n / matrices;
-            for (first, rows) in stripes(rows_each, weights.k, STRIPE_BYTES) {
+            let importance = self.importance.map(|importance| &importance[matrix * k..][..k]);
+            let rows_each = n / matrices;
+            for (first, rows) in stripes(rows_each, k, STRIPE_BYTES) {
                 self.check()?;
                 let first = matrix * rows_each + first;
-                let mut values = vec![0.0f32; rows * weights.k];
-                decode(weights.format, weights.rows(first, rows), &mut values);
+                let mut values = vec![0.0f32; rows * k];
+                decode(rows_of.format, &rows_of.read(first, rows)?, &mut values);
                 let odd = values.par_iter().position_first(|value| !value.is_finite());
                 if let Some(odd) = odd.filter(|_| self.ty.block_size() > 1) {
-                    return Err(cube_gguf::Error::NotFinite { row: first + odd / weights.k }.into());
+                    return Err(cube_gguf::Error::NotFinite { row: first + odd / k }.into());
                 }
-                let data = self.converted(&values, [rows, weights.k], importance)?;
+                let data = self.converted(&values, [rows, k], importance)?;
                 error.add(self.ty, &data, &values);
                 out.part(&data)?;
                 self.bar.inc(values.len() as u64);
@@ -294,15 +325,11 @@ impl Job<'_> {
         Ok(Some(error.relative()))
     }
 
-    /// Whether to go on: the files are as long as they were when they were opened, and nobody pressed Ctrl-C.
+    /// Whether to go on: mapped files are as long as they were when they were opened, and nobody pressed Ctrl-C.
     fn check(&self) -> Outcome {
-        if IS_INTERRUPTED.load(Ordering::Relaxed) {
-            return Err(Interrupted.into());
-        }
-        let len = |path| fs::metadata(path).map(|file| file.len());
-        match self.files.paths().map(len).sum::<std::io::Result<u64>>()? {
-            len if len < self.files.total_bytes() => Err("the file has become shorter".into()),
-            _ => Ok(()),
+        match IS_INTERRUPTED.load(Ordering::Relaxed) {
+            true => Err(Interrupted.into()),
+            false => self.input.check(),
         }
     }
 
@@ -360,9 +387,9 @@ impl Error {
 }
 
 /// What is said of a tensor.
-fn line(tensor: &TensorInfo<'_>, from: GgmlType, to: GgmlType, error: Option<f64>) -> impl fmt::Display {
+fn line(tensor: &Source<'_>, from: GgmlType, to: GgmlType, error: Option<f64>) -> impl fmt::Display {
     let name = escape(tensor.name());
-    let shape = shape(&tensor.shape());
+    let shape = shape(&tensor.dims().iter().rev().map(|&extent| extent as usize).collect::<Vec<_>>());
     match error {
         None => format!("{name:40} {shape:>16} {from}"),
         Some(error) => format!("{name:40} {shape:>16} {from} -> {to}, error {:.3}%", 100.0 * error),

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use cube_gguf::GgmlType;
-use cube_gguf::gguf::Gguf;
+use cube_gguf::gguf::Metadata;
 
 use GgmlType::{
     F16, IQ1M, IQ1S, IQ2S, IQ2XS, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, Q2K, Q3K, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K,
@@ -124,9 +124,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Of a file.
-    pub fn of(gguf: &Gguf<'_>) -> Self {
-        let metadata = gguf.metadata();
+    /// Of a file, by its metadata and the names of its tensors.
+    pub fn of<'a>(metadata: &Metadata<'_>, names: impl Iterator<Item = &'a str>) -> Self {
         let architecture = metadata.value::<&str>("general.architecture").unwrap_or_default();
         // Some models have a number for each layer.
         let number = |key: &str| {
@@ -137,15 +136,15 @@ impl Model {
         let layers = number("block_count").unwrap_or(0);
         let heads = number("attention.head_count").unwrap_or(0);
         let kv = number("attention.head_count_kv").unwrap_or(heads);
-        let names = || gguf.tensors().map(|tensor| Place::of(tensor.name()));
+        let places: Vec<_> = names.map(Place::of).collect();
         Self {
             is_falcon: architecture == "falcon",
             layers,
             experts: number("expert_count").unwrap_or(0),
             heads_per_kv: heads.checked_div(kv).unwrap_or(0),
             is_large: layers == 80 && kv != heads && ["llama", "deci", "olmo", "qwen2"].contains(&architecture),
-            values: names().filter(|place| place.has_values()).count(),
-            has_output: names().any(|place| place == Place::Output),
+            values: places.iter().filter(|place| place.has_values()).count(),
+            has_output: places.contains(&Place::Output),
         }
     }
 }
