@@ -24,6 +24,12 @@ pub enum Error {
     /// The operating system refused to open, map or write a file.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// A file is shorter than it was when it was opened.
+    #[error("the file has become shorter than the {bytes} bytes that it had")]
+    Shrunk {
+        /// What it had, in bytes.
+        bytes: u64,
+    },
     /// The path is a directory, a pipe or a device.
     #[error("not a regular file")]
     NotRegularFile,

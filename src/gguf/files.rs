@@ -9,6 +9,7 @@ use memmap2::Mmap;
 use super::error::Error;
 use super::reader::{Gguf, Shard};
 use super::split;
+use super::tensor::TensorInfo;
 
 /// The memory-mapped files of a model: one, or all shards of a split one.
 ///
@@ -24,9 +25,16 @@ pub struct Files {
 struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    file: File,
 }
 
 impl MappedFile {
+    /// Where in the file borrowed bytes of it are.
+    fn position(&self, bytes: &[u8]) -> Option<u64> {
+        let at = bytes.as_ptr().addr().checked_sub(self.map.as_ptr().addr())?;
+        (at.checked_add(bytes.len())? <= self.map.len()).then_some(at as u64)
+    }
+
     fn parse(&self) -> Result<Shard<'_>, Error> {
         Shard::parse(&self.map).map_err(|error| error.in_file(&self.path))
     }
@@ -50,10 +58,10 @@ impl Files {
         let path = path.as_ref();
         let shards = split::shard_paths(path);
         if shards.is_some()
-            && let Ok(map) = map(path)
+            && let Ok((map, file)) = map(path)
             && Shard::parse(&map).is_ok_and(|shard| split::check_whole(&shard).is_ok())
         {
-            return Ok(Files { first: MappedFile { path: path.to_owned(), map }, rest: Vec::new() });
+            return Ok(Files { first: MappedFile { path: path.to_owned(), map, file }, rest: Vec::new() });
         }
         let paths = shards.unwrap_or_else(|| vec![path.to_owned()]);
         let count = paths.len() as u32; // at most 99999, by the pattern of the name
@@ -65,7 +73,7 @@ impl Files {
                 other => other,
             };
             match map(&path) {
-                Ok(map) => Ok(MappedFile { path, map }),
+                Ok((map, file)) => Ok(MappedFile { path, map, file }),
                 Err(error) => Err(missing(error).in_file(&path)),
             }
         });
@@ -104,6 +112,29 @@ impl Files {
         Gguf::from_shards(first, rest).map_err(|error| error.in_file(&self.first.path))
     }
 
+    /// Reads bytes of a tensor of these files, from byte `first` of its data on, without the map: a file that another process
+    /// truncates is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InFile`], which names the path, around [`Error::Shrunk`] or [`Error::Io`]; [`Error::UnknownTensorType`].
+    ///
+    /// # Panics
+    ///
+    /// Where the tensor is of other files, or has no such bytes.
+    pub fn read(&self, tensor: &TensorInfo<'_>, first: usize, out: &mut [u8]) -> Result<(), Error> {
+        let bytes = &tensor.data()?[first..][..out.len()];
+        let place = self.files().find_map(|file| Some((file, file.position(bytes)?)));
+        let (file, position) = place.expect("a tensor of these files");
+        read_at(&file.file, position, out).map_err(|error| {
+            let error = match error.kind() {
+                io::ErrorKind::UnexpectedEof => Error::Shrunk { bytes: file.map.len() as u64 },
+                _ => Error::Io(error),
+            };
+            error.in_file(&file.path)
+        })
+    }
+
     /// The paths of the files, in the order of the shards.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files().map(|file| file.path.as_path())
@@ -119,7 +150,21 @@ impl Files {
     }
 }
 
-fn map(path: &Path) -> Result<Mmap, Error> {
+/// Fills `out` from a position of a file.
+#[cfg(unix)]
+fn read_at(file: &File, position: u64, out: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, position)
+}
+
+/// Fills `out` from a position of a file.
+#[cfg(not(unix))]
+fn read_at(mut file: &File, position: u64, out: &mut [u8]) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    file.seek(SeekFrom::Start(position))?;
+    file.read_exact(out)
+}
+
+fn map(path: &Path) -> Result<(Mmap, File), Error> {
     // Checked before opening: opening a pipe would block.
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
@@ -132,5 +177,6 @@ fn map(path: &Path) -> Result<Mmap, Error> {
     // SAFETY: the map is read-only and lives as long as its borrowers.
     // `Files::open` requires of its caller that nobody modifies or truncates
     // the file meanwhile: no system lets a reader enforce it.
-    Ok(unsafe { Mmap::map(&file)? })
+    let map = unsafe { Mmap::map(&file)? };
+    Ok((map, file))
 }

@@ -1,6 +1,10 @@
 //! `cube-gguf quantize` on a small model.
 
 use std::fs;
+#[cfg(unix)]
+use std::io::{BufRead, BufReader, Lines, Write};
+#[cfg(unix)]
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use cube_gguf::gguf::{Files, GgmlType, Writer};
 
@@ -124,7 +128,7 @@ fn a_full_disk_leaves_no_file() {
     let folder = Folder::new("quantize-full");
     let (file, out) = (model(&folder, None), folder.path("out.gguf"));
     let script = "trap '' XFSZ; ulimit -f 8; exec \"$@\"";
-    let mut limited = std::process::Command::new("sh");
+    let mut limited = Command::new("sh");
     limited.args(["-c", script, "sh", env!("CARGO_BIN_EXE_cube-gguf")]);
     let output = limited.args(["quantize", &file, &out, "F32", "--device", "cpu"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -215,36 +219,88 @@ fn importances_that_do_not_fit_are_refused() {
     assert_eq!(folder.names(), ["imatrix.gguf", "junk.dat", "model.gguf"]);
 }
 
-/// Ctrl-C ends it between two stripes, and nothing is left of what was written.
+/// Matrices of [`many_layers`].
 #[cfg(unix)]
-#[test]
-fn an_interrupt_leaves_no_file() {
-    use std::io::{BufRead, BufReader};
-    use std::process::{Command, Stdio};
+const LAYERS: usize = 24;
 
-    let folder = Folder::new("quantize-interrupt");
+/// A model whose quantization takes a while, and the command that does it, which has written the first matrix.
+#[cfg(unix)]
+fn many_layers(folder: &Folder) -> (String, Child, Lines<BufReader<ChildStdout>>) {
     let mut writer = Writer::new();
     writer.metadata("general.architecture", "llama").unwrap();
-    let names: Vec<String> = (0..24).map(|layer| format!("blk.{layer}.attn_q.weight")).collect();
-    for name in &names {
-        writer.tensor(name, &[1024, 256], GgmlType::F32).unwrap();
+    for layer in 0..LAYERS {
+        writer.tensor(&format!("blk.{layer}.attn_q.weight"), &[1024, 256], GgmlType::F32).unwrap();
     }
     let mut out = writer.begin(Vec::new()).unwrap();
     let data: Vec<u8> = values(1024 * 256, 0).iter().flat_map(|x| x.to_le_bytes()).collect();
-    names.iter().for_each(|_| out.data(&data).unwrap());
+    (0..LAYERS).for_each(|_| out.data(&data).unwrap());
     let (file, target) = (folder.path("model.gguf"), folder.path("out.gguf"));
     fs::write(&file, out.finish().unwrap()).unwrap();
 
     let mut child = command(&["quantize", &file, &target, "Q4_K_M", "--device", "cpu"])
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().contains("blk.0.attn_q.weight"));
+    (file, child, lines)
+}
+
+/// Ctrl-C ends it between two stripes, and nothing is left of what was written.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_no_file() {
+    let folder = Folder::new("quantize-interrupt");
+    let (_, mut child, lines) = many_layers(&folder);
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let rest = lines.count();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(rest < names.len() - 1, "{rest} more tensors");
+    assert!(rest < LAYERS - 1, "{rest} more tensors");
     assert_eq!(folder.names(), ["model.gguf"]);
+}
+
+/// A file that another process truncates ends it with a sentence, as reading does, where a map would fault.
+#[cfg(unix)]
+#[test]
+fn a_file_that_shrinks_leaves_no_file() {
+    let folder = Folder::new("quantize-shrinks");
+    let (file, child, _lines) = many_layers(&folder);
+    let half = fs::metadata(&file).unwrap().len() / 2;
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(half).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("attn_q.weight: ") && stderr.contains("model.gguf: the file has become shorter"),
+        "{stderr}"
+    );
+    assert_eq!(folder.names(), ["model.gguf"]);
+}
+
+/// Memory is that of some stripes, however large a tensor is: here its values are more than all that the process may have.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_tensor_need_not_fit_into_memory() {
+    const LIMIT_KIB: u64 = 512 << 10;
+    let folder = Folder::new("quantize-memory");
+    let mut writer = Writer::new();
+    let dims = [4096, 1 << 15];
+    writer.metadata("general.architecture", "llama").unwrap();
+    writer.tensor("blk.0.attn_q.weight", &dims, GgmlType::F16).unwrap();
+    assert!(4 * dims.iter().product::<u64>() >= LIMIT_KIB << 10);
+    // The data are a hole of zeros.
+    let mut header = Vec::new();
+    drop(writer.begin(&mut header).unwrap());
+    let (file, out) = (folder.path("model.gguf"), folder.path("out.gguf"));
+    let input = fs::File::create(&file).unwrap();
+    (&input).write_all(&header).unwrap();
+    input.set_len(header.len() as u64 + 2 * dims.iter().product::<u64>()).unwrap();
+    let script = format!("ulimit -d {LIMIT_KIB}; exec \"$0\" \"$@\"");
+    let output = Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_cube-gguf"), "quantize", &file, &out, "Q4_0", "--device", "cpu"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(types(&out), [Q4_0]);
 }

@@ -31,6 +31,31 @@ fn any_shard_opens_the_model() {
 }
 
 #[test]
+fn bytes_are_read_as_they_are_mapped_until_a_shard_shrinks() {
+    let directory = split_into("shrunk");
+    let files = Files::open(directory.join(SHARDS[0])).unwrap();
+    let gguf = files.parse().unwrap();
+    let read = |name: &str, first: usize, len: usize| {
+        let mut bytes = vec![0xff; len];
+        files.read(&gguf.tensor(name).unwrap(), first, &mut bytes).map(|()| bytes)
+    };
+    for tensor in gguf.tensors() {
+        let data = tensor.data().unwrap();
+        assert_eq!(read(tensor.name(), 0, data.len()).unwrap(), data);
+        assert_eq!(read(tensor.name(), 5, 7).unwrap(), data[5..12]);
+        assert!(read(tensor.name(), data.len(), 0).unwrap().is_empty());
+    }
+    let last = directory.join(SHARDS[2]);
+    let bytes = fs::metadata(&last).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&last).unwrap().set_len(bytes - 1).unwrap();
+    assert_eq!(read("t0", 0, 24).unwrap().len(), 24);
+    assert_eq!(read("t4", 0, 23).unwrap().len(), 23);
+    let error = read("t4", 0, 24).unwrap_err();
+    assert!(error.to_string().contains(SHARDS[2]), "{error}");
+    assert!(matches!(error.without_path(), Error::Shrunk { bytes: had } if *had == bytes), "{error}");
+}
+
+#[test]
 fn writing_a_split_model_joins_it() {
     let files = Files::open(corpus("split").join(SHARDS[0])).unwrap();
     let joined = files.parse().unwrap().write_to(Vec::new()).unwrap();

@@ -1,7 +1,5 @@
 //! A checkpoint's tensors by the names, shapes and types that a GGUF file has them with.
 
-use std::borrow::Cow;
-
 use cube_gguf::GgmlType;
 use half::{bf16, f16};
 
@@ -58,7 +56,7 @@ impl Tensor {
     }
 
     /// Rows, as blocks of the tensor's type.
-    pub fn rows(&self, shards: &Shards, first: usize, count: usize) -> Outcome<Cow<'_, [u8]>> {
+    pub fn rows(&self, shards: &Shards, first: usize, count: usize) -> Outcome<Vec<u8>> {
         let columns = self.matrix().1;
         let read = |stack: &Stack, row_bytes: usize| {
             // Some vectors are columns of theirs.
@@ -66,18 +64,18 @@ impl Tensor {
             stack.read(shards, first * each, count * each)
         };
         Ok(match &self.data {
-            Data::Values(values) => Cow::Owned(bytes_of(values[first * columns..][..count * columns].iter().copied())),
+            Data::Values(values) => bytes_of(values[first * columns..][..count * columns].iter().copied()),
             Data::Floats { stack, stored, adds_one } => {
                 let bytes = read(stack, columns * stored.block_bytes())?;
                 match *stored == self.ty && !adds_one {
-                    true => Cow::Owned(bytes),
-                    false => Cow::Owned(bytes_of(floats(&bytes, *stored).map(|x| if *adds_one { x + 1.0 } else { x }))),
+                    true => bytes,
+                    false => bytes_of(floats(&bytes, *stored).map(|x| if *adds_one { x + 1.0 } else { x })),
                 }
             }
             Data::Mxfp4 { codes, scales } => {
                 let (codes, scales) = (read(codes, columns / 2)?, read(scales, columns / 32)?);
                 let blocks = codes.chunks_exact(16).zip(scales);
-                Cow::Owned(blocks.flat_map(|(codes, scale)| block(codes, scale)).collect())
+                blocks.flat_map(|(codes, scale)| block(codes, scale)).collect()
             }
         })
     }

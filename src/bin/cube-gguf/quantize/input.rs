@@ -1,7 +1,6 @@
 //! What is quantized: the tensors of GGUF files or of a checkpoint.
 
 use std::borrow::Cow;
-use std::fs;
 use std::path::Path;
 
 use cube_gguf::gguf::{Endian, Files, Gguf, TensorInfo};
@@ -10,7 +9,6 @@ use cube_gguf::{Error, GgmlType};
 
 use crate::Outcome;
 use crate::checkpoint::{self, Checkpoint, Shards, is_checkpoint};
-use crate::weights::Weights;
 
 /// The files of a model.
 pub enum Input {
@@ -38,20 +36,10 @@ impl Input {
     /// The tensors, of which GGUF files have theirs in the header.
     pub fn tensors<'a>(&'a self, gguf: &'a Gguf<'_>) -> Vec<Tensor<'a>> {
         match self {
-            Self::Gguf(_) => gguf.tensors().map(Tensor::Gguf).collect(),
+            Self::Gguf(files) => gguf.tensors().map(|tensor| Tensor::Gguf(tensor, files)).collect(),
             Self::Checkpoint(Checkpoint { shards, tensors, .. }) => {
                 tensors.iter().map(|tensor| Tensor::Checkpoint(tensor, shards)).collect()
             }
-        }
-    }
-
-    /// Whether mapped files are as long as they were when they were opened.
-    pub fn check(&self) -> Outcome {
-        let Self::Gguf(files) = self else { return Ok(()) };
-        let len = |path| fs::metadata(path).map(|file| file.len());
-        match files.paths().map(len).sum::<std::io::Result<u64>>()? {
-            len if len < files.total_bytes() => Err("the file has become shorter".into()),
-            _ => Ok(()),
         }
     }
 }
@@ -59,14 +47,14 @@ impl Input {
 /// A tensor of a model.
 #[derive(Clone, Copy)]
 pub enum Tensor<'a> {
-    Gguf(TensorInfo<'a>),
+    Gguf(TensorInfo<'a>, &'a Files),
     Checkpoint(&'a checkpoint::Tensor, &'a Shards),
 }
 
 impl<'a> Tensor<'a> {
     pub fn name(&self) -> &str {
         match self {
-            Self::Gguf(tensor) => tensor.name(),
+            Self::Gguf(tensor, _) => tensor.name(),
             Self::Checkpoint(tensor, _) => &tensor.name,
         }
     }
@@ -74,14 +62,14 @@ impl<'a> Tensor<'a> {
     /// The extents, contiguous first.
     pub fn dims(&self) -> &[u64] {
         match self {
-            Self::Gguf(tensor) => tensor.dims(),
+            Self::Gguf(tensor, _) => tensor.dims(),
             Self::Checkpoint(tensor, _) => &tensor.dims,
         }
     }
 
     pub fn dtype(&self) -> Outcome<GgmlType> {
         Ok(match self {
-            Self::Gguf(tensor) => tensor.dtype()?,
+            Self::Gguf(tensor, _) => tensor.dtype()?,
             Self::Checkpoint(tensor, _) => tensor.ty,
         })
     }
@@ -89,36 +77,32 @@ impl<'a> Tensor<'a> {
     /// Number of values.
     pub fn elements(&self) -> usize {
         match self {
-            Self::Gguf(tensor) => tensor.elements(),
+            Self::Gguf(tensor, _) => tensor.elements(),
             Self::Checkpoint(tensor, _) => tensor.elements(),
         }
     }
 
-    /// All bytes, where they are in memory as a new file has them.
-    pub fn data(&self) -> Outcome<Option<&'a [u8]>> {
-        Ok(match self {
-            Self::Gguf(tensor) if tensor.endian() == Endian::Little => Some(tensor.data()?),
+    /// The tensor of a file whose bytes a new file has as they are.
+    pub fn in_file(&self) -> Option<(TensorInfo<'a>, &'a Files)> {
+        match *self {
+            Self::Gguf(tensor, files) if tensor.endian() == Endian::Little => Some((tensor, files)),
             _ => None,
-        })
+        }
     }
 
     /// The tensor as a matrix.
     ///
     /// # Errors
     ///
-    /// Those of [`Weights::new`].
+    /// [`Error::NotWeights`] where its values are none.
     pub fn reader(&self) -> Outcome<Reader<'a>> {
-        Ok(match *self {
-            Self::Gguf(tensor) => {
-                let weights = Weights::new(tensor)?;
-                Reader { format: weights.format, n: weights.n, k: weights.k, rows: Rows::Gguf(weights) }
-            }
-            Self::Checkpoint(tensor, shards) => {
-                let format = format(tensor.ty).ok_or(Error::NotWeights { ty: tensor.ty })?;
-                let (n, k) = tensor.matrix();
-                Reader { format, n, k, rows: Rows::Checkpoint(tensor, shards) }
-            }
-        })
+        let ty = self.dtype()?;
+        let format = format(ty).ok_or(Error::NotWeights { ty })?;
+        let (n, k) = match self {
+            Self::Gguf(tensor, _) => tensor.matrix(),
+            Self::Checkpoint(tensor, _) => tensor.matrix(),
+        };
+        Ok(Reader { format, n, k, tensor: *self })
     }
 }
 
@@ -127,20 +111,24 @@ pub struct Reader<'a> {
     pub format: &'static Format,
     pub n: usize,
     pub k: usize,
-    rows: Rows<'a>,
-}
-
-enum Rows<'a> {
-    Gguf(Weights<'a>),
-    Checkpoint(&'a checkpoint::Tensor, &'a Shards),
+    tensor: Tensor<'a>,
 }
 
 impl Reader<'_> {
     /// The blocks of `count` rows from row `first` on, little-endian.
-    pub fn read(&self, first: usize, count: usize) -> Outcome<Cow<'_, [u8]>> {
-        match &self.rows {
-            Rows::Gguf(weights) => Ok(Cow::Borrowed(weights.rows(first, count))),
-            Rows::Checkpoint(tensor, shards) => tensor.rows(shards, first, count),
+    pub fn read(&self, first: usize, count: usize) -> Outcome<Vec<u8>> {
+        match self.tensor {
+            Tensor::Gguf(tensor, files) => {
+                let row_bytes = tensor.size_in_bytes()? / self.n;
+                let mut bytes = vec![0; count * row_bytes];
+                files.read(&tensor, first * row_bytes, &mut bytes)?;
+                match self.format.little_endian(&bytes, tensor.endian()) {
+                    Some(Cow::Owned(swapped)) => Ok(swapped),
+                    Some(Cow::Borrowed(_)) => Ok(bytes),
+                    None => Err(Error::BigEndian { ty: self.format.ty }.into()),
+                }
+            }
+            Tensor::Checkpoint(tensor, shards) => tensor.rows(shards, first, count),
         }
     }
 }

@@ -118,7 +118,7 @@ fn quantize(arguments: &Arguments) -> Outcome {
         bar.set_message(escape(tensor.name()));
         let importance = imatrix.as_ref().map(|imatrix| imatrix.of(tensor.name(), tensor.dims())).transpose();
         let importance = importance.map_err(|error| format!("{}: {error}", tensor.name()))?.flatten();
-        let job = Job { input: &input, tensor, ty, importance, device: &device, bar: &bar };
+        let job = Job { tensor, ty, importance, device: &device, bar: &bar };
         let error = job.write(&mut out).map_err(|error| match error.is::<Interrupted>() {
             true => error,
             false => format!("{}: {error}", tensor.name()).into(),
@@ -267,7 +267,6 @@ impl Quantizer {
 
 /// A tensor on its way into the new file.
 struct Job<'a> {
-    input: &'a Input,
     tensor: Source<'a>,
     ty: GgmlType,
     /// A row of importances of its columns for each of its matrices.
@@ -279,23 +278,30 @@ struct Job<'a> {
 impl Job<'_> {
     /// Writes the tensor's data; the relative error where it got another type.
     fn write(&self, out: &mut TensorWriter<impl Write>) -> Outcome<Option<f64>> {
-        self.check()?;
-        if self.tensor.dtype()? == self.ty
-            && let Some(data) = self.tensor.data()?
-        {
-            out.data(data)?;
-            self.bar.inc(self.tensor.elements() as u64);
-            return Ok(None);
-        }
+        check_interrupt()?;
         if self.tensor.elements() == 0 {
             out.data(&[])?;
+            return Ok(None);
+        }
+        if self.tensor.dtype()? == self.ty
+            && let Some((tensor, files)) = self.tensor.in_file()
+        {
+            let bytes = tensor.size_in_bytes()?;
+            let mut part = vec![0; bytes.min(STRIPE_BYTES)];
+            for first in (0..bytes).step_by(STRIPE_BYTES) {
+                check_interrupt()?;
+                let part = &mut part[..STRIPE_BYTES.min(bytes - first)];
+                files.read(&tensor, first, part)?;
+                out.part(part)?;
+            }
+            self.bar.inc(self.tensor.elements() as u64);
             return Ok(None);
         }
         let rows_of = self.tensor.reader()?;
         let (n, k) = (rows_of.n, rows_of.k);
         if rows_of.format.ty == self.ty {
             for (first, rows) in stripes(n, k, STRIPE_BYTES) {
-                self.check()?;
+                check_interrupt()?;
                 out.part(&rows_of.read(first, rows)?)?;
                 self.bar.inc((rows * k) as u64);
             }
@@ -308,7 +314,7 @@ impl Job<'_> {
             let importance = self.importance.map(|importance| &importance[matrix * k..][..k]);
             let rows_each = n / matrices;
             for (first, rows) in stripes(rows_each, k, STRIPE_BYTES) {
-                self.check()?;
+                check_interrupt()?;
                 let first = matrix * rows_each + first;
                 let mut values = vec![0.0f32; rows * k];
                 decode(rows_of.format, &rows_of.read(first, rows)?, &mut values);
@@ -325,14 +331,6 @@ impl Job<'_> {
         Ok(Some(error.relative()))
     }
 
-    /// Whether to go on: mapped files are as long as they were when they were opened, and nobody pressed Ctrl-C.
-    fn check(&self) -> Outcome {
-        match IS_INTERRUPTED.load(Ordering::Relaxed) {
-            true => Err(Interrupted.into()),
-            false => self.input.check(),
-        }
-    }
-
     /// The bytes of rows of values.
     fn converted(&self, values: &[f32], shape: [usize; 2], importance: Option<&[f32]>) -> Outcome<Vec<u8>> {
         Ok(match self.ty {
@@ -342,6 +340,11 @@ impl Job<'_> {
             ty => self.device.blocks(ty, values, shape, importance)?,
         })
     }
+}
+
+/// The error of a Ctrl-C, where somebody pressed it.
+fn check_interrupt() -> Outcome {
+    if IS_INTERRUPTED.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
 }
 
 /// Decodes little-endian blocks on all cores.
