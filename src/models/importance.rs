@@ -1,8 +1,7 @@
 //! [`Importance`]: how large the values are that the columns of a model's matrices are multiplied by.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cubecl::client::Client;
 use cubecl::server::Handle;
@@ -28,8 +27,8 @@ pub struct Importance {
 /// What the matrices of a session have been multiplied by, on its device.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
-    /// By the first of the tensors that are multiplied by the same rows. A step is told of no changes but to this.
-    inputs: RefCell<BTreeMap<Arc<str>, Inputs>>,
+    /// By the first of the tensors that are multiplied by the same rows; behind a lock, as all that a step goes through has it.
+    inputs: Mutex<BTreeMap<Arc<str>, Inputs>>,
 }
 
 /// Rows that some tensors are multiplied by.
@@ -52,19 +51,22 @@ impl Observer {
 
     /// The sums of tensors of so many matrices and columns.
     fn squares(&self, client: &Client, tensors: &[&Arc<str>], [matrices, columns]: [usize; 2]) -> Squares {
-        let mut inputs = self.inputs.borrow_mut();
         let new = || {
             let mut tensors: Vec<Arc<str>> = tensors.iter().copied().cloned().collect();
             tensors.dedup();
             Inputs { tensors, squares: Squares::new(client, matrices, columns) }
         };
-        inputs.entry(tensors[0].clone()).or_insert_with(new).squares.clone()
+        self.inputs().entry(tensors[0].clone()).or_insert_with(new).squares.clone()
+    }
+
+    fn inputs(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Inputs>> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The sums of all tensors, in the order of their names.
     pub fn read(&self, device: &CubeDevice) -> crate::Result<Vec<Importance>> {
         let mut all = Vec::new();
-        for Inputs { tensors, squares } in self.inputs.borrow().values() {
+        for Inputs { tensors, squares } in self.inputs().values() {
             let &Squares { matrices, columns, .. } = squares;
             let sums = FloatType::F32.to_f32(&device.read(squares.sums.clone())?, matrices * columns);
             let counts = device.read(squares.counts.clone())?;

@@ -84,8 +84,8 @@ impl Linear {
         }
     }
 
-    /// The layer of the last of a step's rows, as the only one of a step of one token. All rows are observed: a model's output could
-    /// be asked of each of them.
+    /// The layer of the last of a step's rows, as the only one of a step of one token. All rows are observed: each is what a
+    /// model's output would be asked for.
     pub fn forward_last<'a>(&self, step: &Step<'a>, x: &Rows) -> Result<(Rows, Step<'a>)> {
         step.observe(&[&self.tensor], x);
         let (last, of) = step.last(x);

@@ -246,8 +246,9 @@ impl Session<'_> {
         self
     }
 
-    /// What each tensor was multiplied by since [`with_importances`](Self::with_importances), in the order of their names; nothing
-    /// without it. The products' own rounding of activations is not in it. The model's output counts for every token.
+    /// What each tensor was multiplied by since [`with_importances`](Self::with_importances), in the order of their names;
+    /// nothing without it. Products that round activations see others: these are the values before. Those of the output are
+    /// of every token, though only the last one's logits are computed.
     ///
     /// # Errors
     ///
