@@ -129,8 +129,10 @@ fn fractions(numbers: Words) -> u32 {
 pub fn q1_0<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words], place: Place) -> Made {
     let mut sum = 0.0f32;
     let mut largest = 0u32;
+    // All chunks' loads are under way before the first is summed.
+    #[unroll]
     for chunk in 0..4usize {
-        let values = load_all::<X>(x, first + chunk * 8, 8usize);
+        let values = load_all::<X>(x, first + comptime!(chunk * 8), 8usize);
         let mut words = zeros(1usize);
         #[unroll]
         for i in 0..8usize {
