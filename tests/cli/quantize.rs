@@ -302,5 +302,5 @@ fn a_tensor_need_not_fit_into_memory() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(types(&out), [Q4_0]);
+    assert_eq!(types(&out), [GgmlType::Q4_0]);
 }

@@ -47,7 +47,8 @@ fn bytes_are_read_as_they_are_mapped_until_a_shard_shrinks() {
     }
     let last = directory.join(SHARDS[2]);
     let bytes = fs::metadata(&last).unwrap().len();
-    fs::OpenOptions::new().write(true).open(&last).unwrap().set_len(bytes - 1).unwrap();
+    // The last tensor's 24 bytes are padded to 32.
+    fs::OpenOptions::new().write(true).open(&last).unwrap().set_len(bytes - 9).unwrap();
     assert_eq!(read("t0", 0, 24).unwrap().len(), 24);
     assert_eq!(read("t4", 0, 23).unwrap().len(), 23);
     let error = read("t4", 0, 24).unwrap_err();
