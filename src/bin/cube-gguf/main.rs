@@ -1,5 +1,5 @@
-//! The command line: generates text, inspects and quantizes GGUF files, verifies devices on them, extracts and multiplies tensors,
-//! times and tunes.
+//! The command line: generates text, inspects GGUF files, quantizes them and checkpoints of Transformers, verifies devices, extracts
+//! and multiplies tensors, times and tunes.
 
 mod bench;
 mod checkpoint;
@@ -49,6 +49,7 @@ Examples:
   cube-gguf generate model.gguf --prompt 'The capital of France is'
   cube-gguf inspect model.gguf
   cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
+  cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
   cube-gguf quantize Llama-3.2-1B-Instruct llama-q4_k_m.gguf Q4_K_M
   cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16
   cube-gguf bench --types q4_0,q4_k --tokens 1,8,512 --csv
