@@ -1,5 +1,5 @@
-//! The command line: generates text, inspects and quantizes GGUF files, measures importances for it, verifies devices on them,
-//! extracts and multiplies tensors, times and tunes.
+//! The command line: generates text, inspects GGUF files, quantizes them and checkpoints of Transformers, measures importances for
+//! it, verifies devices, extracts and multiplies tensors, times and tunes.
 
 mod bench;
 mod checkpoint;
@@ -51,6 +51,7 @@ Examples:
   cube-gguf generate model.gguf --prompt 'The capital of France is'
   cube-gguf inspect model.gguf
   cube-gguf verify model.gguf --device rocm --tensor 'blk.0.*'
+  cube-gguf quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
   cube-gguf quantize Llama-3.2-1B-Instruct llama-q4_k_m.gguf Q4_K_M
   cube-gguf imatrix model-f16.gguf --text calibration.txt -o imatrix.gguf
   cube-gguf dequantize model.gguf token_embd.weight -o embeddings.npy --dtype f16

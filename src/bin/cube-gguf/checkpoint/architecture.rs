@@ -41,8 +41,11 @@ pub struct Architecture {
     /// Writes the hyperparameters.
     pub parameters: fn(&Config, &Sizes, &mut Keys) -> Outcome,
     /// Vectors that are made of hyperparameters.
-    pub vectors: fn(&Config, &Sizes) -> Outcome<Vec<(&'static str, Vec<f32>)>>,
+    pub vectors: fn(&Config, &Sizes) -> Outcome<Vectors>,
 }
+
+/// Vectors and their names.
+pub type Vectors = Vec<(&'static str, Vec<f32>)>;
 
 /// Where the tokens are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,15 +181,15 @@ impl Sizes {
         })
     }
 
-    /// An extent. Their factors have 32 bits.
+    /// An extent; the largest number where it has more than 64 bits, which no tensor has.
     pub fn extent(&self, extent: Extent) -> usize {
-        let (queries, keys) = (self.heads * self.head, self.kv_heads * self.head);
+        let (queries, keys) = (self.heads.saturating_mul(self.head), self.kv_heads.saturating_mul(self.head));
         match extent {
             Extent::Tokens => self.vocabulary,
             Extent::Hidden => self.hidden,
             Extent::Queries => queries,
             Extent::Keys => keys,
-            Extent::All => queries + 2 * keys,
+            Extent::All => queries.saturating_add(keys).saturating_add(keys),
             Extent::Heads => self.heads,
             Extent::Head => self.head,
             Extent::FeedForward => self.feed_forward,

@@ -38,6 +38,16 @@ pub fn get<'a>(values: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     values.get(key).filter(|value| !value.is_null())
 }
 
+/// A value as an error shows it: its beginning, if it is long.
+pub fn shown(value: &Value) -> String {
+    const LONGEST: usize = 200;
+    let text = value.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    }
+}
+
 /// The hyperparameters of a checkpoint's language model, with those that its class has where the file names none.
 pub struct Config {
     path: PathBuf,
@@ -116,12 +126,13 @@ impl Config {
         let number =
             value.as_u64().or_else(|| value.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
         let number = number.and_then(|number| u32::try_from(number).ok());
-        Ok(number.ok_or_else(|| self.error(&format!("`{key}` is {value}, not a number from 0 to {}", u32::MAX)))?)
+        Ok(number
+            .ok_or_else(|| self.error(&format!("`{key}` is {}, not a number from 0 to {}", shown(value), u32::MAX)))?)
     }
 
     /// `value`, of a key, as a number.
     pub fn real(&self, key: &str, value: &Value) -> Outcome<f64> {
-        Ok(value.as_f64().ok_or_else(|| self.error(&format!("`{key}` is {value}, not a number")))?)
+        Ok(value.as_f64().ok_or_else(|| self.error(&format!("`{key}` is {}, not a number", shown(value))))?)
     }
 
     /// An error of a key that is not there.

@@ -1,6 +1,9 @@
 //! LLaMA, Mistral and Mixtral.
 
-use super::architecture::{Architecture, Change, Extent::*, Presence, Rule, Sizes, Vocabulary};
+use std::error::Error;
+use std::f32::consts::TAU;
+
+use super::architecture::{Architecture, Change, Extent::*, Presence, Rule, Sizes, Vectors, Vocabulary};
 use super::config::Config;
 use super::metadata::{Keys, Rope, parameters};
 use crate::Outcome;
@@ -93,14 +96,14 @@ fn of_llama(config: &Config, sizes: &Sizes, keys: &mut Keys) -> Outcome {
     keys.number("rope.dimension_count", sizes.head)
 }
 
-/// The factors by which Llama 3 slows the turns of pairs: none for those that turn fast, all for those that turn slowly, and those
-/// between in between.
-fn factors(config: &Config, sizes: &Sizes) -> Outcome<Vec<(&'static str, Vec<f32>)>> {
+/// The factors by which Llama 3 slows the turns of pairs: 1 for those that turn fast, the whole factor for those that turn
+/// slowly, something between for the others.
+fn factors(config: &Config, sizes: &Sizes) -> Outcome<Vectors> {
     let rope = Rope::read(config)?;
     if !rope.is_type("llama3") {
         return Ok(Vec::new());
     }
-    let number = |key: &str, default: f64| Ok::<_, Box<dyn std::error::Error>>(rope.number(key)?.unwrap_or(default));
+    let number = |key: &str, default: f64| Ok::<_, Box<dyn Error>>(rope.number(key)?.unwrap_or(default));
     let (base, factor) = (number("rope_theta", 10_000.0)?, number("factor", 8.0)?);
     let (low, high) = (number("low_freq_factor", 1.0)?, number("high_freq_factor", 4.0)?);
     let context = number("original_max_position_embeddings", 8192.0)?;
@@ -108,7 +111,7 @@ fn factors(config: &Config, sizes: &Sizes) -> Outcome<Vec<(&'static str, Vec<f32
         // As PyTorch rounds it in f32: a number by a tensor is the number times the tensor's inverse.
         let exponent = (2 * pair) as f32 / sizes.head as f32;
         let frequency = 1.0 / f64::from(base as f32).powf(exponent.into()) as f32;
-        let wavelength = frequency.recip() * std::f32::consts::TAU;
+        let wavelength = frequency.recip() * TAU;
         match f64::from(wavelength) {
             length if length < context / high => 1.0,
             length if length > context / low => factor as f32,
@@ -122,6 +125,6 @@ fn factors(config: &Config, sizes: &Sizes) -> Outcome<Vec<(&'static str, Vec<f32
 }
 
 /// Architectures without vectors of their own.
-pub fn no_vectors(_: &Config, _: &Sizes) -> Outcome<Vec<(&'static str, Vec<f32>)>> {
+pub fn no_vectors(_: &Config, _: &Sizes) -> Outcome<Vectors> {
     Ok(Vec::new())
 }

@@ -1,10 +1,13 @@
 //! The metadata of a GGUF file: a model's name, its hyperparameters and how it likes to be sampled.
 
+use std::fs;
+use std::path::Path;
+
 use cube_gguf::gguf::{Encode, Writer};
 use serde_json::{Map, Value};
 
 use super::architecture::Sizes;
-use super::config::{Config, get, read_json};
+use super::config::{Config, get, read_json, shown};
 use super::naming::Name;
 use super::tensors::Tensor;
 use crate::Outcome;
@@ -71,7 +74,9 @@ impl<'a> Rope<'a> {
         let mut values = match scaling {
             None => Map::new(),
             Some(Value::Object(values)) => values.clone(),
-            Some(other) => return Err(config.error(&format!("`rope_scaling` is {other}, not an object")).into()),
+            Some(other) => {
+                return Err(config.error(&format!("`rope_scaling` is {}, not an object", shown(other))).into());
+            }
         };
         let of_kind = |kind: &str| values.get(kind).and_then(Value::as_object).cloned();
         let base = |values: &Map<String, Value>| {
@@ -178,7 +183,7 @@ pub fn parameters(config: &Config, sizes: &Sizes, keys: &mut Keys) -> Outcome {
 }
 
 /// Writes what a model is called, and how `generation_config.json` would have it sampled.
-pub fn general(config: &Config, folder: &std::path::Path, tensors: &[Tensor], keys: &mut Keys) -> Outcome {
+pub fn general(config: &Config, folder: &Path, tensors: &[Tensor], keys: &mut Keys) -> Outcome {
     let sampling: Map<String, Value> = read_json(&folder.join("generation_config.json"))?.unwrap_or_default();
     for (key, name) in [("top_k", "top_k"), ("penalty_last_n", "penalty_last_n"), ("mirostat", "mirostat")] {
         let number = get(&sampling, key).and_then(Value::as_i64).and_then(|number| i32::try_from(number).ok());
@@ -201,7 +206,7 @@ pub fn general(config: &Config, folder: &std::path::Path, tensors: &[Tensor], ke
     keys.optional("general.sampling.sequence", get(&sampling, "sequence").and_then(Value::as_str))?;
 
     let count = Parameters::of(tensors);
-    let folder = std::fs::canonicalize(folder).unwrap_or_default();
+    let folder = fs::canonicalize(folder).unwrap_or_default();
     let folder = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let path = get(config.raw(), "_name_or_path").and_then(Value::as_str);
     // Where it is a path on somebody's machine it says nothing.

@@ -1,8 +1,8 @@
-//! Checkpoints of Transformers: safetensors files with `config.json` and a tokenizer beside them, as the GGUF file that llama.cpp's
-//! `convert_hf_to_gguf.py` makes of them.
+//! Checkpoints of Transformers: safetensors files with `config.json` and a tokenizer beside them, as the GGUF file that
+//! llama.cpp's `convert_hf_to_gguf.py` makes of them.
 //!
-//! What a class of models needs is a table ([`Architecture`]): the tensors that a checkpoint must have, by their names and shapes,
-//! and what becomes of each. A checkpoint with others, or without one of these, is refused.
+//! What a class of models needs is a table ([`Architecture`]): the tensors that a checkpoint must have, by their names and
+//! shapes, and what becomes of each. A checkpoint with others, or without one of these, is refused.
 
 mod architecture;
 mod config;
@@ -18,7 +18,7 @@ mod stack;
 mod tensors;
 mod tokenizer;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use cube_gguf::GgmlType;
@@ -89,7 +89,7 @@ struct Model<'a> {
 
 /// The tensors of a checkpoint by their plain names, and which of them were asked for.
 struct Found<'a> {
-    tensors: std::collections::HashMap<String, &'a Stored>,
+    tensors: HashMap<String, &'a Stored>,
     used: HashSet<String>,
 }
 
@@ -104,7 +104,7 @@ impl<'a> Found<'a> {
 impl Model<'_> {
     /// All tensors of the model.
     fn tensors(&self) -> Outcome<Vec<Tensor>> {
-        let mut found = Found { tensors: Default::default(), used: HashSet::new() };
+        let mut found = Found { tensors: HashMap::new(), used: HashSet::new() };
         for name in self.shards.names() {
             let is_skipped = self.architecture.skipped.iter().any(|part| name.contains(part));
             // Buffers that older versions wrote.
@@ -119,9 +119,6 @@ impl Model<'_> {
             }
         }
         let mut tensors = Vec::new();
-        for (name, values) in (self.architecture.vectors)(self.config, self.sizes)? {
-            tensors.push(Tensor::of_values(name.to_owned(), values));
-        }
         for rule in self.architecture.ends {
             tensors.extend(self.tensor(rule, None, &mut found)?);
         }
@@ -135,6 +132,10 @@ impl Model<'_> {
         if let Some(first) = unknown.first() {
             let what = format!("is nothing that {} has ({} such tensors)", self.config.class()?, unknown.len());
             return Err(self.error(first, &what));
+        }
+        // Their lengths are those of tensors that are there.
+        for (name, values) in (self.architecture.vectors)(self.config, self.sizes)? {
+            tensors.push(Tensor::of_values(name.to_owned(), values));
         }
         tensors.sort_by(|a, b| (layer_of(&a.name), &a.name).cmp(&(layer_of(&b.name), &b.name)));
         Ok(tensors)
@@ -204,8 +205,8 @@ impl Model<'_> {
         Ok(Tensor::of_floats(name, dims, stack, ty, false))
     }
 
-    /// A part of the experts of gpt-oss: blocks of MXFP4 with the rows of the matrix, or floats with its columns. `shape` is that of
-    /// the floats.
+    /// A part of the experts of gpt-oss: blocks of MXFP4 with the rows of the matrix, or floats with its columns. `shape` is
+    /// that of the floats.
     fn experts(
         &self,
         source: &str,

@@ -1,6 +1,6 @@
 //! Phi 3 and Phi 4.
 
-use super::architecture::{Architecture, Extent::*, Rule, Sizes, Vocabulary};
+use super::architecture::{Architecture, Extent::*, Rule, Sizes, Vectors, Vocabulary};
 use super::config::Config;
 use super::llama::{ENDS, NORMS};
 use super::metadata::{Keys, Rope};
@@ -74,7 +74,7 @@ fn magnitude(config: &Config, rope: &Rope<'_>) -> Outcome<Option<f64>> {
     }))
 }
 
-fn factors(config: &Config, sizes: &Sizes) -> Outcome<Vec<(&'static str, Vec<f32>)>> {
+fn factors(config: &Config, sizes: &Sizes) -> Outcome<Vectors> {
     let rope = Rope::read(config)?;
     let Some(long) = rope.numbers("long_factor")? else { return Ok(Vec::new()) };
     let short = rope.numbers("short_factor")?.ok_or_else(|| config.missing("rope_scaling.short_factor"))?;

@@ -8,8 +8,8 @@ use crate::Outcome;
 pub enum Order {
     /// The same.
     Same,
-    /// Of each head of so many rows the first half and the second in turn: rotary embeddings turn neighbours in llama.cpp, halves in
-    /// Transformers.
+    /// Of each head of so many rows the first half and the second in turn: rotary embeddings turn neighbours in llama.cpp,
+    /// halves in Transformers.
     Halves(usize),
     /// Every second, from this one on.
     EverySecond(usize),

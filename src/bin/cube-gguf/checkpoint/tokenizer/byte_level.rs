@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::super::config::shown;
 use super::{Files, Kind, Tokens, added};
 use crate::Outcome;
 
@@ -91,7 +92,8 @@ const OTHER_CONTRACTIONS: [&str; 2] =
 struct Known {
     name: &'static str,
     steps: &'static [Step<'static>],
-    ignores_merges: bool,
+    /// Whether words that are tokens are taken whole, where names differ by it: of the others llama.cpp has one way.
+    ignores_merges: Option<bool>,
 }
 
 /// What a pre-tokenizer does to a text.
@@ -162,13 +164,13 @@ const TEKKEN: Step<'static> = split(concat!(
 
 /// Those of the architectures at hand. Of names that stand for the same the first is here.
 const KNOWN: [Known; 7] = [
-    Known { name: "llama-bpe", steps: &[LLAMA_3], ignores_merges: true },
-    Known { name: "dbrx", steps: &[LLAMA_3], ignores_merges: false },
-    Known { name: "qwen2", steps: &[QWEN_2], ignores_merges: false },
-    Known { name: "gpt-4o", steps: &[GPT_4O], ignores_merges: false },
-    Known { name: "tekken", steps: &[TEKKEN], ignores_merges: true },
-    Known { name: "smollm", steps: &[Step::Digits, Step::Gpt2], ignores_merges: false },
-    Known { name: "gpt-2", steps: &[Step::Gpt2], ignores_merges: false },
+    Known { name: "llama-bpe", steps: &[LLAMA_3], ignores_merges: Some(true) },
+    Known { name: "dbrx", steps: &[LLAMA_3], ignores_merges: Some(false) },
+    Known { name: "qwen2", steps: &[QWEN_2], ignores_merges: None },
+    Known { name: "gpt-4o", steps: &[GPT_4O], ignores_merges: None },
+    Known { name: "tekken", steps: &[TEKKEN], ignores_merges: None },
+    Known { name: "smollm", steps: &[Step::Digits, Step::Gpt2], ignores_merges: None },
+    Known { name: "gpt-2", steps: &[Step::Gpt2], ignores_merges: None },
 ];
 
 /// The name of a pre-tokenizer by what it does. llama.cpp's script takes a hash of what a whole vocabulary makes of a text, and
@@ -176,13 +178,17 @@ const KNOWN: [Known; 7] = [
 fn pre_tokenizer(value: Option<&Value>, ignores_merges: bool) -> Result<&'static str, String> {
     let value = value.ok_or("it has no pre-tokenizer")?;
     let mut found = Vec::new();
-    if steps(value, &mut found).is_some()
-        && let Some(known) = KNOWN.iter().find(|known| known.steps == found && known.ignores_merges == ignores_merges)
-    {
-        return Ok(known.name);
+    if steps(value, &mut found).is_some() {
+        let is_found = |known: &&Known| {
+            let ignores = known.ignores_merges.unwrap_or(ignores_merges);
+            known.steps == found && ignores == ignores_merges
+        };
+        if let Some(known) = KNOWN.iter().find(is_found) {
+            return Ok(known.name);
+        }
     }
     let known: Vec<_> = KNOWN.iter().map(|known| known.name).collect();
-    Err(format!("its pre-tokenizer is none of {}: {value}", known.join(", ")))
+    Err(format!("its pre-tokenizer is none of {}: {}", known.join(", "), shown(value)))
 }
 
 /// Adds what a pre-tokenizer does; `None` where that is nothing known.
@@ -212,5 +218,68 @@ fn steps(value: &Value, found: &mut Vec<Step<'static>>) -> Option<()> {
             Some(())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn name(steps: Value, ignores_merges: bool) -> Result<&'static str, String> {
+        pre_tokenizer(Some(&json!({ "type": "Sequence", "pretokenizers": steps })), ignores_merges)
+    }
+
+    fn split(regex: &str) -> Value {
+        json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false })
+    }
+
+    fn bytes(use_regex: bool) -> Value {
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex })
+    }
+
+    const TAIL: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+    /// The sections that Llama 3, Phi 4, Qwen 2.5, Mistral Nemo and SmolLM have.
+    #[test]
+    fn pre_tokenizers_are_known_by_what_they_do() {
+        let cl100k = format!(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{TAIL}");
+        assert_eq!(name(json!([split(&cl100k), bytes(false)]), true), Ok("llama-bpe"));
+        assert_eq!(name(json!([split(&cl100k), bytes(false)]), false), Ok("dbrx"));
+        let mut removed = split(&cl100k);
+        (removed["behavior"], removed["invert"]) = (json!("Removed"), json!(true));
+        assert_eq!(name(json!([removed, bytes(false)]), false), Ok("dbrx"));
+        let qwen = format!(r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{TAIL}");
+        assert_eq!(name(json!([split(&qwen), bytes(false)]), false), Ok("qwen2"));
+        let tekken = concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+            r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+            r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        );
+        assert_eq!(name(json!([split(tekken), bytes(false)]), true), Ok("tekken"));
+        let digits = json!({ "type": "Digits", "individual_digits": true });
+        assert_eq!(name(json!([digits, bytes(true)]), false), Ok("smollm"));
+        assert_eq!(pre_tokenizer(Some(&bytes(true)), false), Ok("gpt-2"));
+    }
+
+    #[test]
+    fn a_pre_tokenizer_that_does_more_is_refused() {
+        let numbers = split(r"\p{N}{1,3}");
+        let groups = json!({ "type": "Digits", "individual_digits": false });
+        let spaced = json!({ "type": "ByteLevel", "add_prefix_space": true, "use_regex": true });
+        for steps in
+            [json!([numbers, bytes(true)]), json!([groups, bytes(true)]), json!([spaced]), json!([bytes(false)])]
+        {
+            assert!(name(steps.clone(), false).unwrap_err().contains("none of llama-bpe, dbrx, qwen2"), "{steps}");
+        }
+        assert!(pre_tokenizer(Some(&json!({ "type": "Metaspace" })), false).is_err());
+        assert!(pre_tokenizer(None, false).is_err());
+    }
+
+    #[test]
+    fn merges_are_lines_whose_spaces_are_bytes() {
+        let merges: Vec<Merge> = serde_json::from_value(json!(["a b", ["a", "b"], ["a ", "b"]])).unwrap();
+        assert_eq!(merges.iter().map(Merge::line).collect::<Vec<_>>(), ["a b", "a b", "aĠ b"]);
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use self::special::Special;
 use super::architecture::Vocabulary;
-use super::config::{Config, get, read_json};
+use super::config::{Config, get, read_json, shown};
 use super::metadata::Keys;
 use crate::Outcome;
 
@@ -73,7 +73,7 @@ impl Files<'_> {
             let content = token.get("content").and_then(Value::as_str);
             let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
             let id = id.parse().ok();
-            let (id, content) = id.zip(content).ok_or_else(|| wrong(&format!("{token} is no token")))?;
+            let (id, content) = id.zip(content).ok_or_else(|| wrong(&format!("{} is no token", shown(token))))?;
             Ok(Added { id, content: content.to_owned(), special })
         };
         tokens.iter().map(token).collect()

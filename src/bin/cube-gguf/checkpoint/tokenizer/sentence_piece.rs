@@ -1,6 +1,7 @@
-//! SentencePiece, of `tokenizer.model`: a message of Protocol Buffers whose field 1 is a piece, with a text, a score and a type in
-//! fields 1, 2 and 3.
+//! SentencePiece, of `tokenizer.model`: a message of Protocol Buffers whose field 1 is a piece, with a text, a score and a
+//! type in fields 1, 2 and 3.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::super::config::{read_file, read_json};
@@ -35,8 +36,7 @@ pub fn read(model: &Path, files: &Files<'_>, size: usize, takes_file: bool) -> O
             (tokens.texts[id], tokens.kinds[id], scores[id]) = (text, kind, ADDED);
         }
     };
-    let older: std::collections::BTreeMap<String, u32> =
-        read_json(&files.folder.join("added_tokens.json"))?.unwrap_or_default();
+    let older: BTreeMap<String, u32> = read_json(&files.folder.join("added_tokens.json"))?.unwrap_or_default();
     for (text, id) in older {
         put(id, text, Kind::UserDefined);
     }

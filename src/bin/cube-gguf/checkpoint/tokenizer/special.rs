@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -232,7 +233,7 @@ impl Special {
 
     fn read_template_files(&mut self, files: &Files<'_>) -> Outcome {
         let path = files.folder.join("chat_template.jinja");
-        let text = |path: &std::path::Path, bytes: Vec<u8>| {
+        let text = |path: &Path, bytes: Vec<u8>| {
             String::from_utf8(bytes).map_err(|_| format!("{}: not UTF-8", path.display()))
         };
         if let Some(bytes) = read_file(&path)? {
