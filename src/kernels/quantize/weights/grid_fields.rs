@@ -163,7 +163,7 @@ pub fn store_scales(out: &mut [Words], at: ChunkAt, shares: &GridShares<'_>, ind
     if at.chunk == 0 {
         store_numbers(out, at, shares, first, block, rule);
         let mut next = 0u32;
-        if at.has_next {
+        if at.has_both() {
             let after = BlockScale::of(shares, (first + CHUNKS) * subs, rule);
             next = after.bits(after.scale, rule);
         }

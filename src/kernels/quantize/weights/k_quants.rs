@@ -297,7 +297,7 @@ fn store_scales(
         at.destination.store(out, own, at.row, at.block, block.bits);
     } else {
         let mut next = 0u32;
-        if at.has_next {
+        if at.has_both() {
             next = BlockScale::of(shares, first + count, rule).bits;
         }
         at.store_halves(out, own, block.bits & 0xffff, next);

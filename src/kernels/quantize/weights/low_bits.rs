@@ -71,7 +71,7 @@ pub fn quantize_ternary_chunk<X: Float>(
     }
     if at.chunk == 0 {
         let mut next = 0u32;
-        if at.has_next {
+        if at.has_both() {
             next = f16_bits(largest_scale(shares, first + CHUNKS));
         }
         at.store_halves(out, comptime!(if rule.ty == GgmlType::TQ2_0 { 1usize } else { 2 }), f16_bits(scale), next);

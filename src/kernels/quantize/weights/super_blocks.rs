@@ -126,7 +126,7 @@ pub(super) struct ChunkAt {
     /// Whether there is such a chunk: the last pair of a row may have one super-block.
     pub(super) exists: bool,
     /// Whether the row has a super-block after this one.
-    pub(super) has_next: bool,
+    has_next: bool,
 }
 
 #[cube]
@@ -167,12 +167,16 @@ impl ChunkAt {
         sum_of_squares::<X>(x, self.first, comptime!(8 * CHUNKS).runtime()) * comptime!(1.0f32 / 256.0)
     }
 
+    /// Whether the super-block is the first of a pair that has both.
+    pub(super) fn has_both(&self) -> bool {
+        self.block & 1 == 0 && self.has_next
+    }
+
     /// Stores the half of the super-block's scale, as a bit pattern, where that is the first of a pair: two are a word. `next` is that
-    /// of the one after it, which the last of a row may lack.
+    /// of the second, 0 where the pair [lacks it](Self::has_both).
     pub(super) fn store_halves(&self, out: &mut [Words], #[comptime] component: usize, own: u32, next: u32) {
         if self.block & 1 == 0 {
-            let both = own | select(self.has_next, next << 16, 0u32);
-            self.destination.store(out, component, self.row, self.block / 2, both);
+            self.destination.store(out, component, self.row, self.block / 2, own | (next << 16));
         }
     }
 }
