@@ -335,6 +335,17 @@ fn configurations_that_do_not_hold_up_are_sentences() {
 }
 
 #[test]
+fn the_help_names_every_class_that_is_known() {
+    let spoiled = Spoiled::new("checkpoints-help");
+    spoiled.change("config.json", |config| config["architectures"] = json!(["AbacusForCausalLM"]));
+    let message = spoiled.error();
+    let known: Vec<_> = message.rsplit_once(" are ").unwrap().1.split(", ").collect();
+    let help = stdout(&["quantize", "--help"]);
+    assert_eq!(known.len(), 11);
+    assert!(known.iter().all(|class| help.contains(class)), "{known:?}");
+}
+
+#[test]
 fn tokenizers_that_do_not_hold_up_are_sentences() {
     let cases: [Case; 4] = [
         (

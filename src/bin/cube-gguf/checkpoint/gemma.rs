@@ -46,7 +46,7 @@ pub const GEMMA_3: Architecture = Architecture {
     ],
     ends: &[EMBEDDING, NORM, OUTPUT],
     layer: &[ATTENTION, HEAD_NORMS, NORMS, FEED_FORWARD],
-    // What sees.
+    // The vision tower, and what projects its output.
     skipped: &["vision_", "vision.", "projector."],
     parameters: of_gemma_3,
     ..GEMMA_2

@@ -36,8 +36,8 @@ The file appears once it is complete.
 
 A checkpoint of Transformers is read with the config.json and the tokenizer beside it, and becomes the file that llama.cpp's
 convert_hf_to_gguf.py makes of it: LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM,
-Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration (without what
-sees), Phi3ForCausalLM, GptOssForCausalLM.
+Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3ForConditionalGeneration (its language
+model), Phi3ForCausalLM, GptOssForCausalLM.
 
 Examples:
   cube-gguf quantize Llama-3.2-1B-Instruct llama-q4_k_m.gguf Q4_K_M
