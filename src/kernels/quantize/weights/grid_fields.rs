@@ -2,10 +2,10 @@
 
 use cubecl::prelude::*;
 
+use super::chunks::{CHUNKS, ChunkAt};
 use super::codes::zeros;
-use super::grids::GridRule;
+use super::grid_rule::GridRule;
 use super::rounding::{floats_at, nearest, product};
-use super::super_blocks::{CHUNKS, ChunkAt};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::vector::Words;

@@ -2,8 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::iq4::squares;
-use super::rounding::{Four, alone};
+use super::rounding::{Four, alone, squares};
 
 /// The importances of a sub-block's columns.
 #[derive(CubeType)]

@@ -7,14 +7,13 @@
 
 use cubecl::prelude::*;
 
+use super::chunks::ChunkAt;
 use super::codes::zeros;
 use super::grid_fields::{BlockScale, DOWN, Found, GridShares};
-use super::grids::GridRule;
-use super::importance::{Importance, weights_of_columns};
-use super::iq4::squares;
+use super::grid_rule::{GridRule, weights_of};
+use super::importance::Importance;
 use super::neighbours::{Levels, Weighted, nearest_point, number};
-use super::rounding::{Four, floats_of, load_all, product};
-use super::super_blocks::ChunkAt;
+use super::rounding::{floats_of, load_all, product};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -149,12 +148,6 @@ pub fn search_shifted<X: Float>(
         points[group] = select(is_zero, 0u32, points[group]);
     }
     Found { scale: select(is_zero, 0.0f32, scale), signs: down, points }
-}
-
-/// The weights of errors.
-#[cube]
-fn weights_of(values: &Sequence<Four>, importance: &Importance<'_>, #[comptime] rule: GridRule) -> Sequence<Four> {
-    if comptime!(rule.weighted) { weights_of_columns(values, importance) } else { squares(values) }
 }
 
 /// The rank of each value among those of its sub-block, of equal ones by their places. Leaves sums of weighted values and of weights

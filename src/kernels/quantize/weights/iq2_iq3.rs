@@ -8,22 +8,12 @@
 use cubecl::prelude::*;
 
 use super::grid_fields::Found;
-use super::grids::GridRule;
-use super::importance::{Importance, weights_of_columns};
-use super::iq4::squares;
+use super::grid_rule::{GridRule, weights_of};
+use super::importance::Importance;
 use super::neighbours::{Levels, Weighted, nearest_point, number};
-use super::rounding::{Four, floats_of, load_all, nearest, product};
+use super::rounding::{floats_of, load_all, nearest, product};
 use super::search::positive;
 use crate::gguf::GgmlType;
-
-/// How a format's rounds go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rounds {
-    /// Rounds to either side of the scale that makes the greatest magnitude the greatest number.
-    pub side: u32,
-    /// Hundredths of a number from a round to the next.
-    pub hundredths: u32,
-}
 
 /// Searches the sub-block from vector `first` on, which begins with value `of_chunk` of its chunk.
 #[cube]
@@ -65,24 +55,6 @@ pub fn search_magnitudes<X: Float>(
         kept[group] = select(is_zero, 0u32, points[group]);
     }
     Found { scale: select(is_zero, 0.0f32, f32::abs(scale)), signs: select(is_zero, 0u32, signs), points: kept }
-}
-
-/// The weights of errors.
-#[cube]
-fn weights_of(values: &Sequence<Four>, importance: &Importance<'_>, #[comptime] rule: GridRule) -> Sequence<Four> {
-    if comptime!(rule.weighted) {
-        weights_of_columns(values, importance)
-    } else if comptime!(rule.ty == GgmlType::IQ2S) {
-        let squares = squares(values);
-        let mut weights = Sequence::<Four>::new();
-        #[unroll]
-        for i in 0..squares.len() {
-            weights.push(Four::new(0.25f32 * importance.variance) + *squares.index(i));
-        }
-        weights
-    } else {
-        squares(values)
-    }
 }
 
 /// Leaves magnitudes of values, and gives the signs. Where a format has room for an even number of minus signs alone, the value

@@ -3,13 +3,14 @@
 
 use cubecl::prelude::*;
 
+use super::chunks::{CHUNKS, ChunkAt};
 use super::codes::{Made, Place, add_codes, bytes_of, middle, table_value, zeros};
 use super::importance::{Importance, weights_of_columns};
 use super::rounding::{
-    Four, alone, extreme, floats_at, inverse, largest_of_all, load_all, nearest, product, sum_of_squares,
+    Four, extreme, floats_at, inverse, largest_of_all, load_all, nearest, product, squares, sum_of_squares,
 };
 use super::search::{LEAST, extreme_of};
-use super::super_blocks::{CHUNKS, ChunkAt, Shares};
+use super::super_rule::Shares;
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::vector::Words;
@@ -47,17 +48,6 @@ fn nearest_indices(numbers: Four, factor: f32) -> u32 {
 
 /// Steps to either side of the scale that makes the value of the largest magnitude the table's first.
 const STEPS: u32 = 7;
-
-/// The squares of values.
-#[cube]
-pub fn squares(values: &Sequence<Four>) -> Sequence<Four> {
-    let mut squares = Sequence::<Four>::new();
-    #[unroll]
-    for i in 0..values.len() {
-        squares.push(alone(*values.index(i) * *values.index(i)));
-    }
-    squares
-}
 
 /// The scale of 32 values for which they are nearest to those of the table, by weights of the errors.
 #[cube]

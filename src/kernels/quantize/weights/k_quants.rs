@@ -2,11 +2,12 @@
 
 use cubecl::prelude::*;
 
+use super::chunks::{CHUNKS, ChunkAt};
 use super::codes::{add_codes, zeros};
 use super::importance::Importance;
 use super::rounding::{floats_at, floats_of, load, load_all, nearest, product};
 use super::search::{Found, LEAST, by_single_codes, code_at, extreme_of, positive, symmetric, with_min};
-use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
+use super::super_rule::{Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::formats::f16;

@@ -2,10 +2,11 @@
 
 use cubecl::prelude::*;
 
+use super::chunks::{CHUNKS, ChunkAt};
 use super::codes::{Made, Place, add_codes, bytes_of, zeros};
 use super::rounding::{Four, floats_at, inverse, largest_of_all, load, load_all};
 use super::search::extreme_of;
-use super::super_blocks::{CHUNKS, ChunkAt, Shares, SuperRule};
+use super::super_rule::{Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
 use crate::kernels::quantize::codes::largest_of;

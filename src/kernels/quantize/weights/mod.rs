@@ -8,9 +8,11 @@
 //! Rounding decides about bytes, in the searches too, where many scales are nearly as good: no product may be fused with the sum
 //! that it goes into (see [`rounding::alone`]).
 
+mod chunks;
 mod codes;
 mod fp4;
 mod grid_fields;
+mod grid_rule;
 mod grids;
 mod importance;
 mod iq1;
@@ -24,6 +26,7 @@ mod q8_k;
 mod rounding;
 mod search;
 mod super_blocks;
+mod super_rule;
 
 use cubecl::client::Client;
 use cubecl::ir::ElemType;
@@ -32,11 +35,14 @@ use cubecl::server::Handle;
 
 pub use self::neighbours::table;
 
+use self::chunks::{PAIR, Run, RunLaunch};
 use self::codes::{Destination, DestinationLaunch, Place};
-use self::grids::{GridRule, quantize_by_grid};
+use self::grid_rule::GridRule;
+use self::grids::quantize_by_grid;
 use self::importance::Importance;
 use self::rounding::Four;
-use self::super_blocks::{PAIR, SuperRule, quantize_super_blocks};
+use self::super_blocks::quantize_super_blocks;
+use self::super_rule::SuperRule;
 use crate::gguf::GgmlType;
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::{ComponentOffsets, format};
@@ -192,21 +198,6 @@ impl Rule {
     fn blocks(self) -> usize {
         (32 / self.scale_bits) as usize
     }
-}
-
-/// The rows that a launch quantizes.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-#[expand(derive(Clone, Copy))]
-struct Run {
-    grid: Grid,
-    /// The first row of the quantized matrix.
-    first_row: usize,
-    /// Blocks of a row.
-    blocks: usize,
-    /// Units of a row, or pairs of super-blocks.
-    units: usize,
-    /// Rows of the quantized matrix for each row of importances.
-    rows_each: usize,
 }
 
 /// The mean of the squares of each row's values, f32.

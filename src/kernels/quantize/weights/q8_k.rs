@@ -2,10 +2,11 @@
 
 use cubecl::prelude::*;
 
+use super::chunks::{CHUNKS, ChunkAt};
 use super::codes::{bytes_of, zeros};
 use super::rounding::{floats_at, load, nearest, product};
 use super::search::extreme_of;
-use super::super_blocks::{CHUNKS, ChunkAt, Shares};
+use super::super_rule::Shares;
 use crate::kernels::vector::Words;
 
 /// Quantizes a chunk, which is chunk `index` of the cube; the first of a super-block also stores its scale.

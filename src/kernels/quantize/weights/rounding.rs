@@ -33,6 +33,17 @@ pub fn product(a: f32, b: f32) -> f32 {
     max(a * b, f32::MIN)
 }
 
+/// The squares of values.
+#[cube]
+pub fn squares(values: &Sequence<Four>) -> Sequence<Four> {
+    let mut squares = Sequence::<Four>::new();
+    #[unroll]
+    for i in 0..values.len() {
+        squares.push(alone(*values.index(i) * *values.index(i)));
+    }
+    squares
+}
+
 /// One over a scale; 0 for a scale of 0, or one so small that its inverse is no float.
 #[cube]
 pub fn inverse(scale: f32) -> f32 {
