@@ -212,6 +212,16 @@ pub enum Error {
         /// The size of the data section, in bytes.
         available: u64,
     },
+    /// Bytes to read that a tensor does not have, or has in other files.
+    #[error("tensor `{tensor}` has no {len} bytes from byte {first} on in these files")]
+    NoSuchBytes {
+        /// The tensor.
+        tensor: String,
+        /// The first byte of its data that was asked for.
+        first: usize,
+        /// How many were.
+        len: usize,
+    },
     /// Two tensors that share bytes.
     #[error("tensors `{first}` and `{second}` overlap")]
     Overlap {

@@ -117,15 +117,17 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// [`Error::InFile`], which names the path, around [`Error::Shrunk`] or [`Error::Io`]; [`Error::UnknownTensorType`].
-    ///
-    /// # Panics
-    ///
-    /// Where the tensor is of other files, or has no such bytes.
+    /// [`Error::InFile`], which names the path, around [`Error::Shrunk`] or [`Error::Io`]; [`Error::NoSuchBytes`] where the tensor
+    /// has less, or is of other files; [`Error::UnknownTensorType`].
     pub fn read(&self, tensor: &TensorInfo<'_>, first: usize, out: &mut [u8]) -> Result<(), Error> {
-        let bytes = &tensor.data()?[first..][..out.len()];
-        let place = self.files().find_map(|file| Some((file, file.position(bytes)?)));
-        let (file, position) = place.expect("a tensor of these files");
+        let len = out.len();
+        let place = tensor
+            .data()?
+            .get(first..)
+            .and_then(|data| data.get(..len))
+            .and_then(|bytes| self.files().find_map(|file| Some((file, file.position(bytes)?))));
+        let no_such = || Error::NoSuchBytes { tensor: tensor.name().to_owned(), first, len };
+        let (file, position) = place.ok_or_else(no_such)?;
         read_at(&file.file, position, out).map_err(|error| {
             let error = match error.kind() {
                 io::ErrorKind::UnexpectedEof => Error::Shrunk { bytes: file.map.len() as u64 },

@@ -45,6 +45,10 @@ fn bytes_are_read_as_they_are_mapped_until_a_shard_shrinks() {
         assert_eq!(read(tensor.name(), 5, 7).unwrap(), data[5..12]);
         assert!(read(tensor.name(), data.len(), 0).unwrap().is_empty());
     }
+    assert!(matches!(read("t0", 20, 5), Err(Error::NoSuchBytes { first: 20, len: 5, .. })));
+    let others = Files::open(corpus("split").join(SHARDS[0])).unwrap();
+    let foreign = others.read(&gguf.tensor("t0").unwrap(), 0, &mut [0; 4]);
+    assert!(matches!(foreign, Err(Error::NoSuchBytes { first: 0, len: 4, .. })));
     let last = directory.join(SHARDS[2]);
     let bytes = fs::metadata(&last).unwrap().len();
     // The last tensor's 24 bytes are padded to 32.
