@@ -138,7 +138,9 @@ fn quantize_takes_what_was_measured() {
     stdout(&["quantize", &file, &by_importance, "Q4_K_M", "--device", "cpu", "--imatrix", &measured]);
     let files = [&plain, &by_importance].map(|path| Files::open(path).unwrap());
     let [plain, by_importance] = files.each_ref().map(|files| files.parse().unwrap());
-    assert_eq!(by_importance.metadata().value::<i32>("quantize.imatrix.entries_count").unwrap(), 8);
+    assert_eq!(by_importance.metadata().value::<u32>("quantize.imatrix.entries_count").unwrap(), 8);
+    assert_eq!(by_importance.metadata().value::<u32>("quantize.imatrix.chunks_count").unwrap(), 2);
+    assert_eq!(by_importance.metadata().value::<&str>("quantize.imatrix.dataset").unwrap(), text);
     for tensor in plain.tensors() {
         let other = by_importance.tensor(tensor.name()).unwrap();
         // No importance bears on Q8_0, which is the largest value's alone.

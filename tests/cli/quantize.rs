@@ -192,7 +192,7 @@ fn importances_bear_on_their_matrices_alone() {
     stdout(&["quantize", &file, &older, "Q4_K_M", "--device", "cpu", "--imatrix", &of_before]);
     let files = [&plain, &ours, &older].map(|path| Files::open(path).unwrap());
     let [plain, ours, older] = files.each_ref().map(|files| files.parse().unwrap());
-    assert_eq!(ours.metadata().value::<i32>("quantize.imatrix.entries_count").unwrap(), 2);
+    assert_eq!(ours.metadata().value::<u32>("quantize.imatrix.entries_count").unwrap(), 2);
     for (name, _) in TENSORS {
         let data = [&plain, &ours, &older].map(|gguf| gguf.tensor(name).unwrap().data().unwrap());
         assert_eq!(data[1], data[2], "{name}");

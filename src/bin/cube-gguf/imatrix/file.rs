@@ -16,6 +16,10 @@ use crate::Outcome;
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 
+/// The keys of the texts' names, and of the number of their chunks.
+const DATASETS: &str = "imatrix.datasets";
+const CHUNKS: &str = "imatrix.chunk_count";
+
 /// What importances were measured on.
 pub struct Source<'a> {
     /// The name of the text.
@@ -28,8 +32,8 @@ pub struct Source<'a> {
 pub fn write<W: Write>(out: W, importances: &[Importance], source: &Source<'_>) -> Result<W, gguf::Error> {
     let [count, size] = source.chunks;
     let mut writer = Writer::new();
-    writer.metadata("general.type", "imatrix")?.metadata("imatrix.datasets", [source.text])?;
-    writer.metadata("imatrix.chunk_count", count)?.metadata("imatrix.chunk_size", size)?;
+    writer.metadata("general.type", "imatrix")?.metadata(DATASETS, [source.text])?;
+    writer.metadata(CHUNKS, count)?.metadata("imatrix.chunk_size", size)?;
     for Importance { name, sums, counts, .. } in importances {
         let matrices = counts.len() as u64;
         let columns = sums.len() as u64 / matrices.max(1);
@@ -49,6 +53,9 @@ pub fn write<W: Write>(out: W, importances: &[Importance], source: &Source<'_>) 
 /// The mean squares of the activations of each column, by the names of matrices.
 pub struct Imatrix {
     pub path: PathBuf,
+    /// What it was measured on, where it says so: the first text's name, and a number of chunks.
+    pub dataset: Option<String>,
+    pub chunks: Option<u32>,
     entries: HashMap<String, Vec<f32>>,
 }
 
@@ -57,11 +64,29 @@ impl Imatrix {
     pub fn read(path: &Path) -> Outcome<Self> {
         let at = |error: Box<dyn std::error::Error>| format!("{}: {error}", path.display());
         let data = fs::read(path).map_err(|error| at(error.into()))?;
-        let entries = match data.starts_with(b"GGUF") || data.starts_with(b"FUGG") {
-            true => of_gguf(path)?,
-            false => of_pairs(&data).ok_or_else(|| at("no importance matrix".into()))?,
-        };
-        Ok(Self { path: path.to_owned(), entries })
+        if data.starts_with(b"GGUF") || data.starts_with(b"FUGG") {
+            return Self::of_gguf(path);
+        }
+        let entries = of_pairs(&data).ok_or_else(|| at("no importance matrix".into()))?;
+        Ok(Self { path: path.to_owned(), dataset: None, chunks: None, entries })
+    }
+
+    /// Sums of squares and how many there were, as tensors.
+    fn of_gguf(path: &Path) -> Outcome<Self> {
+        let files = Files::open(path)?;
+        let gguf = files.parse()?;
+        let mut entries = HashMap::new();
+        for sums in gguf.tensors() {
+            let Some(name) = sums.name().strip_suffix(SUMS) else { continue };
+            entries.insert(name.to_owned(), means(&sums, &gguf.tensor(&format!("{name}{COUNTS}"))?)?);
+        }
+        if entries.is_empty() {
+            return Err(format!("{}: no importance matrix: it has no `{SUMS}` tensors", path.display()).into());
+        }
+        let metadata = gguf.metadata();
+        let dataset = metadata.elements::<&str>(DATASETS).ok().and_then(|mut names| names.next()?.ok());
+        let chunks = metadata.optional(CHUNKS).ok().flatten();
+        Ok(Self { path: path.to_owned(), dataset: dataset.map(str::to_owned), chunks, entries })
     }
 
     /// Number of matrices.
@@ -82,27 +107,17 @@ impl Imatrix {
     }
 }
 
-/// Sums of squares and how many there were, as tensors.
-fn of_gguf(path: &Path) -> Outcome<HashMap<String, Vec<f32>>> {
-    let files = Files::open(path)?;
-    let gguf = files.parse()?;
-    let mut entries = HashMap::new();
-    for sums in gguf.tensors() {
-        let Some(name) = sums.name().strip_suffix(SUMS) else { continue };
-        let counts = floats(&gguf.tensor(&format!("{name}{COUNTS}"))?)?;
-        let mut means = floats(&sums)?;
-        let columns = means.len().checked_div(counts.len()).filter(|columns| columns * counts.len() == means.len());
-        let columns = columns.ok_or_else(|| format!("{}: {} sums for {} counts", name, means.len(), counts.len()))?;
-        for (means, count) in means.chunks_exact_mut(columns.max(1)).zip(counts) {
-            // A matrix that nothing was multiplied by has columns that are all as important.
-            means.iter_mut().for_each(|mean| *mean = if count > 0.0 { *mean / count } else { 1.0 });
-        }
-        entries.insert(name.to_owned(), means);
+/// The mean squares of each matrix's columns.
+fn means(sums: &TensorInfo<'_>, counts: &TensorInfo<'_>) -> Outcome<Vec<f32>> {
+    let (mut means, counts) = (floats(sums)?, floats(counts)?);
+    let columns = means.len().checked_div(counts.len()).filter(|columns| columns * counts.len() == means.len());
+    let columns =
+        columns.ok_or_else(|| format!("{}: {} sums for {} counts", sums.name(), means.len(), counts.len()))?;
+    for (means, count) in means.chunks_exact_mut(columns.max(1)).zip(counts) {
+        // A matrix that nothing was multiplied by has columns that are all as important.
+        means.iter_mut().for_each(|mean| *mean = if count > 0.0 { *mean / count } else { 1.0 });
     }
-    match entries.is_empty() {
-        true => Err(format!("{}: no importance matrix: it has no `{SUMS}` tensors", path.display()).into()),
-        false => Ok(entries),
-    }
+    Ok(means)
 }
 
 fn floats(tensor: &TensorInfo<'_>) -> Outcome<Vec<f32>> {

@@ -215,7 +215,13 @@ fn header(
     writer.metadata(VERSION, 2u32)?.metadata(FILE_TYPE, arguments.recipe.file_type())?;
     if let Some(imatrix) = imatrix {
         writer.metadata(&format!("{IMATRIX}file"), &*imatrix.path.to_string_lossy())?;
-        writer.metadata(&format!("{IMATRIX}entries_count"), imatrix.len() as i32)?;
+        writer.metadata(&format!("{IMATRIX}entries_count"), imatrix.len() as u32)?;
+        if let Some(dataset) = &imatrix.dataset {
+            writer.metadata(&format!("{IMATRIX}dataset"), &**dataset)?;
+        }
+        if let Some(chunks) = imatrix.chunks {
+            writer.metadata(&format!("{IMATRIX}chunks_count"), chunks)?;
+        }
     }
     for (tensor, ty) in plan {
         writer.tensor(tensor.name(), tensor.dims(), *ty)?;

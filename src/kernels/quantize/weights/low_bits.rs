@@ -130,11 +130,12 @@ fn fractions(numbers: Words) -> u32 {
 pub fn q1_0<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words], place: Place) -> Made {
     let mut sum = 0.0f32;
     let mut largest = 0u32;
-    // All chunks' loads are under way before the first is summed.
+    // Stored in the end, so that no store holds loads up.
+    let mut words = zeros(4usize);
     #[unroll]
     for chunk in 0..4usize {
         let values = load_all::<X>(x, first + comptime!(chunk * 8), 8usize);
-        let mut words = zeros(1usize);
+        let mut signs = zeros(1usize);
         #[unroll]
         for i in 0..8usize {
             let four = *values.index(i);
@@ -145,9 +146,10 @@ pub fn q1_0<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words]
                 sum += f32::abs(four.extract(j));
                 bits.insert(j, u32::cast_from(four.extract(j) >= 0.0f32));
             }
-            add_codes(&mut words, i, bytes_of(bits), 1usize);
+            add_codes(&mut signs, i, bytes_of(bits), 1usize);
         }
-        place.destination.store_chunk(out, 0usize, place.row, place.block * 4 + chunk, &words, 1usize);
+        words[chunk] = signs[0];
     }
+    place.destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
     Made { scale: f16_bits(sum * comptime!(1.0f32 / 128.0)), largest }
 }
