@@ -9,7 +9,6 @@ use super::search::extreme_of;
 use super::super_rule::{Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::floats::f16_bits;
-use crate::kernels::quantize::codes::largest_of;
 use crate::kernels::vector::Words;
 
 /// Four values times `factor` to the nearest of -1, 0 and 1, halves away from zero, plus 1.
@@ -125,31 +124,55 @@ fn fractions(numbers: Words) -> u32 {
     bytes_of((numbers * Words::new(256u32) + Words::new(242u32)) / Words::new(243u32))
 }
 
-/// A block of Q1_0.
+/// Two blocks of Q1_0, or one: each of their sums is a long chain of additions, and two need not wait for each other.
 #[cube]
-pub fn q1_0<X: Float>(x: &[Vector<X, Const<4>>], first: usize, out: &mut [Words], place: Place) -> Made {
+pub fn q1_0<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    first: usize,
+    out: &mut [Words],
+    place: Place,
+    has_second: bool,
+) -> Made {
     let mut sum = 0.0f32;
+    let mut second_sum = 0.0f32;
     let mut largest = 0u32;
-    // Stored in the end, so that no store holds loads up.
-    let mut words = zeros(4usize);
-    #[unroll]
+    // Without a second block the first is read again.
+    let second = first + select(has_second, 32usize, 0usize);
     for chunk in 0..4usize {
-        let values = load_all::<X>(x, first + comptime!(chunk * 8), 8usize);
-        let mut signs = zeros(1usize);
+        let values = load_all::<X>(x, first + chunk * 8, 8usize);
+        let second_values = load_all::<X>(x, second + chunk * 8, 8usize);
+        largest = max(largest, max(largest_of_all(&values), largest_of_all(&second_values)));
+        let mut words = zeros(1usize);
+        let mut second_words = zeros(1usize);
         #[unroll]
         for i in 0..8usize {
-            let four = *values.index(i);
-            largest = max(largest, largest_of(four));
-            let mut bits = Words::empty();
+            let (four, second_four) = (*values.index(i), *second_values.index(i));
             #[unroll]
             for j in 0..4usize {
                 sum += f32::abs(four.extract(j));
-                bits.insert(j, u32::cast_from(four.extract(j) >= 0.0f32));
+                second_sum += f32::abs(second_four.extract(j));
             }
-            add_codes(&mut signs, i, bytes_of(bits), 1usize);
+            add_codes(&mut words, i, signs(four), 1usize);
+            add_codes(&mut second_words, i, signs(second_four), 1usize);
         }
-        words[chunk] = signs[0];
+        let to = place.block * 4 + chunk;
+        place.destination.store_chunk(out, 0usize, place.row, to, &words, 1usize);
+        if has_second {
+            place.destination.store_chunk(out, 0usize, place.row, to + 4, &second_words, 1usize);
+        }
     }
-    place.destination.store_chunk(out, 0usize, place.row, place.block, &words, 4usize);
-    Made { scale: f16_bits(sum * comptime!(1.0f32 / 128.0)), largest }
+    let mean = comptime!(1.0f32 / 128.0);
+    let second_scale = select(has_second, f16_bits(second_sum * mean), 0u32);
+    Made { scale: f16_bits(sum * mean) | (second_scale << 16), largest }
+}
+
+/// A byte for each of four values: whether it is 0 or more.
+#[cube]
+fn signs(four: Four) -> u32 {
+    let mut signs = Words::empty();
+    #[unroll]
+    for i in 0..4usize {
+        signs.insert(i, u32::cast_from(four.extract(i) >= 0.0f32));
+    }
+    bytes_of(signs)
 }

@@ -245,8 +245,17 @@ fn quantize_blocks<X: Float>(
     let row = run.first_row + from_row;
     let fours = comptime!(rule.ty.block_size() / 4);
     let mut scales = 0u32;
+    if comptime!(rule.ty == GgmlType::Q1_0) {
+        let block = 2 * unit;
+        let first = (from_row * run.blocks + block) * fours;
+        let made = low_bits::q1_0::<X>(x, first, out, Place { destination, row, block }, block + 1 < run.blocks);
+        if made.largest >= 0x7f80_0000 {
+            faults[0] = 1u32;
+        }
+        scales = made.scale;
+    }
     #[unroll]
-    for i in 0..comptime!(rule.blocks()) {
+    for i in 0..comptime!(if rule.ty == GgmlType::Q1_0 { 0 } else { rule.blocks() }) {
         let block = unit * comptime!(rule.blocks()) + i;
         if block < run.blocks {
             let first = (from_row * run.blocks + block) * fours;
@@ -265,7 +274,6 @@ fn quantize_blocks<X: Float>(
                 GgmlType::Q8_0 => legacy::bytes::<X>(x, first, out, place, false),
                 GgmlType::Q8_1 => legacy::bytes::<X>(x, first, out, place, true),
                 GgmlType::Q2_0 => low_bits::q2_0::<X>(x, first, out, place),
-                GgmlType::Q1_0 => low_bits::q1_0::<X>(x, first, out, place),
                 GgmlType::IQ4NL => iq4::iq4_nl::<X>(x, first, &importance, out, place, rule.weighted),
                 GgmlType::MXFP4 => fp4::mxfp4::<X>(x, first, out, place),
                 GgmlType::NVFP4 => fp4::nvfp4::<X>(x, first, out, place),
