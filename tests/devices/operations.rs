@@ -202,6 +202,13 @@ fn refuses_to_quantize(device: &CubeDevice, fixture: &Fixture) {
         let result = DeviceTensor::quantize(device, ty, n, k, &values);
         assert!(!compares() || matches!(result, Err(Error::NotFinite { row: 1 })), "{odd}: {result:?}");
     }
+    // The kernels of super-blocks look for themselves, those with a grid, too.
+    for ty in [GgmlType::Q4K, GgmlType::IQ3S] {
+        let mut values = noise(7, 4 * 256);
+        values[3 * 256 - 1] = f32::NAN;
+        let result = DeviceTensor::quantize(device, ty, 4, 256, &values);
+        assert!(!compares() || matches!(result, Err(Error::NotFinite { row: 2 })), "{ty}: {result:?}");
+    }
     let refused = |n, k| DeviceTensor::quantize(device, ty, n, k, &values).unwrap_err();
     assert!(matches!(refused(n, k + ty.block_size()), Error::Values { .. }));
     assert!(matches!(refused(n * k, 1), Error::Values { .. }));
