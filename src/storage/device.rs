@@ -12,7 +12,7 @@ use cubecl::device::WgpuDeviceKind;
 use cubecl::server::Handle;
 
 use crate::gguf::GgmlType;
-use crate::kernels::formats::format;
+use crate::kernels::formats::{Grid, format};
 use crate::kernels::launch::is_rasterizer;
 use crate::kernels::quantize::weights::table;
 use crate::kernels::routing::Routing;
@@ -168,9 +168,21 @@ pub struct CubeDevice {
     index: usize,
     device: cubecl::Device,
     /// Each format's codebook on the device, uploaded at its first use; clones share them.
-    codebooks: Arc<Mutex<HashMap<GgmlType, Handle>>>,
+    codebooks: Tables,
     /// The same of what points of a grid are looked for in.
-    neighbours: Arc<Mutex<HashMap<GgmlType, Handle>>>,
+    neighbours: Tables,
+}
+
+/// Words of formats on a device.
+#[derive(Clone, Debug, Default)]
+struct Tables(Arc<Mutex<HashMap<GgmlType, Handle>>>);
+
+impl Tables {
+    /// Those of a format, which are made at their first use.
+    fn of(&self, client: &Client, ty: GgmlType, words: impl FnOnce() -> Vec<u32>) -> Handle {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.entry(ty).or_insert_with(|| client.create_from_slice(bytemuck::cast_slice(&words()))).clone()
+    }
 }
 
 impl CubeDevice {
@@ -196,7 +208,7 @@ impl CubeDevice {
         if let Some(reason) = backend.unusable(index) {
             return Err(no_device(reason));
         }
-        Ok(Self { backend, index, device, codebooks: Arc::default(), neighbours: Arc::default() })
+        Ok(Self { backend, index, device, codebooks: Tables::default(), neighbours: Tables::default() })
     }
 
     /// The device that CubeCL names so.
@@ -269,23 +281,13 @@ impl CubeDevice {
 
     /// The device's copy of a format's codebook; one zero word where the format has none.
     pub(crate) fn codebook(&self, client: &Client, ty: GgmlType) -> Handle {
-        let mut codebooks = self.codebooks.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = codebooks.entry(ty).or_insert_with(|| {
-            let words = format(ty).and_then(|format| format.codebook).map_or_else(|| vec![0], |codebook| codebook());
-            client.create_from_slice(bytemuck::cast_slice(&words))
-        });
-        entry.clone()
+        let words = || format(ty).and_then(|format| format.codebook).map_or_else(|| vec![0], |codebook| codebook());
+        self.codebooks.of(client, ty, words)
     }
 
     /// The device's copy of the table that a format's quantizer looks for points of its grid in, where it has one.
     pub(crate) fn neighbours(&self, client: &Client, ty: GgmlType) -> Option<Handle> {
-        let mut neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = neighbours.get(&ty) {
-            return Some(table.clone());
-        }
-        let table = client.create_from_slice(bytemuck::cast_slice(&table(ty)?));
-        neighbours.insert(ty, table.clone());
-        Some(table)
+        Grid::of(ty).map(|grid| self.neighbours.of(client, ty, || table(ty, grid)))
     }
 
     /// The bytes of a buffer, read back.

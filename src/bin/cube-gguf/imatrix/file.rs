@@ -2,8 +2,8 @@
 //! GGUF file, and read also as it wrote it before.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use cube_gguf::GgmlType;
@@ -63,10 +63,13 @@ impl Imatrix {
     /// Reads a file of either format.
     pub fn read(path: &Path) -> Outcome<Self> {
         let at = |error: Box<dyn std::error::Error>| format!("{}: {error}", path.display());
-        let data = fs::read(path).map_err(|error| at(error.into()))?;
-        if data.starts_with(b"GGUF") || data.starts_with(b"FUGG") {
+        let mut magic = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(4).read_to_end(&mut magic));
+        read.map_err(|error| at(error.into()))?;
+        if [b"GGUF", b"FUGG"].iter().any(|gguf| magic == **gguf) {
             return Self::of_gguf(path);
         }
+        let data = fs::read(path).map_err(|error| at(error.into()))?;
         let entries = of_pairs(&data).ok_or_else(|| at("no importance matrix".into()))?;
         Ok(Self { path: path.to_owned(), dataset: None, chunks: None, entries })
     }

@@ -7,7 +7,6 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device as Host, Tensor};
 use clap::Args;
@@ -23,6 +22,7 @@ use self::input::{Input, Tensor as Source};
 pub use self::recipe::is_quantized;
 use self::recipe::{Model, Recipe, Types};
 use crate::imatrix::Imatrix;
+use crate::interrupt::{self, Listening};
 use crate::output::{escape, print, shape};
 use crate::part::PartFile;
 use crate::weights::{STRIPE_BYTES, stripes};
@@ -79,16 +79,13 @@ impl Override {
     }
 }
 
-/// Set by Ctrl-C.
-static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
 /// The error of a Ctrl-C.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 struct Interrupted;
 
 pub fn run(arguments: &Arguments) -> Outcome<ExitCode> {
-    ctrlc::set_handler(|| IS_INTERRUPTED.store(true, Ordering::Relaxed))?;
+    interrupt::install()?;
     match quantize(arguments) {
         Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
         result => result.map(|()| ExitCode::SUCCESS),
@@ -107,6 +104,7 @@ fn quantize(arguments: &Arguments) -> Outcome {
         check_importance(tensor, *ty, arguments.recipe, imatrix.as_ref())?;
     }
     let header = header(arguments, gguf.metadata(), &plan, imatrix.as_ref())?;
+    let listening = interrupt::listen();
     let mut out = header.begin(PartFile::create(&arguments.output)?)?;
 
     let bar = ProgressBar::new(plan.iter().map(|(tensor, _)| tensor.elements() as u64).sum());
@@ -118,7 +116,7 @@ fn quantize(arguments: &Arguments) -> Outcome {
         bar.set_message(escape(tensor.name()));
         let importance = imatrix.as_ref().map(|imatrix| imatrix.of(tensor.name(), tensor.dims())).transpose();
         let importance = importance.map_err(|error| format!("{}: {error}", tensor.name()))?.flatten();
-        let job = Job { tensor, ty, importance, device: &device, bar: &bar };
+        let job = Job { tensor, ty, importance, device: &device, bar: &bar, listening: &listening };
         let error = job.write(&mut out).map_err(|error| match error.is::<Interrupted>() {
             true => error,
             false => format!("{}: {error}", tensor.name()).into(),
@@ -279,12 +277,13 @@ struct Job<'a> {
     importance: Option<&'a [f32]>,
     device: &'a Quantizer,
     bar: &'a ProgressBar,
+    listening: &'a Listening,
 }
 
 impl Job<'_> {
     /// Writes the tensor's data; the relative error where it got another type.
     fn write(&self, out: &mut TensorWriter<impl Write>) -> Outcome<Option<f64>> {
-        check_interrupt()?;
+        self.check_interrupt()?;
         if self.tensor.elements() == 0 {
             out.data(&[])?;
             return Ok(None);
@@ -295,7 +294,7 @@ impl Job<'_> {
             let bytes = tensor.size_in_bytes()?;
             let mut part = vec![0; bytes.min(STRIPE_BYTES)];
             for first in (0..bytes).step_by(STRIPE_BYTES) {
-                check_interrupt()?;
+                self.check_interrupt()?;
                 let part = &mut part[..STRIPE_BYTES.min(bytes - first)];
                 files.read(&tensor, first, part)?;
                 out.part(part)?;
@@ -307,7 +306,7 @@ impl Job<'_> {
         let (n, k) = (rows_of.n, rows_of.k);
         if rows_of.format.ty == self.ty {
             for (first, rows) in stripes(n, k, STRIPE_BYTES) {
-                check_interrupt()?;
+                self.check_interrupt()?;
                 out.part(&rows_of.read(first, rows)?)?;
                 self.bar.inc((rows * k) as u64);
             }
@@ -320,7 +319,7 @@ impl Job<'_> {
             let importance = self.importance.map(|importance| &importance[matrix * k..][..k]);
             let rows_each = n / matrices;
             for (first, rows) in stripes(rows_each, k, STRIPE_BYTES) {
-                check_interrupt()?;
+                self.check_interrupt()?;
                 let first = matrix * rows_each + first;
                 let mut values = vec![0.0f32; rows * k];
                 decode(rows_of.format, &rows_of.read(first, rows)?, &mut values);
@@ -337,6 +336,11 @@ impl Job<'_> {
         Ok(Some(error.relative()))
     }
 
+    /// The error of a Ctrl-C, where somebody pressed it.
+    fn check_interrupt(&self) -> Outcome {
+        if self.listening.is_interrupted() { Err(Interrupted.into()) } else { Ok(()) }
+    }
+
     /// The bytes of rows of values.
     fn converted(&self, values: &[f32], shape: [usize; 2], importance: Option<&[f32]>) -> Outcome<Vec<u8>> {
         Ok(match self.ty {
@@ -346,11 +350,6 @@ impl Job<'_> {
             ty => self.device.blocks(ty, values, shape, importance)?,
         })
     }
-}
-
-/// The error of a Ctrl-C, where somebody pressed it.
-fn check_interrupt() -> Outcome {
-    if IS_INTERRUPTED.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
 }
 
 /// Decodes little-endian blocks on all cores.

@@ -7,6 +7,7 @@ use super::importance::{Importance, weights_of_columns};
 use super::neighbours::Groups;
 use super::rounding::{Four, squares};
 use crate::gguf::GgmlType;
+use crate::kernels::formats::Grid;
 
 /// How super-blocks are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,8 +24,7 @@ pub struct GridRule {
 impl GridRule {
     /// Whether a format is quantized so.
     pub fn has(ty: GgmlType) -> bool {
-        use GgmlType::{IQ1M, IQ1S, IQ2S, IQ2XS, IQ2XXS, IQ3S, IQ3XXS};
-        matches!(ty, IQ1S | IQ1M | IQ2XXS | IQ2XS | IQ2S | IQ3XXS | IQ3S)
+        Grid::of(ty).is_some()
     }
 
     /// Chunks of a cube.

@@ -14,7 +14,7 @@ use super::grid_rule::{GridRule, variance_at};
 use super::importance::Importance;
 use super::iq1::{search_shifted, store_shifted_block};
 use super::iq2_iq3::search_magnitudes;
-use super::rounding::Four;
+use super::rounding::{Four, check_finite};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
 
@@ -39,9 +39,7 @@ pub fn quantize_by_grid<X: Float>(
     for i in own..own + rule.chunks {
         let at = ChunkAt::new(run, destination, first + i);
         if at.exists {
-            if at.largest::<X>(x) >= 0x7f80_0000 {
-                faults[0] = 1u32;
-            }
+            check_finite(at.largest::<X>(x), faults);
             let variance = variance_at::<X>(x, at, rule);
             let mut fields = Fields::new(rule);
             #[unroll]

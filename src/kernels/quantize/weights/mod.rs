@@ -249,9 +249,7 @@ fn quantize_blocks<X: Float>(
         let block = 2 * unit;
         let first = (from_row * run.blocks + block) * fours;
         let made = low_bits::q1_0::<X>(x, first, out, Place { destination, row, block }, block + 1 < run.blocks);
-        if made.largest >= 0x7f80_0000 {
-            faults[0] = 1u32;
-        }
+        rounding::check_finite(made.largest, faults);
         scales = made.scale;
     }
     #[unroll]
@@ -279,9 +277,7 @@ fn quantize_blocks<X: Float>(
                 GgmlType::NVFP4 => fp4::nvfp4::<X>(x, first, out, place),
                 _ => comptime!(panic!("{} has no rule", rule.ty)),
             };
-            if made.largest >= 0x7f80_0000 {
-                faults[0] = 1u32;
-            }
+            rounding::check_finite(made.largest, faults);
             scales |= made.scale << comptime!(rule.scale_bits * i as u32 % 32);
         }
     }

@@ -23,9 +23,8 @@ fn distances(ty: GgmlType) -> usize {
     }
 }
 
-/// The table of a format that has a grid.
-pub fn table(ty: GgmlType) -> Option<Vec<u32>> {
-    let grid = Grid::of(ty)?;
+/// The table of a format that has this grid.
+pub fn table(ty: GgmlType, grid: Grid) -> Vec<u32> {
     let codes: Vec<Vec<usize>> = grid.points.iter().map(|&point| grid.codes(point).collect()).collect();
     let place = |codes: &[usize]| codes.iter().rev().fold(0, |place, code| place * grid.levels + code);
     let groups = grid.groups();
@@ -51,7 +50,7 @@ pub fn table(ty: GgmlType) -> Option<Vec<u32>> {
         words.extend(nearest.map(|&index| u32::from(grid.points[index]) << 16 | index as u32));
         words[group] = (first as u32) << COUNT_BITS | (words.len() - first) as u32;
     }
-    Some(words)
+    words
 }
 
 /// How the codes of a group are numbers.
@@ -164,7 +163,7 @@ mod tests {
     fn lists_hold_the_nearest_points_and_no_others() {
         for ty in [GgmlType::IQ2S, GgmlType::IQ3XXS, GgmlType::IQ3S] {
             let grid = Grid::of(ty).unwrap();
-            let words = table(ty).unwrap();
+            let words = table(ty, grid);
             let groups = grid.groups();
             assert!(words.len() < 1 << (32 - COUNT_BITS), "{ty}");
             let distance = |point: u16, group: usize| -> usize {

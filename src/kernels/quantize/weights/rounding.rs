@@ -44,6 +44,14 @@ pub fn squares(values: &Sequence<Four>) -> Sequence<Four> {
     squares
 }
 
+/// Marks a fault where the largest magnitude, as a bit pattern, is that of a NaN or an infinity.
+#[cube]
+pub fn check_finite(largest: u32, faults: &mut [u32]) {
+    if largest >= 0x7f80_0000 {
+        faults[0] = 1u32;
+    }
+}
+
 /// One over a scale; 0 for a scale of 0, or one so small that its inverse is no float.
 #[cube]
 pub fn inverse(scale: f32) -> f32 {

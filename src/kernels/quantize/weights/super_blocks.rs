@@ -14,7 +14,7 @@ use super::iq4::{quantize_iq4_chunk, search_scale};
 use super::k_quants::{quantize_chunk, search_sub_block};
 use super::low_bits::quantize_ternary_chunk;
 use super::q8_k::quantize_bytes;
-use super::rounding::{Four, extreme, load_all, squares};
+use super::rounding::{Four, check_finite, extreme, load_all, squares};
 use super::super_rule::{Shares, SuperRule};
 use crate::gguf::GgmlType;
 use crate::kernels::vector::Words;
@@ -42,9 +42,7 @@ pub fn quantize_super_blocks<X: Float>(
         let at = ChunkAt::new(run, destination, first + i);
         if at.exists {
             let greatest = at.largest::<X>(x);
-            if greatest >= 0x7f80_0000 {
-                faults[0] = 1u32;
-            }
+            check_finite(greatest, faults);
             let mut variance = 0.0f32;
             if comptime!(rule.weighted) {
                 variance = at.mean_square::<X>(x) * comptime!(if rule.ty == GgmlType::Q2K { 1.0f32 } else { 2.0 });
