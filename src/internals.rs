@@ -4,6 +4,8 @@ use cubecl::server::Handle;
 
 pub use crate::kernels::arch::dot::{Bytes, dot16};
 pub use crate::kernels::catalogue::{Entry as Launch, entries};
+pub use crate::kernels::decoder::attention::{Attention, attend};
+pub use crate::kernels::decoder::rotary::{Heads, KeyValues};
 pub use crate::kernels::floats::has_buffers;
 pub use crate::kernels::formats::{CHUNK, FORMATS, Format, MAX_COMPONENTS, Vectors, format, vectors_per_chunk};
 pub use crate::kernels::hardware::Hardware;

@@ -105,7 +105,7 @@ pub fn entries(client: &Client) -> Vec<Entry> {
         companions.iter().for_each(|&has| entries.extend(of_experts(client, format, has)));
     }
     entries.extend(of_stripes(client));
-    entries.extend(of_decoders());
+    entries.extend(of_decoders(client));
     entries
 }
 
@@ -395,7 +395,7 @@ const HEADS: [(Heads, Pairs); 2] = [
     (Heads { queries: 4, kv: 1, len: 256 }, Pairs::Halves),
 ];
 
-fn of_decoders() -> Vec<Entry> {
+fn of_decoders(client: &Client) -> Vec<Entry> {
     const WIDTH: usize = 4096;
     let f32s = |client: &Client, values: usize| client.create_from_slice(&vec![0; 4 * values]);
     let rms = move |client: &Client| RmsNorm { weight: f32s(client, WIDTH), width: WIDTH, epsilon: 1e-6 };
@@ -433,10 +433,13 @@ fn of_decoders() -> Vec<Entry> {
             let before = if plain { "" } else { ", biases and norms" };
             add("rotary embedding", format!("{words}{before}"), Box::new(launch));
         }
-        // One token's keys are seen in parts, those of many as a whole.
-        for (tokens, softcap, has_sinks) in
-            [(1, 0.0, false), (1, 50.0, false), (1, 0.0, true), (1 << 16, 0.0, false), (1 << 16, 0.0, true)]
-        {
+        // One token's keys are seen in parts, those of many as a whole; on matrix units those of a few in slices.
+        let mut steps =
+            vec![(1, 0.0, false), (1, 50.0, false), (1, 0.0, true), (1 << 16, 0.0, false), (1 << 16, 0.0, true)];
+        if MatrixUnit::of_planes(client.properties()).is_some() {
+            steps.push((16, 50.0, false));
+        }
+        for (tokens, softcap, has_sinks) in steps {
             let launch = move |client: &Client| {
                 let sinks = has_sinks.then(|| f32s(client, queries));
                 let attention = Attention { heads, window: 0, softcap, sinks };

@@ -74,6 +74,21 @@ pub fn pack_two(low: f32, high: f32, #[comptime] to: FloatType) -> u32 {
     }
 }
 
+/// Two values rounded to halves, to nearest even, as a word; the first in the low half. What is past the largest half becomes
+/// infinite, and a negative zero may lose its sign. For devices that have the type.
+#[cube]
+pub fn half_pair(low: f32, high: f32) -> u32 {
+    let (low, high) = (u16::reinterpret(f16::cast_from(low)), u16::reinterpret(f16::cast_from(high)));
+    u32::cast_from(low) | (u32::cast_from(high) << 16)
+}
+
+/// `value`, or the largest half of its sign where it is past that. NaN stays NaN.
+#[cube]
+pub fn within_halves(value: f32) -> f32 {
+    let most = comptime!(f16::MAX.to_f32());
+    select(value > most, most.runtime(), select(value < -most, -most.runtime(), value))
+}
+
 /// `value` rounded to nearest even.
 #[cube]
 pub fn rounded<O: Float>(value: f32) -> O {

@@ -11,6 +11,7 @@
 //! - `CUBE_GGUF_TEST_FULL=1`: properties that no format changes on every format, too (`docs/testing.md`).
 //! - `CUBE_GGUF_TEST_COSTS`: a file for what each test took, in JSON.
 
+mod attention;
 mod dot;
 mod fixtures;
 mod host;
@@ -60,7 +61,9 @@ fn main() {
                 }
             }
         }
-        let of_the_device = dot::trials(device).into_iter().chain(storage::trials(device)).enumerate();
+        let of_the_device =
+            [dot::trials(device), attention::trials(device), storage::trials(device)].into_iter().flatten();
+        let of_the_device = of_the_device.enumerate();
         trials.extend(of_the_device.filter(|&(place, _)| selection.has(place)).map(|(_, trial)| trial));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);

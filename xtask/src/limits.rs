@@ -23,10 +23,10 @@ pub const REPORT: &str = "HIP report";
 const KERNELS: &[(Circle, &str, u64)] = &[
     (Circle::Check, TABLE, 380),
     (Circle::Check, REPORT, 340),
-    (Circle::Test, TABLE, 620),
-    (Circle::Test, STAND_IN, 670),
-    (Circle::Ci, TABLE, 620),
-    (Circle::Ci, STAND_IN, 670),
+    (Circle::Test, TABLE, 640),
+    (Circle::Test, STAND_IN, 700),
+    (Circle::Ci, TABLE, 640),
+    (Circle::Ci, STAND_IN, 700),
     (Circle::Ci, REPORT, 2900),
 ];
 

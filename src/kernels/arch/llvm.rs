@@ -9,7 +9,7 @@ use cubecl_llvm::shared::intrinsic::{call_op, i32_const_op};
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use cubecl_llvm::shared::to_llvm::constant::insert_bool_const;
 use pliron::builtin::attributes::StringAttr;
-use pliron::builtin::types::{BF16Type, IntegerType, Signedness};
+use pliron::builtin::types::{BF16Type, FP16Type, IntegerType, Signedness};
 use pliron_llvm::llvm_attrs::{LlvmAttrValue, LlvmAttributesAttr};
 use pliron_llvm::op_interfaces::CastOpInterface;
 use pliron_llvm::ops::{
@@ -19,6 +19,7 @@ use pliron_llvm::ops::{
 use pliron_llvm::types::{FuncType, PointerType, StructLayout, StructType, VectorType, VectorTypeKind, VoidType};
 
 use super::matrix_unit::MatrixUnit;
+use crate::kernels::floats::FloatType;
 
 /// `c` plus the products of the four bytes of `a` and of `b`.
 #[cube_op(name = "cube_gguf.dot4")]
@@ -97,34 +98,33 @@ impl ToLLVMDialect for PermOp {
     }
 }
 
-/// `v_rcp_f32` of AMD, `rcp.approx.ftz.f32` of PTX: one over a float, to about its last bit.
-#[cube_op(name = "cube_gguf.reciprocal")]
+/// An approximate function of a float.
+#[cube_op(name = "cube_gguf.approximate")]
 #[result_ty(same_as = value)]
 #[op_traits(Pure, CanMaterialize)]
-pub struct ReciprocalOp {
+pub struct ApproximateOp {
     pub value: Value,
-    pub amd: BoolAttr,
+    pub intrinsic: StringAttr,
 }
 
-/// Appends a [`ReciprocalOp`].
-pub fn reciprocal(scope: &Scope, value: NativeExpand<f32>, amd: bool) -> NativeExpand<f32> {
+/// Appends an [`ApproximateOp`].
+pub fn approximate(scope: &Scope, value: NativeExpand<f32>, intrinsic: &str) -> NativeExpand<f32> {
     let value = value.read_value(scope);
-    let op = ReciprocalOp::new(scope.ctx_mut(), value, BoolAttr::new(amd));
+    let op = ApproximateOp::new(scope.ctx_mut(), value, intrinsic);
     scope.register_with_result(&op).into()
 }
 
 #[op_interface_impl]
-impl ToLLVMDialect for ReciprocalOp {
+impl ToLLVMDialect for ApproximateOp {
     fn rewrite(
         &self,
         ctx: &mut Context,
         rewriter: &mut DialectConversionRewriter,
         _operands_info: &OperandsInfo,
     ) -> Result<()> {
-        let value = self.value(ctx);
+        let (value, intrinsic) = (self.value(ctx), String::from(self.intrinsic(ctx).clone()));
         let ty = value.get_type(ctx);
-        let intrinsic = if self.amd(ctx).0 { "llvm.amdgcn.rcp.f32" } else { "llvm.nvvm.rcp.approx.ftz.f" };
-        let call = call_op(ctx, intrinsic, ty, vec![value]);
+        let call = call_op(ctx, &intrinsic, ty, vec![value]);
         rewriter.insert_op(ctx, &call);
         rewriter.replace_operation_with_values(ctx, self.get_operation(), vec![call.get_result(ctx)]);
         Ok(())
@@ -175,24 +175,31 @@ pub struct MatrixProductOp {
     pub x: Value,
     pub sums: Value,
     pub intrinsic: StringAttr,
+    pub is_f16: BoolAttr,
 }
 
 /// The intrinsics of a product of matrices.
 const MMA: &str = "llvm.nvvm.mma.m16n8k16.row.col.bf16";
+const MMA_F16: &str = "llvm.nvvm.mma.m16n8k16.row.col.f32.f32";
 const WMMA_RDNA3: &str = "llvm.amdgcn.wmma.f32.16x16x16.bf16.v8f32.v16i16";
+const WMMA_RDNA3_F16: &str = "llvm.amdgcn.wmma.f32.16x16x16.f16.v8f32.v16f16";
 const WMMA_RDNA4: &str = "llvm.amdgcn.wmma.f32.16x16x16.bf16.v8f32.v8i16";
+const WMMA_RDNA4_F16: &str = "llvm.amdgcn.wmma.f32.16x16x16.f16.v8f32.v8f16";
 const MFMA: &str = "llvm.amdgcn.mfma.f32.16x16x16bf16.1k";
+const MFMA_F16: &str = "llvm.amdgcn.mfma.f32.16x16x16f16";
 
-/// Appends a [`MatrixProductOp`].
-pub fn matrix_product(scope: &Scope, weights: Value, x: Value, sums: Value, unit: MatrixUnit) -> Value {
+/// Appends a [`MatrixProductOp`] of weights, activations and sums.
+pub fn matrix_product(scope: &Scope, [weights, x, sums]: [Value; 3], unit: MatrixUnit, ty: FloatType) -> Value {
+    let is_f16 = ty == FloatType::F16;
+    let of = |bf16: &'static str, f16: &'static str| if is_f16 { f16 } else { bf16 };
     let intrinsic = match unit {
-        MatrixUnit::MmaSync => MMA,
+        MatrixUnit::MmaSync => of(MMA, MMA_F16),
         MatrixUnit::Wgmma { .. } => unreachable!("a warpgroup's product is an operation of its own"),
-        MatrixUnit::WmmaRdna3 => WMMA_RDNA3,
-        MatrixUnit::WmmaRdna4 => WMMA_RDNA4,
-        MatrixUnit::Mfma => MFMA,
+        MatrixUnit::WmmaRdna3 => of(WMMA_RDNA3, WMMA_RDNA3_F16),
+        MatrixUnit::WmmaRdna4 => of(WMMA_RDNA4, WMMA_RDNA4_F16),
+        MatrixUnit::Mfma => of(MFMA, MFMA_F16),
     };
-    let op = MatrixProductOp::new(scope.ctx_mut(), weights, x, sums, intrinsic);
+    let op = MatrixProductOp::new(scope.ctx_mut(), weights, x, sums, intrinsic, BoolAttr::new(is_f16));
     scope.register_with_result(&op)
 }
 
@@ -206,12 +213,21 @@ impl ToLLVMDialect for MatrixProductOp {
     ) -> Result<()> {
         let (weights, x, sums) = (self.weights(ctx), self.x(ctx), self.sums(ctx));
         let intrinsic = String::from(self.intrinsic(ctx).clone());
-        let product = if intrinsic == MMA {
-            mma(ctx, rewriter, [weights, x, sums])?
+        // AMD's intrinsics take bf16 as words of 16 bits.
+        let half: TypeHandle = match self.is_f16(ctx).0 {
+            true => FP16Type::get(ctx).into(),
+            false => IntegerType::get(ctx, 16, Signedness::Signless).into(),
+        };
+        let product = if intrinsic.starts_with("llvm.nvvm") {
+            let mut registers: Vec<_> = [weights, x].into_iter().flat_map(|v| registers(ctx, rewriter, v)).collect();
+            if self.is_f16(ctx).0 {
+                registers = registers.into_iter().map(|word| as_halves(ctx, rewriter, word, half)).collect();
+            }
+            mma(ctx, rewriter, registers, sums, &intrinsic)?
         } else {
             // AMD's instructions take rows of activations first, so that a lane's sums are of one row of weights.
-            let mut operands = vec![as_halves(ctx, rewriter, x), as_halves(ctx, rewriter, weights), sums];
-            if intrinsic == MFMA {
+            let mut operands = vec![as_halves(ctx, rewriter, x, half), as_halves(ctx, rewriter, weights, half), sums];
+            if intrinsic.contains(".mfma.") {
                 // No broadcast of one operand's blocks, no permutation of the other's.
                 operands.extend([0; 3].map(|flag| constant(ctx, rewriter, flag)));
             }
@@ -224,13 +240,18 @@ impl ToLLVMDialect for MatrixProductOp {
 }
 
 /// `mma.sync`, which takes and gives single registers.
-fn mma(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, operands: [Value; 3]) -> Result<Value> {
-    let sums = operands[2];
-    let registers: Vec<_> = operands.into_iter().flat_map(|operand| registers(ctx, rewriter, operand)).collect();
+fn mma(
+    ctx: &mut Context,
+    rewriter: &mut DialectConversionRewriter,
+    operands: Vec<Value>,
+    sums: Value,
+    intrinsic: &str,
+) -> Result<Value> {
+    let all = [operands, registers(ctx, rewriter, sums)].concat();
     let result = registers_of(ctx, sums);
-    let taken = registers.iter().map(|register| register.get_type(ctx)).collect();
+    let taken = all.iter().map(|register| register.get_type(ctx)).collect();
     let signature = FuncType::get(ctx, result, taken, false);
-    let call = CallIntrinsicOp::new(ctx, MMA.into(), signature, registers);
+    let call = CallIntrinsicOp::new(ctx, intrinsic.to_owned().into(), signature, all);
     let call = appended(ctx, rewriter, &call);
     from_registers(ctx, rewriter, call, sums)
 }
@@ -521,9 +542,8 @@ impl ToLLVMDialect for MemoryStatementOp {
     }
 }
 
-/// Words as twice as many halves of a word, which is how AMD's intrinsics take bf16.
-fn as_halves(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, words: Value) -> Value {
-    let half = IntegerType::get(ctx, 16, Signedness::Signless).into();
+/// Words as twice as many halves of a type.
+fn as_halves(ctx: &mut Context, rewriter: &mut DialectConversionRewriter, words: Value, half: TypeHandle) -> Value {
     let halves = VectorType::get(ctx, half, 2 * lanes(ctx, words), VectorTypeKind::Fixed).into();
     let cast = BitcastOp::new(ctx, words, halves);
     appended(ctx, rewriter, &cast)

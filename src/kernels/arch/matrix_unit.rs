@@ -1,4 +1,4 @@
-//! [`MatrixUnit`]: the instruction that multiplies small matrices of bf16, and what of them each lane of a plane holds.
+//! [`MatrixUnit`]: the instruction that multiplies small matrices of 16-bit floats, and what of them each lane of a plane holds.
 //!
 //! Every instruction here adds the product of 16 rows of weights with 8 or 16 rows of activations, 16 values deep. Which lane
 //! holds which of the 16 values of a row is the same for both operands, so that any 16 values will do as long as both have
@@ -12,6 +12,8 @@ use cubecl::prelude::*;
 use super::llvm;
 use super::permute::byte_permute;
 use super::target::Target;
+use crate::kernels::floats::FloatType;
+use crate::kernels::lanes::{max_of_lanes, sum_of_lanes};
 
 /// Values of a row that one instruction multiplies.
 const DEPTH: usize = 16;
@@ -19,7 +21,7 @@ const DEPTH: usize = 16;
 /// Rows of activations of a warpgroup's instruction at the most.
 const MAX_WARPGROUP_TOKENS: usize = 256;
 
-/// An instruction for the product of two small matrices of bf16 with sums in f32.
+/// An instruction for the product of two small matrices of bf16 with sums in f32. That for f16 has the same shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatrixUnit {
     /// `mma.sync.m16n8k16` of PTX, from sm_80 on.
@@ -56,6 +58,11 @@ impl MatrixUnit {
         };
         let hardware = &properties.hardware;
         (hardware.plane_size_min == plane && hardware.plane_size_max == plane).then_some(unit)
+    }
+
+    /// The same of planes alone: of a warpgroup's instruction, that of its planes.
+    pub fn of_planes(properties: &DeviceProperties) -> Option<Self> {
+        Self::of(properties).map(|unit| if matches!(unit, Self::Wgmma { .. }) { Self::MmaSync } else { unit })
     }
 
     /// The instruction of an AMD processor.
@@ -110,6 +117,12 @@ impl MatrixUnit {
     /// Sums that a lane holds.
     pub const fn sums(self) -> usize {
         Self::ROWS * self.tokens() / self.plane() as usize
+    }
+
+    /// Lanes that hold sums of a row of weights, and from one of them to the next.
+    const fn lanes_of_sums(self) -> (u32, u32) {
+        let lanes = self.plane() * self.rows_per_lane() as u32 / Self::ROWS as u32;
+        (lanes, if self.is_nvidia() { 1 } else { 16 })
     }
 
     /// Whether it is RDNA's.
@@ -168,7 +181,22 @@ pub fn sum_token(lane: u32, #[comptime] i: usize, #[comptime] unit: MatrixUnit) 
     }
 }
 
-/// `sums` plus the product of weights and activations, two values a word: of the rows of weights of a lane, word by word.
+/// The largest `value` of the lanes that hold sums of the same row of weights.
+#[cube]
+pub fn max_of_row(value: f32, #[comptime] unit: MatrixUnit) -> f32 {
+    let (lanes, distance) = comptime!(unit.lanes_of_sums());
+    max_of_lanes(value, lanes, distance)
+}
+
+/// The sum over the lanes that hold sums of the same row of weights.
+#[cube]
+pub fn sum_of_row(value: f32, #[comptime] unit: MatrixUnit) -> f32 {
+    let (lanes, distance) = comptime!(unit.lanes_of_sums());
+    sum_of_lanes(value, lanes, distance)
+}
+
+/// `sums` plus the product of weights and activations of type `ty`, f16 or bf16, two values a word: of the rows of weights of a
+/// lane, word by word.
 ///
 /// All lanes of a plane must get here together.
 #[cube]
@@ -178,12 +206,13 @@ pub fn multiply_add<W: Size, X: Size, S: Size>(
     x: Vector<u32, X>,
     sums: Vector<f32, S>,
     #[comptime] unit: MatrixUnit,
+    #[comptime] ty: FloatType,
 ) -> Vector<f32, S> {
     intrinsic!(|scope| {
         #[cfg(feature = "llvm")]
         {
-            let [weights, x, sums] = [weights.read_value(scope), x.read_value(scope), sums.read_value(scope)];
-            return llvm::matrix_product(scope, weights, x, sums, unit).into();
+            let operands = [weights.read_value(scope), x.read_value(scope), sums.read_value(scope)];
+            return llvm::matrix_product(scope, operands, unit, ty).into();
         }
         #[cfg(not(feature = "llvm"))]
         unreachable!("only LLVM's targets have a matrix unit")

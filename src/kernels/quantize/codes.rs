@@ -2,9 +2,9 @@
 
 use cubecl::prelude::*;
 
+use crate::kernels::arch::approximate::reciprocal;
 use crate::kernels::arch::dot::sum4;
 use crate::kernels::arch::permute::low_bytes;
-use crate::kernels::arch::reciprocal::reciprocal;
 use crate::kernels::formats::CHUNK;
 use crate::kernels::vector::Words;
 

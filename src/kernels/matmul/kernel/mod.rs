@@ -35,7 +35,7 @@ use crate::kernels::arch::matrix_unit::{
     MatrixUnit, bf16_pair, multiply_add, part_of_row, quiet, sum_row, sum_token, token_row, weight_row,
 };
 use crate::kernels::epilogue::Epilogue;
-use crate::kernels::floats::{rounded, rounded_or_nan};
+use crate::kernels::floats::{FloatType, rounded, rounded_or_nan};
 use crate::kernels::formats::{
     At, CHUNK, Chunk, MatrixView, Prefetched, Raw, decode, dense_four, traits, unsigned, unsigned_four,
     vectors_per_chunk,
@@ -377,7 +377,7 @@ fn multiply_step<W: Size, X: Size, S: Size>(
                 for row_tile in 0..blueprint.row_tiles {
                     let i = comptime!(row_tile * blueprint.token_tiles + tile);
                     let operand = *weights.index(comptime!(instruction * blueprint.row_tiles + row_tile));
-                    sums[i] = multiply_add::<W, X, S>(operand, x, sums[i], unit);
+                    sums[i] = multiply_add::<W, X, S>(operand, x, sums[i], unit, FloatType::BF16);
                 }
             }
         }

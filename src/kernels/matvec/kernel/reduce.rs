@@ -16,7 +16,8 @@ pub(super) fn reduce_lanes(acc: &mut Array<f32>, #[comptime] blueprint: Blueprin
             let whole_plane = comptime!(blueprint.lanes_per_row == properties.hardware.plane_size_max);
             #[unroll]
             for i in 0..count {
-                acc[i] = if whole_plane { plane_sum(acc[i]) } else { sum_of_lanes(acc[i], blueprint.lanes_per_row) };
+                acc[i] =
+                    if whole_plane { plane_sum(acc[i]) } else { sum_of_lanes(acc[i], blueprint.lanes_per_row, 1u32) };
             }
         }
         Reduction::Shared => {

@@ -1,4 +1,4 @@
-//! Grouped-query attention of the tokens that are being added over those in the cache.
+//! Attention by lanes, in f32: a plane's groups of lanes take key after key for a few queries.
 //!
 //! ```text
 //! for each token, for each block of queries that share keys, for each part of the keys it sees:
@@ -8,22 +8,19 @@
 //! for each token and query: the parts' seen and sums, rescaled to the largest score of all
 //! ```
 //!
-//! The softmax is the online one of Milakov and Gimelshein (2018); the parts are those of flash decoding.
+//! The parts are those of flash decoding: they give every core work where tokens are few.
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::rotary::{Heads, KeyValues};
-use super::team::{Team, row_of, unit_of};
-use super::values;
+use super::{Attention, Four, LEAST, Seen, Sinks, capped, with_sink};
+use crate::kernels::decoder::rotary::{Heads, KeyValues};
+use crate::kernels::decoder::team::{Team, row_of, unit_of};
+use crate::kernels::decoder::values;
 use crate::kernels::lanes::sum_of_lanes;
 use crate::kernels::launch::{Grid, buffer};
 
-type Four = Vector<f32, Const<4>>;
-
-/// Below every score, and small enough that no difference of two overflows.
-const LEAST: f32 = -1e30;
 /// The most queries that read a key together.
 const MAX_BLOCK: usize = 8;
 /// The most values of queries and sums that a lane may hold, each.
@@ -33,50 +30,25 @@ const MAX_PARTS: usize = 64;
 /// Planes a core, to hide the latency of loads.
 const PLANES_PER_CORE: usize = 8;
 
-/// What a token sees of the cache, and how.
-#[derive(Clone, Debug)]
-pub struct Attention {
-    /// The heads.
-    pub heads: Heads,
-    /// The last tokens that a token sees, itself included; 0 for all.
-    pub window: usize,
-    /// What bounds the scores, by a tanh; 0 for nothing.
-    pub softcap: f32,
-    /// A score for each query that takes its share of the softmax and gives nothing: an attention sink (Xiao et al., 2024).
-    pub sinks: Option<Handle>,
-}
-
 /// What the queries of `tokens` tokens, scaled and turned, take from the cache: `[tokens, queries, len]`.
 pub fn attend(client: &Client, q: &Handle, tokens: usize, attention: &Attention, cache: &KeyValues) -> Handle {
-    let &Attention { heads, window, softcap, .. } = attention;
-    let sinks = || attention.sinks.as_ref().map(|sinks| SinksLaunch::new(buffer(sinks, 4)));
-    let plan = Plan::of(client, heads, softcap > 0.0);
+    let heads = attention.heads;
+    let plan = Plan::of(client, heads, attention.softcap > 0.0);
     let blocks = tokens * heads.queries / plan.block;
     let parts = parts(client, plan.team, blocks);
     let (count, dim, grid) = plan.team.launch(client, blocks * parts);
     let out = values(client, tokens * heads.queries * heads.len * parts);
     let state = values(client, tokens * heads.queries * parts * 2);
-    let inputs = SeenLaunch::new(
-        buffer(q, 16),
-        buffer(&cache.keys, 16),
-        buffer(&cache.values, 16),
-        buffer(&cache.position, 4),
-        cache.capacity,
-        window,
-        softcap,
-        parts,
-        sinks().into(),
-        grid,
-    );
+    let inputs = attention.seen(q, cache, grid);
     let whole = parts == 1;
-    attend_part::launch(client, count, dim, inputs, buffer(&out, 16), buffer(&state, 4), whole, plan);
+    attend_part::launch(client, count, dim, inputs, buffer(&out, 16), buffer(&state, 4), parts, whole, plan);
     if whole {
         return out;
     }
     let merged = values(client, tokens * heads.queries * heads.len);
     let (count, dim, grid) = plan.team.launch(client, tokens * heads.queries);
     let (from, state) = (buffer(&out, 4), buffer(&state, 4));
-    let seen = PartsLaunch::new(from, state, parts, sinks().into(), grid);
+    let seen = PartsLaunch::new(from, state, parts, attention.sinks().into(), grid);
     merge_parts::launch(client, count, dim, seen, buffer(&merged, 4), heads, plan.team);
     merged
 }
@@ -127,29 +99,16 @@ impl Plan {
     }
 }
 
-#[derive(CubeType, CubeLaunch)]
-struct Seen {
-    q: Box<[Four]>,
-    keys: Box<[Four]>,
-    values: Box<[Four]>,
-    position: Box<[i32]>,
-    capacity: usize,
-    window: usize,
-    softcap: f32,
-    parts: usize,
-    sinks: ComptimeOption<Sinks>,
-    grid: Grid,
-}
-
-/// The sink of each query.
-#[derive(CubeType, CubeLaunch)]
-struct Sinks {
-    scores: Box<[f32]>,
-}
-
 /// A part of the keys that a block of queries sees: a plane's work, in which groups of lanes take key after key.
 #[cube(launch)]
-fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] whole: bool, #[comptime] plan: Plan) {
+fn attend_part(
+    inputs: &Seen,
+    out: &mut [Four],
+    state: &mut [f32],
+    parts: usize,
+    #[comptime] whole: bool,
+    #[comptime] plan: Plan,
+) {
     let row = row_of(&inputs.grid, plan.team);
     if row >= inputs.grid.len {
         terminate!();
@@ -160,18 +119,14 @@ fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] w
     let lanes = comptime!(plan.lanes as usize);
     let slots = comptime!((plan.team.lanes / plan.lanes) as usize);
 
-    let (part, of_token) = (row % inputs.parts, row / inputs.parts);
+    let (part, of_token) = (row % parts, row / parts);
     let (token, first_query) = (of_token / blocks, of_token % blocks * block);
     let kv = first_query / comptime!(queries / plan.heads.kv);
     let unit = unit_of(plan.team);
     let (lane, slot) = (unit % lanes, unit / lanes);
 
-    let end = usize::cast_from(inputs.position[0]) + token + 1;
-    let mut begin = 0usize.runtime();
-    if inputs.window > 0 && end > inputs.window {
-        begin = end - inputs.window;
-    }
-    let share = (end - begin).div_ceil(inputs.parts);
+    let (begin, end) = inputs.keys_of(token);
+    let share = (end - begin).div_ceil(parts);
     let first = begin + part * share;
     let last = min(first + share, end);
 
@@ -218,7 +173,7 @@ fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] w
         let mut added = Array::<f32>::new(block);
         #[unroll]
         for g in 0..block {
-            let mut score = sum_of_lanes(scores[g], plan.lanes);
+            let mut score = sum_of_lanes(scores[g], plan.lanes, 1u32);
             if comptime!(plan.capped) {
                 score = capped(score, inputs.softcap);
             }
@@ -270,7 +225,7 @@ fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] w
         #[unroll]
         for g in 0..block {
             let query = token * queries + first_query + g;
-            let row = query * inputs.parts + part;
+            let row = query * parts + part;
             let mut factor = 1.0f32;
             if comptime!(whole) {
                 let (kept, sum) = with_sink(&inputs.sinks, first_query + g, largest[g], sums[g]);
@@ -285,29 +240,6 @@ fn attend_part(inputs: &Seen, out: &mut [Four], state: &mut [f32], #[comptime] w
             }
         }
     }
-}
-
-/// What values are multiplied by, and the sum of a softmax, for the largest score and the sum so far, with the sink of a query.
-#[cube]
-fn with_sink(sinks: &ComptimeOption<Sinks>, query: usize, largest: f32, sum: f32) -> (f32, f32) {
-    #[comptime]
-    let sink = match sinks {
-        ComptimeOption::Some(sinks) => sinks.scores[query],
-        ComptimeOption::None => LEAST.runtime(),
-    };
-    if comptime!(sinks.is_some()) {
-        let most = max(largest, sink);
-        let kept = f32::exp(largest - most);
-        (kept, sum * kept + f32::exp(sink - most))
-    } else {
-        (1.0f32.runtime(), sum)
-    }
-}
-
-/// `cap * tanh(score / cap)`.
-#[cube]
-fn capped(score: f32, cap: f32) -> f32 {
-    cap - 2.0f32 * cap / (f32::exp(2.0f32 * score / cap) + 1.0f32)
 }
 
 /// What was seen in parts, and the state of each.
