@@ -14,8 +14,8 @@ use super::arch::matrix_unit::MatrixUnit;
 use super::formats::traits;
 use super::hardware::Hardware;
 use super::matmul::{
-    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, multiply_experts, multiply_packed, pack,
-    pack_sorted, run, striped,
+    Blueprint as MatmulBlueprint, Problem as MatmulProblem, has_matrix_units, is_faster_for_few, multiply_experts,
+    multiply_packed, pack, pack_sorted, run, striped,
 };
 use super::matvec::{ActivationType, MAX_TOKENS, Problem, matvec_experts_with, matvec_many_with, matvec_with};
 use super::routing::{Route, Routing};
@@ -26,7 +26,7 @@ use crate::gguf::GgmlType;
 /// The arithmetic that a caller asks of a product. [`Accuracy::error_bound`] bounds its error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
-    /// `Int8` up to [`MAX_TOKENS`] tokens, then `Float`.
+    /// `Int8` up to [`MAX_TOKENS`] tokens, then `Float`; F16 and BF16 on matrix units as soon as these are faster.
     #[default]
     Auto,
     /// Activations quantized to int8 in chunks of 32, integer products: what llama.cpp and Candle do on GPUs. Weights
@@ -70,7 +70,11 @@ impl FromStr for Arithmetic {
 
 /// `arithmetic` resolved for a product of `tokens` tokens with weights of type `ty` on this device.
 pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
-    let few = tokens <= MAX_TOKENS;
+    let is_faster = || {
+        let unit = MatrixUnit::of(client.properties());
+        arithmetic == Arithmetic::Auto && unit.is_some_and(|unit| is_faster_for_few(unit, ty, tokens))
+    };
+    let few = tokens <= MAX_TOKENS && !is_faster();
     let int8 = arithmetic == Arithmetic::Int8 || arithmetic == Arithmetic::Auto && few;
     match () {
         () if int8 && !traits(ty).dense => Accuracy::INT8,

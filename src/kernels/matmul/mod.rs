@@ -10,7 +10,7 @@ mod problem;
 use cubecl::client::Client;
 
 use crate::kernels::arch::matrix_unit::MatrixUnit;
-pub use blueprint::Blueprint;
+pub use blueprint::{Blueprint, is_faster_for_few};
 pub use dequantized::striped;
 pub use launch::{multiply, multiply_experts, multiply_packed};
 pub use pack::{pack, pack_sorted, run};
