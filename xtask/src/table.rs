@@ -128,7 +128,7 @@ impl Part {
             Some(Cost {
                 device: if self.stand_in { self.device.clone() } else { device.to_owned() },
                 // Of a test of the device alone, its group as well.
-                operation: if ["storage", "dot"].contains(&group) {
+                operation: if ["storage", "dot", "attention"].contains(&group) {
                     format!("{group}/{name}")
                 } else {
                     name.to_owned()
