@@ -197,8 +197,8 @@ pub fn attend(
     let inputs = attention.seen(q, cache, grid);
     let sizes = [plan.words(), plan.words() * unit.rows_per_lane(), unit.sums(), plan.wide];
     let out_buffer = buffer(&out, 4 * plan.wide);
-    // SAFETY: tokens are below `tokens`, for which `q` has queries; keys are below the last token's end, which the cache has room
-    // for: the kernel clamps what it reads, and stores nothing past them.
+    // SAFETY: tokens are below `tokens`, for which `q` has queries and `out` room, and keys below the cache's capacity: the kernel
+    // clamps what it reads, and stores nothing past the last token.
     unsafe { attend_tile::launch_unchecked(client, count, dim, inputs, out_buffer, tokens, plan, sizes) };
     out
 }
@@ -295,6 +295,7 @@ fn attend_tile<X: Size, W: Size, S: Size, V: Size>(
 
     let (begin, _end) = inputs.keys_of(position.token(0usize.runtime()));
     let (_begin, end) = inputs.keys_of(position.token(comptime!(plan.rows() - 1).runtime()));
+    let end = min(end, inputs.capacity);
     for first in range_stepped(begin, end, comptime!(plan.step_keys())) {
         // All planes are done with the step before.
         sync_cube();
