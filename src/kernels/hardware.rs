@@ -5,6 +5,9 @@ use cubecl::client::Client;
 use super::arch::target::Target;
 use super::launch::{is_rasterizer, plane};
 
+/// Cores of a device whose driver tells none.
+pub const FEW_CORES: u32 = 32;
+
 /// Properties of a device that settings and blueprints are chosen by, read from CubeCL in this one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hardware {
@@ -37,6 +40,25 @@ impl Hardware {
             is_rasterizer: is_rasterizer(client),
             max_units_per_cube: hardware.max_units_per_cube,
             shared_memory: hardware.max_shared_memory_size,
+        }
+    }
+
+    /// Multiprocessors or compute units, or a few where the driver tells none.
+    pub fn cores_or_few(&self) -> usize {
+        self.cores.unwrap_or(FEW_CORES) as usize
+    }
+
+    /// Some GPU of planes of 32 lanes, for tests.
+    #[cfg(test)]
+    pub fn sample(cores: u32, shared_memory: usize) -> Self {
+        Self {
+            target: Target::Other,
+            plane: Some(32),
+            cores: Some(cores),
+            host_cores: None,
+            is_rasterizer: false,
+            max_units_per_cube: 1024,
+            shared_memory,
         }
     }
 }

@@ -70,10 +70,7 @@ impl FromStr for Arithmetic {
 
 /// `arithmetic` resolved for a product of `tokens` tokens with weights of type `ty` on this device.
 pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
-    let is_faster = || {
-        let unit = MatrixUnit::of(client.properties());
-        arithmetic == Arithmetic::Auto && unit.is_some_and(|unit| is_faster_for_few(unit, ty, tokens))
-    };
+    let is_faster = || arithmetic == Arithmetic::Auto && is_faster_for_few(client, ty, tokens);
     let few = tokens <= MAX_TOKENS && !is_faster();
     let int8 = arithmetic == Arithmetic::Int8 || arithmetic == Arithmetic::Auto && few;
     match () {

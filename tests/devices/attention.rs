@@ -29,7 +29,7 @@ const PLAIN: Case = Case {
     has_sinks: false,
 };
 
-/// Values past the last token of the cache, which no kernel may see.
+/// Tokens past the last that the cache has room for, which no kernel may see.
 const ROOM: usize = 3;
 
 impl Case {
@@ -129,13 +129,13 @@ pub fn trials(device: &CubeDevice) -> Vec<Trial> {
         })
     };
     vec![
-        // Rows for more cubes than any device has cores, which then need no slices.
         trial(
             "sees_the_tokens_before",
             &[
                 PLAIN,
                 Case { tokens: 3, before: 200, ..PLAIN },
                 MANY,
+                // Rows for more cubes than a device has cores, which then need no slices.
                 Case { heads: Heads { queries: 160, kv: 160, len: 16 }, tokens: 64, before: 10, ..PLAIN },
             ],
         ),

@@ -15,9 +15,6 @@ use super::target::Target;
 use crate::kernels::floats::FloatType;
 use crate::kernels::lanes::{max_of_lanes, sum_of_lanes};
 
-/// Values of a row that one instruction multiplies.
-const DEPTH: usize = 16;
-
 /// Rows of activations of a warpgroup's instruction at the most.
 const MAX_WARPGROUP_TOKENS: usize = 256;
 
@@ -47,6 +44,9 @@ impl MatrixUnit {
 
     /// Rows of weights of an instruction.
     pub const ROWS: usize = 16;
+
+    /// Values of a row that one instruction multiplies.
+    pub const DEPTH: usize = 16;
 
     /// The instruction of a device, at its largest; `None` where it has none, or its compiler is not LLVM.
     pub fn of(properties: &DeviceProperties) -> Option<Self> {
@@ -111,7 +111,7 @@ impl MatrixUnit {
 
     /// Words of bf16 that a lane holds of a row.
     pub const fn words_per_row(self) -> usize {
-        DEPTH / self.lanes_per_row() / 2
+        Self::DEPTH / self.lanes_per_row() / 2
     }
 
     /// Sums that a lane holds.
@@ -264,8 +264,8 @@ mod tests {
             // RDNA3's two half planes hold the same.
             let copies = if unit == MatrixUnit::WmmaRdna3 { 2 } else { 1 };
             let held = lanes * unit.rows_per_lane() * 2 * unit.words_per_row();
-            assert_eq!(held, copies * MatrixUnit::ROWS * DEPTH, "{unit:?}");
-            assert_eq!(lanes * 2 * unit.words_per_row(), copies * unit.tokens() * DEPTH, "{unit:?}");
+            assert_eq!(held, copies * MatrixUnit::ROWS * MatrixUnit::DEPTH, "{unit:?}");
+            assert_eq!(lanes * 2 * unit.words_per_row(), copies * unit.tokens() * MatrixUnit::DEPTH, "{unit:?}");
         }
     }
 

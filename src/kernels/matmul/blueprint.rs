@@ -8,9 +8,6 @@ use crate::kernels::arch::target::Target;
 use crate::kernels::formats::{CHUNK, traits};
 use crate::kernels::hardware::Hardware;
 
-/// Cores of a device whose driver tells none.
-const FEW_CORES: u32 = 32;
-
 /// Planes of a cube.
 const PLANES: usize = 8;
 
@@ -39,12 +36,6 @@ const MANY: [Tile; 3] = [
     Tile { tokens: MAX_TOKENS, planes: WARPGROUP, least_steps: 48, percent: 120 },
     Tile { tokens: 128, planes: 2 * WARPGROUP, least_steps: 4, percent: 130 },
 ];
-
-/// Whether products of few tokens are faster on matrix units than by [`matvec`](crate::kernels::matvec). (Measured on an H200,
-/// 14336 x 4096 and 4096 x 4096: F16 and BF16 by 6 to 10% at 4 tokens, twice as fast at 8.)
-pub fn is_faster_for_few(unit: MatrixUnit, ty: GgmlType, tokens: usize) -> bool {
-    matches!(unit, MatrixUnit::Wgmma { .. }) && matches!(ty, GgmlType::F16 | GgmlType::BF16) && tokens >= 4
-}
 
 /// Everything about the kernel that is fixed when it is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -105,7 +96,7 @@ impl Blueprint {
             };
             of.for_row_of(chunks)
         };
-        let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
+        let cores = hardware.cores_or_few();
         let cubes = |of: &Self| n.div_ceil(of.rows()) * tokens.div_ceil(of.tokens());
         // As many splits as fill the cores with so many cubes each, of at least so many steps.
         let split = |of: Self, per_core: usize, least: usize| {
@@ -151,7 +142,7 @@ impl Blueprint {
         let most = tokens.next_power_of_two().clamp(16, 128);
         let tile = [128, 64, 32].into_iter().filter(|&tile| tile <= most).find(fit).unwrap_or(16);
         // The depth is split where rows alone leave cores without a cube.
-        let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
+        let cores = hardware.cores_or_few();
         let wanted = if few { cores * 3 / 2 } else { cores * 3 / 4 };
         let steps = chunks.div_ceil(unit.lanes_per_row());
         let fits = |slices: usize| slices <= steps && with(tile, slices).shared_bytes() <= hardware.shared_memory;
@@ -238,23 +229,11 @@ impl Blueprint {
 mod tests {
     use super::*;
 
-    fn hardware(cores: u32, shared_memory: usize) -> Hardware {
-        Hardware {
-            target: Target::Other,
-            plane: Some(32),
-            cores: Some(cores),
-            host_cores: None,
-            is_rasterizer: false,
-            max_units_per_cube: 1024,
-            shared_memory,
-        }
-    }
-
     const WGMMA: MatrixUnit = MatrixUnit::Wgmma { tokens: 256 };
 
     #[test]
     fn a_cube_fits_the_device() {
-        let hardware = hardware(96, 64 << 10);
+        let hardware = Hardware::sample(96, 64 << 10);
         for unit in MatrixUnit::OF_PLANES {
             for tokens in [9, 16, 17, 33, 64, 65, 128, 512, 2048] {
                 for (n, chunks) in [(16, 1), (1024, 128), (4096, 448), (14336, 128), (128_256, 128), (640, 20)] {
@@ -271,7 +250,7 @@ mod tests {
 
     #[test]
     fn warpgroups_fit_the_device() {
-        let hardware = hardware(132, 227 << 10);
+        let hardware = Hardware::sample(132, 227 << 10);
         for tokens in [9, 16, 33, 64, 100, 128, 129, 512, 2048] {
             for (n, chunks) in [(16, 1), (1024, 128), (4096, 448), (14336, 128), (128_256, 128), (640, 20)] {
                 let problem = Problem { ty: GgmlType::Q4_0, tokens, n, chunks };
@@ -291,7 +270,7 @@ mod tests {
         let choice = |n, tokens| {
             let problem = Problem { ty: GgmlType::Q4K, tokens, n, chunks: 128 };
             let Blueprint { unit, row_planes, slices, splits, .. } =
-                Blueprint::of(&hardware(132, 227 << 10), WGMMA, problem);
+                Blueprint::of(&Hardware::sample(132, 227 << 10), WGMMA, problem);
             (unit.tokens(), row_planes, slices, splits)
         };
         let wide = [16, 32, 64, 128, 512, 2048].map(|tokens| choice(14336, tokens));
@@ -304,7 +283,7 @@ mod tests {
     fn the_depth_is_split_where_rows_are_few() {
         let slices = |tokens, n| {
             let problem = Problem { ty: GgmlType::Q4_0, tokens, n, chunks: 128 };
-            Blueprint::of(&hardware(132, 227 << 10), MatrixUnit::MmaSync, problem).slices
+            Blueprint::of(&Hardware::sample(132, 227 << 10), MatrixUnit::MmaSync, problem).slices
         };
         assert_eq!([slices(16, 14336), slices(16, 4096), slices(16, 1024)], [2, 8, 8]);
         assert_eq!([slices(128, 14336), slices(512, 14336), slices(2048, 4096)], [2, 1, 1]);

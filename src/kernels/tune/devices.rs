@@ -12,15 +12,7 @@ pub const NAMES: [&str; 6] = ["H100", "gfx1100", "gfx942", "Apple M2", "rasteriz
 /// The facts, as CubeCL reports them, of an NVIDIA H100, a Radeon RX 7900 XTX, an Instinct MI300X, an Apple M2 by Metal,
 /// lavapipe, and CubeCL's CPU runtime on eight cores.
 pub fn devices() -> Vec<Hardware> {
-    let gpu = Hardware {
-        target: Target::Other,
-        plane: Some(32),
-        cores: None,
-        host_cores: None,
-        is_rasterizer: false,
-        max_units_per_cube: 1024,
-        shared_memory: 64 << 10,
-    };
+    let gpu = Hardware { cores: None, ..Hardware::sample(0, 64 << 10) };
     let amd = |name: &str, plane, cores| Hardware {
         target: Target::Amd(name.to_owned()),
         plane: Some(plane),

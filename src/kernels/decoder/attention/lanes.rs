@@ -18,6 +18,7 @@ use super::{Attention, Four, LEAST, Seen, Sinks, capped, with_sink};
 use crate::kernels::decoder::rotary::{Heads, KeyValues};
 use crate::kernels::decoder::team::{Team, row_of, unit_of};
 use crate::kernels::decoder::values;
+use crate::kernels::hardware::FEW_CORES;
 use crate::kernels::lanes::sum_of_lanes;
 use crate::kernels::launch::{Grid, buffer};
 
@@ -59,7 +60,7 @@ fn parts(client: &Client, team: Team, blocks: usize) -> usize {
     let wanted = match hardware.num_cpu_cores {
         Some(cores) => cores as usize,
         None if team.units() == 1 => 1,
-        None => hardware.num_streaming_multiprocessors.unwrap_or(32) as usize * PLANES_PER_CORE,
+        None => hardware.num_streaming_multiprocessors.unwrap_or(FEW_CORES) as usize * PLANES_PER_CORE,
     };
     (wanted / blocks.max(1)).clamp(1, MAX_PARTS)
 }

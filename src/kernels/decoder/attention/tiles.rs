@@ -47,9 +47,6 @@ const KEYS: usize = 32;
 /// Planes of a cube at the most.
 const MAX_PLANES: usize = 4;
 
-/// Values of a row that an instruction takes.
-const DEPTH: usize = 16;
-
 /// Words between pairs of values in shared memory, so that lanes side by side hit different banks.
 const VALUES_PADDING: usize = 8;
 
@@ -58,9 +55,6 @@ const MAX_SUMS: usize = 128;
 
 /// The power of two that the largest share is at the most: halves have room for it, and for shares of 2^-29 of it.
 const RAISED: f32 = 15.0;
-
-/// Cores of a device whose driver tells none.
-const FEW_CORES: u32 = 32;
 
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,10 +83,10 @@ impl Plan {
         let with = |row_planes, slices| Self { heads, unit, row_planes, slices, wide, capped };
         let fits = |plan: &Self| plan.shared_bytes() <= hardware.shared_memory;
         let sums = MatrixUnit::ROWS * heads.len / unit.plane() as usize;
-        if !heads.len.is_multiple_of(DEPTH) || sums > MAX_SUMS {
+        if !heads.len.is_multiple_of(MatrixUnit::DEPTH) || sums > MAX_SUMS {
             return None;
         }
-        let cores = hardware.cores.unwrap_or(FEW_CORES) as usize;
+        let cores = hardware.cores_or_few();
         let mut fitting = [MAX_PLANES, MAX_PLANES / 2, 1].map(|planes| with(planes, 1)).into_iter().filter(fits);
         let fewest = fitting.clone().find(|plan| plan.cubes(tokens) >= cores).or(fitting.next_back())?;
         let sliced = [MAX_PLANES, 2].map(|planes| with(fewest.row_planes, planes / fewest.row_planes));
@@ -237,9 +231,50 @@ impl Position {
         self.kv * group + min(self.first_row + row, self.rows - 1) % group
     }
 
+    /// The queries of the rows of the cube, in a step's.
+    fn queries(&self) -> Source {
+        let group = comptime!(self.plan.group());
+        Source {
+            first: self.first_row,
+            last: self.rows - 1,
+            base: self.kv * group,
+            group,
+            stride: comptime!(self.plan.heads.queries),
+        }
+    }
+
+    /// The keys or values from `first` on, before `end`, in a cache of so many tokens.
+    fn keys(&self, capacity: usize, first: usize, end: usize) -> Source {
+        Source { first, last: end - 1, base: self.kv * capacity, group: 1usize, stride: 1usize }
+    }
+
     /// Row `r` of the lane's, in its cube.
     fn row(&self, #[comptime] r: usize) -> usize {
         self.plane_row + usize::cast_from(weight_row(self.lane, r, comptime!(self.plan.unit)))
+    }
+}
+
+/// Rows of a buffer: from `first` on, where past `last` they are the last again. Groups of them lie side by side, each `stride`
+/// rows from the one before.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Source {
+    first: usize,
+    last: usize,
+    /// Where the first group lies.
+    base: usize,
+    #[cube(comptime)]
+    group: usize,
+    #[cube(comptime)]
+    stride: usize,
+}
+
+#[cube]
+impl Source {
+    /// Where row `i` of these lies.
+    fn row(&self, i: usize) -> usize {
+        let row = min(self.first + i, self.last);
+        row / self.group * self.stride + self.base + row % self.group
     }
 }
 
@@ -272,7 +307,7 @@ fn attend_tile<X: Size, W: Size, S: Size, V: Size>(
     let mut queries = Shared::<[Vector<u32, X>]>::new_slice(comptime!(plan.rows() * plan.row_stride()));
     let mut keys = Shared::<[Vector<u32, X>]>::new_slice(comptime!(plan.step_keys() * plan.row_stride()));
     let mut pairs = Shared::<[Vector<u32, V>]>::new_slice(comptime!(plan.step_keys() / 2 * plan.pair_stride()));
-    stage_queries(&inputs.q, &mut queries, position);
+    stage_rows(&inputs.q, &mut queries, position.queries(), comptime!(plan.rows()), plan);
 
     let rows = comptime!(unit.rows_per_lane());
     let mut begins = Array::<usize>::new(rows);
@@ -299,8 +334,9 @@ fn attend_tile<X: Size, W: Size, S: Size, V: Size>(
     for first in range_stepped(begin, end, comptime!(plan.step_keys())) {
         // All planes are done with the step before.
         sync_cube();
-        stage_keys(&inputs.keys, &mut keys, position, inputs.capacity, first, end);
-        stage_values(&inputs.values, &mut pairs, position, inputs.capacity, first, end);
+        let source = position.keys(inputs.capacity, first, end);
+        stage_rows(&inputs.keys, &mut keys, source, comptime!(plan.step_keys()), plan);
+        stage_values(&inputs.values, &mut pairs, source, plan);
         sync_cube();
         let mut scores = scores_of::<X, W, S>(&queries, &keys, position);
         mask(&mut scores, &begins, &ends, first, inputs.softcap, position);
@@ -469,62 +505,32 @@ fn add_slices<S: Size>(
     }
 }
 
-/// Stages the queries of the cube's rows.
+/// Stages `count` rows of queries or keys.
 #[cube]
-fn stage_queries<X: Size>(q: &[Four], staged: &mut [Vector<u32, X>], position: Position) {
-    let plan = comptime!(position.plan);
-    let (all, slots) = comptime!((plan.rows() * plan.slots(), plan.slots()));
-    let (units, at_once) = comptime!((plan.units(), plan.at_once(all, plan.words() / 2)));
-    for first in range_stepped(UNIT_POS as usize, all, units * at_once) {
-        #[unroll]
-        for nth in 0..at_once {
-            let i = first + comptime!(nth * units);
-            if comptime!(all.is_multiple_of(units * at_once)) || i < all {
-                let (row, slot) = (i / slots, i % slots);
-                let query = position.token(row) * plan.heads.queries + position.query(row);
-                staged[row * plan.row_stride() + slot] = slot_of::<X>(q, query, slot, plan);
-            }
-        }
-    }
-}
-
-/// Stages the keys of the step from `first` on, the last for those past it.
-#[cube]
-fn stage_keys<X: Size>(
-    keys: &[Four],
+fn stage_rows<X: Size>(
+    from: &[Four],
     staged: &mut [Vector<u32, X>],
-    position: Position,
-    capacity: usize,
-    first: usize,
-    end: usize,
+    source: Source,
+    #[comptime] count: usize,
+    #[comptime] plan: Plan,
 ) {
-    let plan = comptime!(position.plan);
-    let (all, slots) = comptime!((plan.step_keys() * plan.slots(), plan.slots()));
+    let (all, slots) = comptime!((count * plan.slots(), plan.slots()));
     let (units, at_once) = comptime!((plan.units(), plan.at_once(all, plan.words() / 2)));
     for of_unit in range_stepped(UNIT_POS as usize, all, units * at_once) {
         #[unroll]
         for nth in 0..at_once {
             let i = of_unit + comptime!(nth * units);
             if comptime!(all.is_multiple_of(units * at_once)) || i < all {
-                let (key, slot) = (i / slots, i % slots);
-                let row = position.kv * capacity + min(first + key, end - 1);
-                staged[key * plan.row_stride() + slot] = slot_of::<X>(keys, row, slot, plan);
+                let (row, slot) = (i / slots, i % slots);
+                staged[row * plan.row_stride() + slot] = slot_of::<X>(from, source.row(row), slot, plan);
             }
         }
     }
 }
 
-/// Stages the values of the step from `first` on, those of two keys in a word.
+/// Stages the values of a step, those of two keys in a word.
 #[cube]
-fn stage_values<V: Size>(
-    values: &[Four],
-    staged: &mut [Vector<u32, V>],
-    position: Position,
-    capacity: usize,
-    first: usize,
-    end: usize,
-) {
-    let plan = comptime!(position.plan);
+fn stage_values<V: Size>(values: &[Four], staged: &mut [Vector<u32, V>], source: Source, #[comptime] plan: Plan) {
     let (wide, fours) = comptime!((plan.wide, plan.heads.len / 4));
     let all = comptime!(plan.step_keys() / 2 * fours);
     let (units, at_once) = comptime!((plan.units(), plan.at_once(all, 2)));
@@ -534,9 +540,8 @@ fn stage_values<V: Size>(
             let i = of_unit + comptime!(nth * units);
             if comptime!(all.is_multiple_of(units * at_once)) || i < all {
                 let (pair, four) = (i / fours, i % fours);
-                let key = first + 2 * pair;
-                let low = values[(position.kv * capacity + min(key, end - 1)) * fours + four];
-                let high = values[(position.kv * capacity + min(key + 1, end - 1)) * fours + four];
+                let low = values[source.row(2 * pair) * fours + four];
+                let high = values[source.row(2 * pair + 1) * fours + four];
                 #[unroll]
                 for vector in 0..comptime!(4 / wide) {
                     let mut words = Vector::<u32, V>::empty();
@@ -587,7 +592,7 @@ fn scores_of<X: Size, W: Size, S: Size>(
     }
     let first = position.slice * KEYS + usize::cast_from(token_row(position.lane, unit));
     #[unroll]
-    for instruction in 0..comptime!(plan.heads.len / DEPTH) {
+    for instruction in 0..comptime!(plan.heads.len / MatrixUnit::DEPTH) {
         let slot = position.part + comptime!(instruction * unit.lanes_per_row());
         let mut operand = Vector::<u32, W>::empty();
         #[unroll]
@@ -620,14 +625,14 @@ fn add_values<X: Size, W: Size, S: Size, V: Size>(
     let (unit, words, wide) = comptime!((plan.unit, plan.words(), plan.wide));
     let (first, row) = (position.slice * comptime!(KEYS / 2), usize::cast_from(token_row(position.lane, unit)));
     #[unroll]
-    for instruction in 0..comptime!(KEYS / DEPTH) {
+    for instruction in 0..comptime!(KEYS / MatrixUnit::DEPTH) {
         let operand = operand_of::<W, S>(shares, instruction, position);
         #[unroll]
         for group in 0..comptime!(plan.value_tiles() / wide) {
             let mut loaded = Sequence::<Vector<u32, V>>::new();
             #[unroll]
             for word in 0..words {
-                let pair = first + pair_of(position.part, word, unit) + comptime!(instruction * DEPTH / 2);
+                let pair = first + pair_of(position.part, word, unit) + comptime!(instruction * MatrixUnit::DEPTH / 2);
                 loaded.push(pairs[pair * plan.pair_stride() + row + comptime!(group * unit.tokens())]);
             }
             #[unroll]
@@ -676,7 +681,7 @@ fn operand_of<W: Size, S: Size>(
         }
     } else {
         // NVIDIA's tiles of scores are half as deep as an instruction.
-        let tiles = comptime!(DEPTH / unit.tokens());
+        let tiles = comptime!(MatrixUnit::DEPTH / unit.tokens());
         #[unroll]
         for word in 0..words {
             let tile = comptime!(instruction * tiles + word % tiles);
@@ -706,8 +711,8 @@ fn store<S: Size, V: Size>(
         let r = comptime!(row_of_sum(i, unit));
         let row = position.row(r);
         if position.first_row + row < position.rows {
-            let query = position.token(row) * plan.heads.queries + position.query(row);
-            let at = query * comptime!(plan.heads.len / wide) + usize::cast_from(sum_token(position.lane, i, unit));
+            let at = position.queries().row(row) * comptime!(plan.heads.len / wide)
+                + usize::cast_from(sum_token(position.lane, i, unit));
             #[unroll]
             for group in 0..comptime!(plan.value_tiles() / wide) {
                 let mut values = Vector::<f32, V>::empty();
@@ -723,19 +728,13 @@ fn store<S: Size, V: Size>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::ops::Range;
+
     use super::*;
-    use crate::kernels::arch::target::Target;
 
     fn plan(unit: MatrixUnit, shared_memory: usize, tokens: usize, heads: Heads) -> Option<Plan> {
-        let hardware = Hardware {
-            target: Target::Other,
-            plane: Some(unit.plane()),
-            cores: Some(132),
-            host_cores: None,
-            is_rasterizer: false,
-            max_units_per_cube: 1024,
-            shared_memory,
-        };
+        let hardware = Hardware { plane: Some(unit.plane()), ..Hardware::sample(132, shared_memory) };
         Plan::on(&hardware, unit, tokens, heads, false)
     }
 
@@ -779,9 +778,9 @@ mod tests {
         let unit = MatrixUnit::MmaSync;
         for heads in [LLAMA, GEMMA] {
             let plan = plan(unit, 227 << 10, 512, heads).unwrap();
-            let banks = |lanes: std::ops::Range<usize>, bytes: usize, at: &dyn Fn(usize) -> usize| {
+            let banks = |lanes: Range<usize>, bytes: usize, at: &dyn Fn(usize) -> usize| {
                 let of_lane = |lane| (0..bytes / 4).map(move |word| (at(lane) * bytes / 4 + word) % 32);
-                lanes.flat_map(of_lane).collect::<std::collections::BTreeSet<_>>().len()
+                lanes.flat_map(of_lane).collect::<BTreeSet<_>>().len()
             };
             // Of a key, lanes side by side have slots side by side; of a pair, the values of a column.
             assert_eq!(banks(0..16, 8, &|lane| lane / 4 * plan.row_stride() + lane % 4), 32);
