@@ -3,6 +3,7 @@
 use super::error::{Error, Result};
 use super::linear::Linear;
 use super::step::{Place, Rows, Step};
+use super::values::Values;
 use super::weights::Source;
 use crate::kernels::decoder::attention::Attention;
 use crate::kernels::decoder::rotary::{Heads, Rotary};
@@ -38,8 +39,8 @@ pub(super) struct SelfAttention {
     k: Linear,
     v: Linear,
     out: Linear,
-    rotary: Rotary,
-    attention: Attention,
+    rotary: Rotary<Values>,
+    attention: Attention<Values>,
     place: Place,
 }
 

@@ -2,20 +2,19 @@
 
 use std::sync::Arc;
 
-use cubecl::server::Handle;
-
 use super::error::{Error, Result};
 #[cfg(feature = "candle")]
-use super::host::HostExperts;
+use super::host::{HostExperts, HostPairs};
 use super::linear::Linear;
-use super::step::{Rows, Step};
+use super::step::{Ids, Rows, Step};
+use super::values::Values;
 use super::weights::Source;
 use crate::kernels::activations::Activations;
 use crate::kernels::decoder::elementwise::Activation;
 use crate::kernels::decoder::experts::Choice;
 use crate::kernels::floats::FloatType;
 use crate::kernels::ops::Arithmetic;
-use crate::kernels::routing::{Route, Routing};
+use crate::kernels::routing::Routing;
 use crate::storage::DeviceTensor;
 
 /// `sum of weight * down(activation(gate(x)) * up(x))` over the experts that a router chooses for a token.
@@ -90,13 +89,25 @@ pub(super) struct Pairs<'a> {
     pub tokens: Step<'a>,
     /// The same of rows that are a pair's.
     pub each: Step<'a>,
-    pub routing: Routing,
+    pub choice: Choice,
+    pub routed: Routed,
+}
+
+/// The experts of tokens, where they are multiplied.
+pub(super) enum Routed {
+    Device(Routing),
+    #[cfg(feature = "candle")]
+    Host(Vec<u32>),
 }
 
 impl<'a> Pairs<'a> {
-    fn new(step: &Step<'a>, ids: Handle, choice: Choice) -> Result<Self> {
-        let routing = Routing::new(ids, step.tokens, choice.slots, choice.experts)?;
-        Ok(Self { tokens: *step, each: Step { tokens: routing.pairs(), ..*step }, routing })
+    fn new(step: &Step<'a>, ids: Ids, choice: Choice) -> Result<Self> {
+        let routed = match ids {
+            Ids::Device(ids) => Routed::Device(Routing::new(ids, step.tokens, choice.slots, choice.experts)?),
+            #[cfg(feature = "candle")]
+            Ids::Host(ids) => Routed::Host(ids),
+        };
+        Ok(Self { tokens: *step, each: Step { tokens: step.tokens * choice.slots, ..*step }, choice, routed })
     }
 }
 
@@ -113,27 +124,29 @@ impl Stack {
     /// The products of each pair with some stacks, where `of` has the rows of `x`.
     fn products<const N: usize>(stacks: [&Self; N], pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
         let mut on_device = Vec::with_capacity(N);
-        #[cfg(feature = "candle")]
-        let mut on_host = Vec::new();
+        let mut products = Vec::with_capacity(N);
         for stack in stacks {
-            match stack {
-                Self::Device(tensor) => on_device.push(tensor),
+            match (stack, &pairs.routed) {
+                (Self::Device(tensor), Routed::Device(routing)) => on_device.push((tensor, routing)),
                 #[cfg(feature = "candle")]
-                Self::Host(stack) => on_host.push(stack),
+                (Self::Host(stack), Routed::Host(ids)) => {
+                    let pairs = HostPairs { ids, slots: pairs.choice.slots };
+                    products.push(stack.products(x.slice(), x.width, pairs)?.into());
+                }
+                #[cfg(feature = "candle")]
+                _ => unreachable!("a model's experts are where it computes"),
             }
         }
-        let (mut products, routing) = (Vec::with_capacity(N), &pairs.routing);
-        if !on_device.is_empty() {
-            let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![of.tokens, x.width])?;
-            products = DeviceTensor::matmul_experts_many_on_device(&on_device, &x, routing, Arithmetic::Auto)?;
+        if let Some(&(_, routing)) = on_device.first() {
+            let x = Activations::contiguous(x.handle().clone(), FloatType::F32, vec![of.tokens, x.width])?;
+            let tensors: Vec<&DeviceTensor> = on_device.iter().map(|&(tensor, _)| tensor).collect();
+            let all = DeviceTensor::matmul_experts_many_on_device(&tensors, &x, routing, Arithmetic::Auto)?;
+            products.extend(all.into_iter().map(Values::from));
         }
-        // A model's stacks are all on its device or all on the host.
-        #[cfg(feature = "candle")]
-        products.extend(HostExperts::products(&on_host, pairs, of, x)?);
         let mut products = products.into_iter();
         Ok(stacks.map(|stack| Rows {
-            handle: products.next().expect("a product of each stack"),
-            width: stack.n(routing.experts()),
+            values: products.next().expect("a product of each stack"),
+            width: stack.n(pairs.choice.experts),
         }))
     }
 }
@@ -146,8 +159,9 @@ impl Experts {
         of: &Step<'_>,
         x: &Rows,
     ) -> Result<[Rows; N]> {
-        let route = Route { routing: &pairs.routing, sharers: pairs.each.tokens / of.tokens };
-        of.observe_pairs(&stacks.map(|stack| &stack.tensor), x, route);
+        if let Some(observer) = of.observer {
+            observer.add_pairs(of, &stacks.map(|stack| &stack.tensor), x, pairs);
+        }
         Stack::products(stacks.map(|stack| &stack.weights), pairs, of, x)
     }
 }

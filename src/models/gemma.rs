@@ -13,15 +13,15 @@
 use super::attention::SelfAttention;
 use super::error::Result;
 use super::feed_forward::FeedForward;
-use super::linear::Linear;
+use super::linear::{Linear, Matrix};
 use super::rope::{Rope, Scaling};
 use super::step::{Place, Rows, Step};
+use super::values::Values;
 use super::weights::Source;
 use super::{Architecture, Shape};
 use crate::kernels::decoder::elementwise::{Activation, Map};
 use crate::kernels::decoder::norm::RmsNorm;
 use crate::kernels::decoder::rotary::{Heads, Pairs};
-use crate::storage::DeviceTensor;
 
 /// What Gemma 2 and Gemma 3 do not have in common.
 struct Generation {
@@ -48,10 +48,10 @@ const LOCAL: usize = 1;
 
 #[derive(Debug)]
 struct Gemma {
-    embedding: DeviceTensor,
+    embedding: Matrix,
     scale: f32,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: RmsNorm<Values>,
     output: Linear,
     /// What bounds the logits, if anything.
     softcap: Option<f32>,
@@ -60,12 +60,12 @@ struct Gemma {
 
 #[derive(Debug)]
 struct Layer {
-    attention_norm: RmsNorm,
+    attention_norm: RmsNorm<Values>,
     attention: SelfAttention,
-    after_attention: RmsNorm,
-    feed_forward_norm: RmsNorm,
+    after_attention: RmsNorm<Values>,
+    feed_forward_norm: RmsNorm<Values>,
     feed_forward: FeedForward,
-    after_feed_forward: RmsNorm,
+    after_feed_forward: RmsNorm<Values>,
 }
 
 pub(super) fn load_2(source: &Source<'_>) -> Result<Box<dyn Architecture>> {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cubecl::client::Client;
-use cubecl::server::Handle;
-
+use super::experts::{Pairs, Routed};
+#[cfg(feature = "candle")]
+use super::host;
+use super::step::{Engine, On, Rows, Step};
 use crate::kernels::decoder::squares::Squares;
 use crate::kernels::floats::FloatType;
 use crate::kernels::routing::Route;
-use crate::storage::CubeDevice;
 
 /// What a tensor of a model was multiplied by in a [`Session`](super::Session): an importance matrix's entry.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub struct Importance {
     pub counts: Vec<u32>,
 }
 
-/// What the matrices of a session have been multiplied by, on its device.
+/// What the matrices of a session have been multiplied by.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
     /// By the first of the tensors that are multiplied by the same rows; behind a lock, as all that a step goes through has it.
@@ -35,28 +35,89 @@ pub(super) struct Observer {
 #[derive(Debug)]
 struct Inputs {
     tensors: Vec<Arc<str>>,
-    squares: Squares,
+    squares: InputSquares,
+}
+
+/// The sums of their squares, where the model computes.
+#[derive(Debug)]
+enum InputSquares {
+    Device(Squares),
+    #[cfg(feature = "candle")]
+    Host {
+        /// A row for each matrix.
+        sums: Vec<f32>,
+        counts: Vec<u32>,
+    },
+}
+
+impl InputSquares {
+    /// Of so many matrices and columns.
+    fn new(step: &Step<'_>, [matrices, columns]: [usize; 2]) -> Self {
+        match step.on {
+            On::Device(on) => Self::Device(Squares::new(on.client, matrices, columns)),
+            #[cfg(feature = "candle")]
+            On::Host(_) => Self::Host { sums: vec![0.0; matrices * columns], counts: vec![0; matrices] },
+        }
+    }
+
+    fn read(&self, engine: &Engine) -> crate::Result<(Vec<f32>, Vec<u32>)> {
+        match self {
+            Self::Device(Squares { sums, counts, matrices, columns }) => {
+                let device = engine.device();
+                let sums = FloatType::F32.to_f32(&device.read(sums.clone())?, matrices * columns);
+                let counts = device.read(counts.clone())?;
+                let words = counts.chunks_exact(4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+                Ok((sums, words.take(*matrices).collect()))
+            }
+            #[cfg(feature = "candle")]
+            Self::Host { sums, counts } => Ok((sums.clone(), counts.clone())),
+        }
+    }
 }
 
 impl Observer {
-    /// Adds rows of so many columns that tensors are multiplied by. One that several layers are cut from is multiplied once.
-    pub fn add(&self, client: &Client, tensors: &[&Arc<str>], x: &Handle, [rows, columns]: [usize; 2]) {
-        self.squares(client, tensors, [1, columns]).add(client, x, rows);
+    /// Adds rows that tensors are multiplied by. One that several layers are cut from is multiplied once.
+    pub fn add(&self, step: &Step<'_>, tensors: &[&Arc<str>], x: &Rows) {
+        self.with(step, tensors, [1, x.width], |squares| match (squares, step.on) {
+            (InputSquares::Device(squares), On::Device(on)) => squares.add(on.client, x.handle(), step.tokens),
+            #[cfg(feature = "candle")]
+            (InputSquares::Host { sums, counts }, _) => {
+                host::add_squares(sums, x.slice().chunks_exact(x.width));
+                counts[0] += step.tokens as u32;
+            }
+            #[cfg(feature = "candle")]
+            _ => unreachable!("sums are where the model computes"),
+        });
     }
 
-    /// Adds rows of so many columns that stacks of experts are multiplied by, pair by pair.
-    pub fn add_pairs(&self, client: &Client, stacks: &[&Arc<str>], x: &Handle, columns: usize, route: Route<'_>) {
-        self.squares(client, stacks, [route.routing.experts(), columns]).add_pairs(client, x, route);
+    /// Adds rows that stacks of experts are multiplied by, pair by pair, where `of` has the rows.
+    pub fn add_pairs(&self, of: &Step<'_>, stacks: &[&Arc<str>], x: &Rows, pairs: &Pairs<'_>) {
+        let sharers = pairs.each.tokens / of.tokens;
+        self.with(of, stacks, [pairs.choice.experts, x.width], |squares| match (squares, of.on, &pairs.routed) {
+            (InputSquares::Device(squares), On::Device(on), Routed::Device(routing)) => {
+                squares.add_pairs(on.client, x.handle(), Route { routing, sharers });
+            }
+            #[cfg(feature = "candle")]
+            (InputSquares::Host { sums, counts }, _, Routed::Host(ids)) => {
+                for (pair, &id) in ids.iter().enumerate() {
+                    let row = &x.slice()[pair / sharers * x.width..][..x.width];
+                    host::add_squares(&mut sums[id as usize * x.width..][..x.width], [row].into_iter());
+                    counts[id as usize] += 1;
+                }
+            }
+            #[cfg(feature = "candle")]
+            _ => unreachable!("sums are where the model computes"),
+        });
     }
 
-    /// The sums of tensors of so many matrices and columns.
-    fn squares(&self, client: &Client, tensors: &[&Arc<str>], [matrices, columns]: [usize; 2]) -> Squares {
+    /// Changes the sums of tensors of so many matrices and columns.
+    fn with(&self, step: &Step<'_>, tensors: &[&Arc<str>], shape: [usize; 2], change: impl FnOnce(&mut InputSquares)) {
         let new = || {
             let mut tensors: Vec<Arc<str>> = tensors.iter().copied().cloned().collect();
             tensors.dedup();
-            Inputs { tensors, squares: Squares::new(client, matrices, columns) }
+            Inputs { tensors, squares: InputSquares::new(step, shape) }
         };
-        self.inputs().entry(tensors[0].clone()).or_insert_with(new).squares.clone()
+        change(&mut self.inputs().entry(tensors[0].clone()).or_insert_with(new).squares);
     }
 
     fn inputs(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Inputs>> {
@@ -64,14 +125,10 @@ impl Observer {
     }
 
     /// The sums of all tensors, in the order of their names.
-    pub fn read(&self, device: &CubeDevice) -> crate::Result<Vec<Importance>> {
+    pub fn read(&self, engine: &Engine) -> crate::Result<Vec<Importance>> {
         let mut all = Vec::new();
         for Inputs { tensors, squares } in self.inputs().values() {
-            let &Squares { matrices, columns, .. } = squares;
-            let sums = FloatType::F32.to_f32(&device.read(squares.sums.clone())?, matrices * columns);
-            let counts = device.read(squares.counts.clone())?;
-            let counts = counts.chunks_exact(4).take(matrices).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-            let counts: Vec<u32> = counts.collect();
+            let (sums, counts) = squares.read(engine)?;
             let of =
                 |name: &Arc<str>| Importance { name: name.to_string(), sums: sums.clone(), counts: counts.clone() };
             all.extend(tensors.iter().map(of));

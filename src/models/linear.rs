@@ -6,6 +6,7 @@ use super::error::Result;
 #[cfg(feature = "candle")]
 use super::host::HostMatrix;
 use super::step::{Rows, Step};
+use super::values::Values;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::FloatType;
 use crate::kernels::ops::Arithmetic;
@@ -40,26 +41,22 @@ impl Matrix {
     /// The products of a step's rows with several matrices.
     fn products<const N: usize>(matrices: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
         let mut on_device = Vec::with_capacity(N);
-        #[cfg(feature = "candle")]
-        let mut on_host = Vec::new();
+        let mut products = Vec::with_capacity(N);
         for matrix in matrices {
             match matrix {
                 Self::Device(tensor) => on_device.push(tensor),
                 #[cfg(feature = "candle")]
-                Self::Host(matrix) => on_host.push(matrix),
+                Self::Host(matrix) => products.push(matrix.product(x.slice(), step.tokens)?.into()),
             }
         }
-        let mut products = Vec::with_capacity(N);
         if !on_device.is_empty() {
-            let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![step.tokens, x.width])?;
-            products = DeviceTensor::matmul_many_on_device(&on_device, &x, Arithmetic::Auto)?;
+            let x = Activations::contiguous(x.handle().clone(), FloatType::F32, vec![step.tokens, x.width])?;
+            let all = DeviceTensor::matmul_many_on_device(&on_device, &x, Arithmetic::Auto)?;
+            products.extend(all.into_iter().map(Values::from));
         }
-        // A model's matrices are all on its device or all on the host.
-        #[cfg(feature = "candle")]
-        products.extend(HostMatrix::products(&on_host, step, x)?);
         let mut products = products.into_iter();
         let rows =
-            |matrix: &Self| Rows { handle: products.next().expect("a product of each matrix"), width: matrix.n() };
+            |matrix: &Self| Rows { values: products.next().expect("a product of each matrix"), width: matrix.n() };
         Ok(matrices.map(rows))
     }
 }
@@ -76,8 +73,8 @@ impl Linear {
         match &self.weights {
             Matrix::Device(tensor) => {
                 step.observe(&[&self.tensor], x);
-                let x = Activations::contiguous(x.handle.clone(), FloatType::F32, vec![step.tokens, x.width])?;
-                Ok(Rows { handle: tensor.matmul_closely_on_device(&x)?, width: tensor.n() })
+                let x = Activations::contiguous(x.handle().clone(), FloatType::F32, vec![step.tokens, x.width])?;
+                Ok(Rows::new(tensor.matmul_closely_on_device(&x)?, tensor.n()))
             }
             #[cfg(feature = "candle")]
             Matrix::Host(_) => self.forward(step, x),

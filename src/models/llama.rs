@@ -13,29 +13,29 @@
 use super::attention::SelfAttention;
 use super::error::Result;
 use super::feed_forward::FeedForward;
-use super::linear::Linear;
+use super::linear::{Linear, Matrix};
 use super::step::{Place, Rows, Step};
+use super::values::Values;
 use super::weights::Source;
 use super::{Architecture, Shape};
 use crate::kernels::decoder::elementwise::Activation;
 use crate::kernels::decoder::norm::RmsNorm;
 use crate::kernels::decoder::rotary::{Heads, Pairs};
-use crate::storage::DeviceTensor;
 
 #[derive(Debug)]
 struct Llama {
-    embedding: DeviceTensor,
+    embedding: Matrix,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: RmsNorm<Values>,
     output: Linear,
     shape: Shape,
 }
 
 #[derive(Debug)]
 struct Layer {
-    attention_norm: RmsNorm,
+    attention_norm: RmsNorm<Values>,
     attention: SelfAttention,
-    feed_forward_norm: RmsNorm,
+    feed_forward_norm: RmsNorm<Values>,
     feed_forward: FeedForward,
 }
 

@@ -46,8 +46,10 @@ mod llama;
 mod replay;
 mod rope;
 mod step;
+mod values;
 mod weights;
 
+use std::cell::Cell;
 use std::fmt;
 
 use cubecl::MemoryScope;
@@ -56,14 +58,18 @@ use cubecl::server::Handle;
 
 use self::cache::Cache;
 pub use self::error::{Error, Result};
+#[cfg(feature = "candle")]
+use self::host::{HostCache, HostStep};
 pub use self::importance::Importance;
 use self::importance::Observer;
 use self::replay::{Replay, launching};
 use self::rope::Rope;
-use self::step::{After, Rows, Step};
+use self::step::{After, DeviceStep, Engine, On, Rows, Step};
 use self::weights::Source;
 use crate::gguf::Gguf;
-use crate::storage::{Backend, CubeDevice, Device};
+use crate::storage::Device;
+#[cfg(not(feature = "candle"))]
+use crate::storage::{Backend, CubeDevice};
 
 /// How an architecture is made of a file's tensors.
 type Load = fn(&Source<'_>) -> Result<Box<dyn Architecture>>;
@@ -106,14 +112,17 @@ struct Shape {
 #[derive(Debug)]
 pub struct Model {
     architecture: Box<dyn Architecture>,
-    device: CubeDevice,
+    engine: Engine,
+    /// Bytes of the file's tensors.
+    #[cfg(feature = "candle")]
+    bytes: u64,
     context: usize,
     vocabulary: usize,
 }
 
 impl Model {
-    /// Reads a model's hyperparameters and uploads its tensors. [`Device::Cpu`] is CubeCL's CPU runtime (feature `cpu`), with
-    /// products by Candle's kernels (feature `candle`), which are faster.
+    /// Reads a model's hyperparameters and uploads its tensors. [`Device::Cpu`] is the host itself, with Candle's products (feature
+    /// `candle`); without these it is CubeCL's CPU runtime (feature `cpu`).
     ///
     /// # Errors
     ///
@@ -130,12 +139,20 @@ impl Model {
     ///
     /// Those of [`load`](Self::load).
     pub fn load_with_progress(file: &Gguf<'_>, device: &Device, progress: &dyn Fn(u64)) -> Result<Self> {
-        let (device, on_host) = match device {
-            Device::Cube(device) => (device.clone(), false),
-            Device::Cpu => (CubeDevice::new(Backend::CubeCpu, 0)?, true),
+        let engine = match device {
+            Device::Cube(device) => Engine::Device(device.clone()),
+            #[cfg(feature = "candle")]
+            Device::Cpu => Engine::Host,
+            #[cfg(not(feature = "candle"))]
+            Device::Cpu => Engine::Device(CubeDevice::new(Backend::CubeCpu, 0)?),
         };
         let _others_too = launching();
-        let source = Source::new(file, &device, on_host, progress)?;
+        let bytes = Cell::new(0);
+        let read = |count| {
+            bytes.set(bytes.get() + count);
+            progress(count);
+        };
+        let source = Source::new(file, &engine, &read)?;
         let load = ARCHITECTURES.iter().find(|(name, _)| *name == source.architecture());
         let Some((_, load)) = load else {
             return Err(Error::UnknownArchitecture {
@@ -146,7 +163,14 @@ impl Model {
         let architecture = load(&source)?;
         let (vocabulary, _) = source.matrix("token_embd.weight")?;
         let context = source.number("context_length")?;
-        Ok(Self { architecture, device, context, vocabulary })
+        Ok(Self {
+            architecture,
+            #[cfg(feature = "candle")]
+            bytes: bytes.get(),
+            context,
+            vocabulary,
+            engine,
+        })
     }
 
     /// Tokens that the model was made for.
@@ -159,9 +183,13 @@ impl Model {
         self.vocabulary
     }
 
-    /// Bytes that the model's device holds for this process.
+    /// Bytes that the model's device holds for this process; on the host those of the model's tensors.
     pub fn memory(&self) -> u64 {
-        self.device.client().memory_report(MemoryScope::Device).usage().bytes_reserved
+        match &self.engine {
+            Engine::Device(device) => device.client().memory_report(MemoryScope::Device).usage().bytes_reserved,
+            #[cfg(feature = "candle")]
+            Engine::Host => self.bytes,
+        }
     }
 
     /// An empty run with room for `capacity` tokens.
@@ -173,24 +201,43 @@ impl Model {
         if capacity == 0 || capacity > self.context {
             return Err(Error::Capacity { capacity, context: self.context });
         }
-        let _others_too = launching();
-        let client = self.device.client();
-        let cache = Cache::new(self.architecture.shape(), capacity, &client);
-        let id = client.create_from_slice(&0u32.to_le_bytes());
-        let replay = Replay::default();
-        Ok(Session { model: self, client, cache, replay, id, tokens: Vec::new(), capacity, observer: None })
+        let shape = self.architecture.shape();
+        let run = match &self.engine {
+            Engine::Device(device) => {
+                let _others_too = launching();
+                let client = device.client();
+                let cache = Cache::new(shape, capacity, &client);
+                let id = client.create_from_slice(&0u32.to_le_bytes());
+                Run::Device(Box::new(DeviceRun { client, cache, replay: Replay::default(), id }))
+            }
+            #[cfg(feature = "candle")]
+            Engine::Host => Run::Host(HostCache::new(shape, capacity)),
+        };
+        Ok(Session { model: self, run, tokens: Vec::new(), capacity, observer: None })
     }
 }
 
-/// A run of a model: the tokens so far, by their keys and values on the device.
-pub struct Session<'a> {
-    model: &'a Model,
+/// A run on a device.
+struct DeviceRun {
     client: Client,
     cache: Cache,
     /// The step of one token.
     replay: Replay,
     /// The id of that token, a u32 on the device.
     id: Handle,
+}
+
+/// What a run keeps where its model computes.
+enum Run {
+    Device(Box<DeviceRun>),
+    #[cfg(feature = "candle")]
+    Host(HostCache),
+}
+
+/// A run of a model: the tokens so far, by their keys and values.
+pub struct Session<'a> {
+    model: &'a Model,
+    run: Run,
     /// Those whose keys and values are in the cache.
     tokens: Vec<u32>,
     /// Tokens that the cache has room for.
@@ -220,7 +267,11 @@ impl Session<'_> {
     /// While it records, which takes milliseconds, no other thread of the process may allocate memory on a GPU: the driver
     /// would fail both. Models wait for each other; other users of the GPU must be kept from it.
     pub fn with_recording(mut self) -> Self {
-        self.replay = Replay::Wanted;
+        match &mut self.run {
+            Run::Device(run) => run.replay = Replay::Wanted,
+            #[cfg(feature = "candle")]
+            Run::Host(_) => {}
+        }
         self
     }
 
@@ -255,7 +306,7 @@ impl Session<'_> {
     /// [`Error::Compute`] where the device failed.
     pub fn importances(&self) -> Result<Vec<Importance>> {
         match &self.observer {
-            Some(observer) => Ok(observer.read(&self.model.device)?),
+            Some(observer) => Ok(observer.read(&self.model.engine)?),
             None => Ok(Vec::new()),
         }
     }
@@ -287,7 +338,7 @@ impl Session<'_> {
     /// [`Error::NoTokens`] where there are none, [`Error::ContextFull`] for more than are [`left`](Self::left),
     /// [`Error::UnknownToken`] for one that the vocabulary does not have, [`Error::Compute`] where the device failed.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        Ok(self.add(tokens)?.logits.read(&self.model.device, 1)?)
+        Ok(self.add(tokens)?.read(&self.model.engine)?)
     }
 
     /// Adds tokens, and gives the likeliest token after them with its logit, the first where several are: those of
@@ -297,7 +348,7 @@ impl Session<'_> {
     ///
     /// Those of [`feed`](Self::feed).
     pub fn feed_for_likeliest(&mut self, tokens: &[u32]) -> Result<(u32, f32)> {
-        Ok(self.add(tokens)?.read_likeliest(&self.model.device)?)
+        Ok(self.add(tokens)?.read_likeliest(&self.model.engine)?)
     }
 
     /// Checks and adds tokens.
@@ -314,30 +365,41 @@ impl Session<'_> {
         }
         let mut last = None;
         for batch in tokens.chunks(BATCH) {
-            self.cache.move_to(self.len(), &self.client);
-            let architecture = &*self.model.architecture;
-            let (device, client, cache) = (&self.model.device, &self.client, &self.cache);
-            let observer = self.observer.as_ref();
-            last = Some(match batch {
-                &[token] if observer.is_none() => {
-                    let step = Step { device, client, cache, ids: &self.id, tokens: 1, observer };
-                    self.replay.step(architecture, &step, token)?
-                }
-                _ => {
-                    let _others_too = launching();
-                    let ids = client.create_from_slice(bytemuck::cast_slice(batch));
-                    let step = Step { device, client, cache, ids: &ids, tokens: batch.len(), observer };
-                    after(architecture, &step)?
-                }
-            });
+            last = Some(self.add_batch(batch)?);
             self.tokens.extend_from_slice(batch);
         }
         last.ok_or(Error::NoTokens)
+    }
+
+    /// Adds tokens in one step.
+    fn add_batch(&mut self, batch: &[u32]) -> Result<After> {
+        let (architecture, position, observer) = (&*self.model.architecture, self.len(), self.observer.as_ref());
+        match &mut self.run {
+            Run::Device(run) => {
+                let DeviceRun { client, cache, replay, id } = &mut **run;
+                cache.move_to(position, client);
+                let on = DeviceStep { device: self.model.engine.device(), client, cache, ids: id };
+                match batch {
+                    &[token] if observer.is_none() => replay.step(architecture, on, token),
+                    _ => {
+                        let _others_too = launching();
+                        let ids = client.create_from_slice(bytemuck::cast_slice(batch));
+                        let on = On::Device(DeviceStep { ids: &ids, ..on });
+                        after(architecture, &Step { on, tokens: batch.len(), observer })
+                    }
+                }
+            }
+            #[cfg(feature = "candle")]
+            Run::Host(cache) => {
+                let on = HostStep { ids: batch, position, cache };
+                after(architecture, &Step { on: On::Host(&on), tokens: batch.len(), observer })
+            }
+        }
     }
 }
 
 /// What follows a step's tokens.
 fn after(architecture: &dyn Architecture, step: &Step<'_>) -> Result<After> {
     let logits = architecture.forward(step)?;
-    Ok(After { likeliest: step.likeliest(&logits), logits })
+    Ok(step.after(logits))
 }

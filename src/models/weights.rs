@@ -1,35 +1,32 @@
 //! [`Source`]: the file that a model is made of, by the names that its architecture gives to keys and tensors.
 
-use cubecl::server::Handle;
-
 use super::error::{Error, Result};
 use super::experts::{Experts, Stack};
 #[cfg(feature = "candle")]
 use super::host::{HostExperts, HostMatrix};
 use super::linear::{Linear, Matrix};
 use super::rope::{Rope, Scaling, Yarn};
+use super::step::Engine;
+use super::values::Values;
 use crate::gguf::{FromValue, Gguf};
 use crate::kernels::decoder::norm::RmsNorm;
 use crate::kernels::decoder::rotary::Pairs;
 use crate::kernels::weights::GgufMatrix;
 use crate::storage::{CubeDevice, DeviceTensor};
 
-/// A model's file and the device that its tensors go to.
+/// A model's file and where its tensors go.
 pub(super) struct Source<'a> {
     file: &'a Gguf<'a>,
-    device: &'a CubeDevice,
+    engine: &'a Engine,
     architecture: &'a str,
-    /// Whether products are the host's.
-    #[cfg_attr(not(feature = "candle"), expect(dead_code))]
-    on_host: bool,
     /// Told the bytes of each tensor that is loaded.
     progress: &'a dyn Fn(u64),
 }
 
 impl<'a> Source<'a> {
-    pub fn new(file: &'a Gguf<'a>, device: &'a CubeDevice, on_host: bool, progress: &'a dyn Fn(u64)) -> Result<Self> {
+    pub fn new(file: &'a Gguf<'a>, engine: &'a Engine, progress: &'a dyn Fn(u64)) -> Result<Self> {
         let architecture = file.metadata().value("general.architecture")?;
-        Ok(Self { file, device, architecture, on_host, progress })
+        Ok(Self { file, engine, architecture, progress })
     }
 
     /// The architecture by its name.
@@ -174,11 +171,13 @@ impl<'a> Source<'a> {
         let some = GgufMatrix { n, data: &all.data[first * row..(first + n) * row], ..all };
         let scale = if self.has(&scale) { Some(self.values(&scale, 1)?) } else { None };
         let weights = self.loaded(&tensor, some, |matrix| {
-            #[cfg(feature = "candle")]
-            if self.on_host {
-                return Ok(Matrix::Host(HostMatrix::load(matrix, scale, bias)?));
-            }
-            Ok(Matrix::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
+            Ok(match self.engine {
+                Engine::Device(device) => {
+                    Matrix::Device(upload(device, matrix)?.with_companions(scale.as_deref(), bias.as_deref())?)
+                }
+                #[cfg(feature = "candle")]
+                Engine::Host => Matrix::Host(HostMatrix::load(matrix, scale, bias)?),
+            })
         })?;
         Ok(Linear { tensor: tensor.into(), weights })
     }
@@ -195,14 +194,15 @@ impl<'a> Source<'a> {
         loaded.map_err(|source| Error::Tensor { name: name.to_owned(), source })
     }
 
-    fn upload(&self, matrix: GgufMatrix<'_>) -> crate::Result<DeviceTensor> {
-        let GgufMatrix { ty, n, k, data, endian } = matrix;
-        DeviceTensor::from_gguf(self.device, ty, n, k, data, endian)
-    }
-
-    /// A matrix on the device.
-    fn tensor(&self, name: &str, shape: [usize; 2]) -> Result<DeviceTensor> {
-        self.loaded(name, self.of_shape(name, shape)?, |matrix| self.upload(matrix))
+    /// A matrix without companions.
+    fn table(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.loaded(name, self.of_shape(name, shape)?, |matrix| {
+            Ok(match self.engine {
+                Engine::Device(device) => Matrix::Device(upload(device, matrix)?),
+                #[cfg(feature = "candle")]
+                Engine::Host => Matrix::Host(HostMatrix::load(matrix, None, None)?),
+            })
+        })
     }
 
     /// The layer of `NAME.weight`, with the values of `NAME.bias` if there are any.
@@ -224,25 +224,25 @@ impl<'a> Source<'a> {
         let scale = if self.has(&scale) { Some(self.values(&scale, experts)?) } else { None };
         let bias = if self.has(&bias) { Some(self.values_of(&bias, [experts, n])?) } else { None };
         let weights = self.loaded(&tensor, self.of_shape(&tensor, [experts * n, k])?, |matrix| {
-            #[cfg(feature = "candle")]
-            if self.on_host {
-                return Ok(Stack::Host(HostExperts::load(matrix, experts, scale, bias)?));
-            }
-            Ok(Stack::Device(self.upload(matrix)?.with_companions(scale.as_deref(), bias.as_deref())?))
+            Ok(match self.engine {
+                Engine::Device(device) => {
+                    Stack::Device(upload(device, matrix)?.with_companions(scale.as_deref(), bias.as_deref())?)
+                }
+                #[cfg(feature = "candle")]
+                Engine::Host => Stack::Host(HostExperts::load(matrix, experts, scale, bias)?),
+            })
         })?;
         Ok(Experts { tensor: tensor.into(), weights })
     }
 
     /// The embedding of tokens, and the layer that gives their logits: `output.weight`, or the embedding's own weights.
-    pub fn embedding_and_output(&self, d_model: usize) -> Result<(DeviceTensor, Linear)> {
+    pub fn embedding_and_output(&self, d_model: usize) -> Result<(Matrix, Linear)> {
         let name = "token_embd.weight";
         let (vocabulary, _) = self.matrix(name)?;
-        let table = self.tensor(name, [vocabulary, d_model])?;
+        let table = self.table(name, [vocabulary, d_model])?;
         let output = match self.has("output.weight") {
             true => self.linear("output", vocabulary, d_model)?,
-            #[cfg(feature = "candle")]
-            false if self.on_host => self.linear("token_embd", vocabulary, d_model)?,
-            false => Linear { tensor: name.into(), weights: Matrix::Device(table.clone()) },
+            false => Linear { tensor: name.into(), weights: table.clone() },
         };
         Ok((table, output))
     }
@@ -257,13 +257,13 @@ impl<'a> Source<'a> {
         self.loaded(name, self.of_shape(name, shape)?, |matrix| matrix.values())
     }
 
-    /// The values of vectors by their names and lengths, one after the other on the device.
-    pub fn vectors(&self, vectors: &[(String, usize)]) -> Result<Handle> {
+    /// The values of vectors by their names and lengths, one after the other where the model computes.
+    pub fn vectors(&self, vectors: &[(String, usize)]) -> Result<Values> {
         let mut values = Vec::new();
         for (name, len) in vectors {
             values.extend(self.values(name, *len)?);
         }
-        Ok(self.device.client().create_from_slice(bytemuck::cast_slice(&values)))
+        Ok(self.engine.values(values))
     }
 
     /// What keeps the roots of norms from being 0.
@@ -272,7 +272,7 @@ impl<'a> Source<'a> {
     }
 
     /// The norm of `NAME.weight` over `width` values.
-    pub fn norm(&self, name: &str, width: usize) -> Result<RmsNorm> {
+    pub fn norm(&self, name: &str, width: usize) -> Result<RmsNorm<Values>> {
         let weight = self.vectors(&[(format!("{name}.weight"), width)])?;
         Ok(RmsNorm { weight, width, epsilon: self.epsilon()? })
     }
@@ -281,4 +281,9 @@ impl<'a> Source<'a> {
     pub fn softcap(&self, name: &str) -> Result<Option<f32>> {
         Ok(self.optional::<f64>(name)?.map(|cap| cap as f32).filter(|&cap| cap > 0.0))
     }
+}
+
+fn upload(device: &CubeDevice, matrix: GgufMatrix<'_>) -> crate::Result<DeviceTensor> {
+    let GgufMatrix { ty, n, k, data, endian } = matrix;
+    DeviceTensor::from_gguf(device, ty, n, k, data, endian)
 }

@@ -8,11 +8,12 @@ use super::team::{Team, row_of, sum_of_team, unit_of};
 use super::values;
 use crate::kernels::launch::{Grid, buffer};
 
-/// A norm's weights on the device, one for each value of a row, and what is added to the mean of the squares.
+/// A norm's weights, one for each value of a row, and what is added to the mean of the squares. Kernels take weights on the
+/// device; so it is with [`Rotary`](super::rotary::Rotary) and [`Attention`](super::attention::Attention).
 #[derive(Clone, Debug)]
-pub struct RmsNorm {
+pub struct RmsNorm<V = Handle> {
     /// The weights.
-    pub weight: Handle,
+    pub weight: V,
     /// Values of a row.
     pub width: usize,
     /// What keeps the root from being 0.

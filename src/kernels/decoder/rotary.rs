@@ -56,13 +56,13 @@ pub struct KeyValues {
 
 /// What queries and keys go through.
 #[derive(Clone, Debug)]
-pub struct Rotary {
+pub struct Rotary<V = Handle> {
     /// The heads.
     pub heads: Heads,
     /// Biases of queries, keys and values, one after the other.
-    pub bias: Option<Handle>,
+    pub bias: Option<V>,
     /// The weights of the norms of a head's queries and of its keys, one after the other, and their epsilon.
-    pub norms: Option<(Handle, f32)>,
+    pub norms: Option<(V, f32)>,
     /// What queries are multiplied by.
     pub scale: f32,
 }

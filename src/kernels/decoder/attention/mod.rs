@@ -26,7 +26,7 @@ const MAX_FEW: usize = 8;
 
 /// What a token sees of the cache, and how.
 #[derive(Clone, Debug)]
-pub struct Attention {
+pub struct Attention<V = Handle> {
     /// The heads.
     pub heads: Heads,
     /// The last tokens that a token sees, itself included; 0 for all.
@@ -34,7 +34,7 @@ pub struct Attention {
     /// What bounds the scores, by a tanh; 0 for nothing.
     pub softcap: f32,
     /// A score for each query that takes its share of the softmax and gives nothing: an attention sink (Xiao et al., 2024).
-    pub sinks: Option<Handle>,
+    pub sinks: Option<V>,
 }
 
 /// What the queries of `tokens` tokens, scaled and turned, take from the cache: `[tokens, queries, len]`.

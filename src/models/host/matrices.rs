@@ -1,14 +1,11 @@
-//! [`HostMatrix`], [`HostExperts`]: weights on the host, which Candle's kernels multiply faster than CubeCL's CPU runtime.
+//! [`HostMatrix`], [`HostExperts`]: weights on the host, which Candle's kernels multiply.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use cubecl::server::Handle;
 use half::f16;
 
-use super::experts::Pairs;
-use super::step::{Rows, Step};
 use crate::Result;
 use crate::gguf::GgmlType;
 use crate::kernels::formats::{CHUNK, Format};
@@ -41,17 +38,32 @@ impl Companions {
 
 /// A matrix in host memory.
 #[derive(Clone, Debug)]
-pub(super) struct HostMatrix {
+pub struct HostMatrix {
     tensor: Arc<QTensor>,
     n: usize,
+    has_tiles: bool,
     companions: Companions,
 }
+
+/// Rows of activations from which on the weights' values are multiplied sooner than their codes, where Candle has no tiles.
+/// (Measured for Q5_0 and Q8_0 of 640 columns on two cores with AVX-512.)
+const MANY: usize = 32;
+
+/// Whether Candle multiplies many rows of activations by tiles of such a matrix (`repack_x86::select` of candle-core 0.11).
+fn has_tiles(ty: GgmlType, [n, k]: [usize; 2]) -> bool {
+    matches!(ty, GgmlType::Q4K | GgmlType::Q6K | GgmlType::Q8_0) && n.is_multiple_of(32) && k.is_multiple_of(256)
+}
+
+/// Rows of weights whose values are in memory at a time.
+const STRIPE: usize = 1024;
 
 impl HostMatrix {
     /// A matrix of a file, with products that are scaled and biased.
     pub fn load(matrix: GgufMatrix<'_>, scales: Option<Vec<f32>>, biases: Option<Vec<f32>>) -> Result<Self> {
         let (n, k) = (matrix.n, matrix.k);
-        Ok(Self { tensor: Arc::new(tensor(matrix, &[n, k])?), n, companions: Companions { scales, biases } })
+        let tensor = Arc::new(tensor(matrix, &[n, k])?);
+        let has_tiles = has_tiles(tensor.dtype(), [n, k]);
+        Ok(Self { tensor, n, has_tiles, companions: Companions { scales, biases } })
     }
 
     /// Rows.
@@ -59,26 +71,38 @@ impl HostMatrix {
         self.n
     }
 
-    /// A step's rows times the transpose of each matrix: there and back through host memory, where the CPU runtime's buffers
-    /// are too.
-    pub fn products(matrices: &[&Self], step: &Step<'_>, x: &Rows) -> Result<Vec<Handle>> {
-        if matrices.is_empty() {
-            return Ok(Vec::new());
-        }
-        let values = x.read(step.device, step.tokens)?;
-        let x = Tensor::from_vec(values, (step.tokens, x.width), &candle_core::Device::Cpu)?;
-        let product = |matrix: &&Self| {
-            let mut out = matrix.tensor.matmul_t(&x, Arithmetic::Auto)?.flatten_all()?.to_vec1::<f32>()?;
-            out.chunks_exact_mut(matrix.n.max(1)).for_each(|sums| matrix.companions.finish(sums, 0));
-            Ok(uploaded(step, &out))
+    /// The rows of tokens, of an embedding.
+    pub fn rows(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let ids = Tensor::new(ids, &candle_core::Device::Cpu)?;
+        Ok(self.tensor.embedding(&ids)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// `rows` rows times the transpose of the matrix.
+    pub fn product(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let x = Tensor::from_slice(x, (rows, x.len() / rows), &candle_core::Device::Cpu)?;
+        let out = match rows >= MANY && !self.has_tiles {
+            true => self.product_of_floats(&x)?,
+            false => self.tensor.matmul_t(&x, Arithmetic::Auto)?,
         };
-        matrices.iter().map(product).collect()
+        let mut out = out.flatten_all()?.to_vec1::<f32>()?;
+        out.chunks_exact_mut(self.n.max(1)).for_each(|sums| self.companions.finish(sums, 0));
+        Ok(out)
+    }
+
+    /// The product by f32 values of the weights, some rows of these at a time.
+    fn product_of_floats(&self, x: &Tensor) -> Result<Tensor> {
+        let stripe = |first: usize| {
+            let ids = Tensor::arange(first as u32, (first + STRIPE).min(self.n) as u32, x.device())?;
+            x.matmul(&self.tensor.embedding(&ids)?.t()?)
+        };
+        let stripes: Vec<Tensor> = (0..self.n).step_by(STRIPE).map(stripe).collect::<candle_core::Result<_>>()?;
+        Ok(Tensor::cat(&stripes, 1)?)
     }
 }
 
 /// A stack of experts in host memory.
 #[derive(Debug)]
-pub(super) struct HostExperts {
+pub struct HostExperts {
     tensor: QTensor,
     /// Rows of an expert.
     n: usize,
@@ -102,27 +126,25 @@ impl HostExperts {
         self.n
     }
 
-    /// The products of each pair with each stack, where `of` has the rows of `x`.
-    pub fn products(stacks: &[&Self], pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<Vec<Handle>> {
-        if stacks.is_empty() {
-            return Ok(Vec::new());
+    /// The products of each pair of tokens and experts, of which a token has `slots`; `x` has a row for each token or for each pair.
+    pub fn products(&self, x: &[f32], width: usize, pairs: HostPairs<'_>) -> Result<Vec<f32>> {
+        let HostPairs { ids, slots } = pairs;
+        let (host, tokens) = (candle_core::Device::Cpu, ids.len() / slots);
+        let rows = Tensor::from_slice(x, (tokens, x.len() / width / tokens, width), &host)?;
+        let named = Tensor::from_slice(ids, (tokens, slots), &host)?;
+        let mut out = self.tensor.indexed_moe_forward(&rows, &named)?.flatten_all()?.to_vec1::<f32>()?;
+        for (sums, &id) in out.chunks_exact_mut(self.n.max(1)).zip(ids) {
+            self.companions.finish(sums, id as usize);
         }
-        let Pairs { tokens: step, routing, .. } = pairs;
-        let ids = step.device.read(routing.handle().clone())?;
-        let ids = ids.chunks_exact(4).take(routing.pairs()).map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]]));
-        let ids: Vec<u32> = ids.collect();
-        let (host, shape) = (candle_core::Device::Cpu, (step.tokens, of.tokens / step.tokens, x.width));
-        let rows = Tensor::from_vec(x.read(step.device, of.tokens)?, shape, &host)?;
-        let named = Tensor::from_slice(&ids, (step.tokens, routing.slots()), &host)?;
-        let product = |stack: &&Self| {
-            let mut out = stack.tensor.indexed_moe_forward(&rows, &named)?.flatten_all()?.to_vec1::<f32>()?;
-            for (sums, &id) in out.chunks_exact_mut(stack.n.max(1)).zip(&ids) {
-                stack.companions.finish(sums, id as usize);
-            }
-            Ok(uploaded(step, &out))
-        };
-        stacks.iter().map(product).collect()
+        Ok(out)
     }
+}
+
+/// The experts of some tokens, `slots` for each.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPairs<'a> {
+    pub ids: &'a [u32],
+    pub slots: usize,
 }
 
 /// The weights of a file as a tensor of a shape, in a format that Candle multiplies fast.
@@ -134,14 +156,6 @@ fn tensor(matrix: GgufMatrix<'_>, shape: &[usize]) -> Result<QTensor> {
         ty => (ty, data),
     };
     Ok(QTensor::from_gguf(ty, data, shape, &Device::Cpu)?)
-}
-
-/// Values on the step's device.
-fn uploaded(step: &Step<'_>, values: &[f32]) -> Handle {
-    // Kernels read four values at a time.
-    let mut bytes: Vec<u8> = bytemuck::cast_slice(values).to_vec();
-    bytes.resize(bytes.len().next_multiple_of(16).max(16), 0);
-    step.client.create_from_slice(&bytes)
 }
 
 /// The same values in Q8_0, of blocks that begin with their scale, an f16, and whose values are whole multiples of it.
