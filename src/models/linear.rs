@@ -77,7 +77,10 @@ impl Linear {
                 Ok(Rows::new(tensor.matmul_closely_on_device(&x)?, tensor.n()))
             }
             #[cfg(feature = "candle")]
-            Matrix::Host(_) => self.forward(step, x),
+            Matrix::Host(matrix) => {
+                step.observe(&[&self.tensor], x);
+                Ok(Rows::new(matrix.product_closely(x.slice(), step.tokens)?, matrix.n()))
+            }
         }
     }
 

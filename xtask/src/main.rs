@@ -1,6 +1,7 @@
 //! The project's own tasks, each a subcommand in a file of its own: `cargo xtask --help`.
 
 mod bench;
+mod candle_models;
 mod check;
 mod ci;
 mod demo;
@@ -41,6 +42,8 @@ enum Task {
     HipReport(hip_report::Args),
     /// Run a program on HIP as an AMD GPU of any architecture, without one.
     HipStandIn(hip_stand_in::Args),
+    /// Candle's own models, compiled from Candle's sources over this crate: they give the same.
+    CandleModels(candle_models::Args),
     /// Everything that a change must pass.
     Ci(ci::Args),
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Tune(args) => tune::run(&args),
+        Task::CandleModels(args) => candle_models::run(&args),
         Task::HipReport(args) => hip_report::run(&args),
         Task::HipStandIn(args) => match hip_stand_in::run(&args) {
             Ok(status) => return status,

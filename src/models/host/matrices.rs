@@ -79,24 +79,31 @@ impl HostMatrix {
 
     /// `rows` rows times the transpose of the matrix.
     pub fn product(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let x = Tensor::from_slice(x, (rows, x.len() / rows), &candle_core::Device::Cpu)?;
-        let out = match rows >= MANY && !self.has_tiles {
-            true => self.product_of_floats(&x)?,
-            false => self.tensor.matmul_t(&x, Arithmetic::Auto)?,
-        };
-        let mut out = out.flatten_all()?.to_vec1::<f32>()?;
-        out.chunks_exact_mut(self.n.max(1)).for_each(|sums| self.companions.finish(sums, 0));
-        Ok(out)
+        match rows >= MANY && !self.has_tiles {
+            true => self.product_closely(x, rows),
+            false => {
+                let x = Tensor::from_slice(x, (rows, x.len() / rows), &candle_core::Device::Cpu)?;
+                self.finished(&self.tensor.matmul_t(&x, Arithmetic::Auto)?)
+            }
+        }
     }
 
-    /// The product by f32 values of the weights, some rows of these at a time.
-    fn product_of_floats(&self, x: &Tensor) -> Result<Tensor> {
+    /// The same by products of f32.
+    pub fn product_closely(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let x = Tensor::from_slice(x, (rows, x.len() / rows), &candle_core::Device::Cpu)?;
+        // The values of some rows of weights at a time.
         let stripe = |first: usize| {
             let ids = Tensor::arange(first as u32, (first + STRIPE).min(self.n) as u32, x.device())?;
             x.matmul(&self.tensor.embedding(&ids)?.t()?)
         };
         let stripes: Vec<Tensor> = (0..self.n).step_by(STRIPE).map(stripe).collect::<candle_core::Result<_>>()?;
-        Ok(Tensor::cat(&stripes, 1)?)
+        self.finished(&Tensor::cat(&stripes, 1)?)
+    }
+
+    fn finished(&self, sums: &Tensor) -> Result<Vec<f32>> {
+        let mut out = sums.flatten_all()?.to_vec1::<f32>()?;
+        out.chunks_exact_mut(self.n.max(1)).for_each(|sums| self.companions.finish(sums, 0));
+        Ok(out)
     }
 }
 

@@ -54,6 +54,17 @@ impl QTensor {
     }
 }
 
+impl QTensor {
+    /// [`indexed_moe_forward`](Self::indexed_moe_forward), which is `None` in Candle where it has no kernel.
+    ///
+    /// # Errors
+    ///
+    /// As [`indexed_moe_forward`](Self::indexed_moe_forward).
+    pub fn indexed_gemv(&self, x: &Tensor, ids: &Tensor) -> Result<Option<Tensor>> {
+        self.indexed_moe_forward(x, ids).map(Some)
+    }
+}
+
 impl QMatMul {
     /// [`QTensor::indexed_moe_forward`] for any weights.
     ///

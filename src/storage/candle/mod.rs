@@ -19,8 +19,10 @@
 //! stands for: `Device::Cpu` stands for [`default_device`], which the environment variable `CUBE_GGUF_DEVICE` names.
 
 mod experts;
+pub mod ggml_file;
 pub mod gguf_file;
 mod host;
+pub mod moe;
 mod qmatmul;
 mod qstorage;
 mod qtensor;
@@ -35,6 +37,8 @@ pub use qstorage::{
 pub use qtensor::{QTensor, qtensor_from_ggml};
 pub use var_builder::VarBuilder;
 pub use weight_device::{WeightDevice, default_device, set_default_device};
+
+pub use candle_core::quantized::{GgmlType, QuantizedType, imatrix_file, k_quants};
 
 pub use crate::GgmlDType;
 

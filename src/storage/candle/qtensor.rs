@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor, QuantizedType};
-use candle_core::{CpuStorage, D, DType, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Storage, Tensor};
 
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, candle_matmul, candle_product, ggml_type};
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
@@ -586,6 +586,49 @@ fn candle_error(message: String) -> candle_core::Error {
     candle_core::Error::Msg(message)
 }
 
+impl QTensor {
+    /// [`matmul_t`](Self::matmul_t) of one row of activations with several tensors; `None` for more rows, as Candle has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_t`](Self::matmul_t).
+    pub fn gemv_fused_shared_lhs(ts: &[&Self], lhs: &Tensor) -> Result<Option<Vec<Tensor>>> {
+        let rows: usize = lhs.dims().iter().rev().skip(1).product();
+        if rows != 1 {
+            return Ok(None);
+        }
+        Self::matmul_t_many(ts, lhs, Arithmetic::Auto).map(Some)
+    }
+}
+
+/// The product of activations with the transpose of the tensor, for [`Tensor::apply_op1_no_bwd`]: those on the host.
+impl CustomOp1 for QTensor {
+    fn name(&self) -> &'static str {
+        "qmatmul"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Some((first, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("input tensor is not contiguous {layout:?}");
+        };
+        let (device, shape) = (candle_core::Device::Cpu, layout.shape());
+        let x = match storage {
+            CpuStorage::F32(values) => Tensor::from_slice(&values[first..end], shape, &device)?,
+            CpuStorage::F16(values) => Tensor::from_slice(&values[first..end], shape, &device)?,
+            CpuStorage::BF16(values) => Tensor::from_slice(&values[first..end], shape, &device)?,
+            _ => candle_core::bail!("Expected f32/f16/bf16"),
+        };
+        let y = self.matmul_t(&x, Arithmetic::Auto)?;
+        let (shape, y) = (y.shape().clone(), y.flatten_all()?);
+        let y = match storage {
+            CpuStorage::F16(_) => CpuStorage::F16(y.to_dtype(DType::F16)?.to_vec1()?),
+            CpuStorage::BF16(_) => CpuStorage::BF16(y.to_dtype(DType::BF16)?.to_vec1()?),
+            _ => CpuStorage::F32(y.to_vec1()?),
+        };
+        Ok((y, shape))
+    }
+}
+
 impl fmt::Debug for QTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "QTensor[{:?}; {:?}]", self.shape, self.dtype())
@@ -610,4 +653,62 @@ pub fn qtensor_from_ggml<P: WeightDevice + ?Sized>(
         return Err(Error::Size { ty: ggml_dtype, n, k, bytes: raw_data.len() }.into());
     };
     QTensor::from_gguf(ggml_dtype, Cow::Borrowed(data), dims, device)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::GgmlDType;
+
+    use super::*;
+
+    fn noise(seed: u32, shape: &[usize]) -> Tensor {
+        let mut state = seed;
+        let mut value = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| value()).collect();
+        Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// The kernels are Candle's, and so are the bits.
+    #[test]
+    fn custom_operations_give_what_candle_s_give() {
+        let weights = noise(1, &[12, 64]);
+        let ours = QTensor::quantize_onto(&weights, GgmlType::Q8_0, &Device::Cpu).unwrap();
+        let theirs = CandleTensor::quantize(&weights, GgmlDType::Q8_0).unwrap();
+        // Rows that begin within a tensor.
+        let x = noise(2, &[2, 4, 64]).narrow(0, 1, 1).unwrap();
+        for ty in [DType::F32, DType::BF16] {
+            let x = x.to_dtype(ty).unwrap();
+            let (y, expected) = (x.apply_op1_no_bwd(&ours).unwrap(), x.apply_op1_no_bwd(&theirs).unwrap());
+            assert_eq!((y.dims(), y.dtype()), (expected.dims(), ty));
+            assert_eq!(values(&y), values(&expected), "{ty:?}");
+        }
+        // Candle rounds halves to int8 as they are, which is no more than a step off.
+        let x = x.to_dtype(DType::F16).unwrap();
+        let (y, expected) = (x.apply_op1_no_bwd(&ours).unwrap(), x.apply_op1_no_bwd(&theirs).unwrap());
+        assert_eq!(y.dtype(), DType::F16);
+        for (y, expected) in values(&y).into_iter().zip(values(&expected)) {
+            assert!((y - expected).abs() <= 64.0 / 127.0, "{y} for {expected}");
+        }
+        assert!(x.to_dtype(DType::U32).unwrap().apply_op1_no_bwd(&ours).is_err());
+        assert!(noise(3, &[4, 32]).apply_op1_no_bwd(&ours).is_err());
+    }
+
+    #[test]
+    fn a_row_with_several_tensors_is_each_product() {
+        let tensors =
+            [4, 5].map(|seed| QTensor::quantize_onto(&noise(seed, &[12, 64]), GgmlType::Q4_0, &Device::Cpu).unwrap());
+        let (x, both) = (noise(6, &[1, 64]), [&tensors[0], &tensors[1]]);
+        let together = QTensor::gemv_fused_shared_lhs(&both, &x).unwrap().unwrap();
+        for (y, tensor) in together.iter().zip(both) {
+            assert_eq!(values(y), values(&tensor.matmul_t(&x, Arithmetic::Auto).unwrap()));
+        }
+        assert!(QTensor::gemv_fused_shared_lhs(&both, &noise(7, &[2, 64])).unwrap().is_none());
+    }
 }
