@@ -30,7 +30,6 @@ pub use layout::{ComponentOffsets, Layout, MAX_COMPONENTS};
 pub use prefetched::Prefetched;
 pub use raw::Raw;
 pub use registry::{
-    FORMATS, decode, dense_four, dense_vector, format, indices, locate, traits, unsigned, unsigned_four, values,
-    vectors_per_chunk,
+    FORMATS, decode, dense_four, format, indices, locate, traits, unsigned, unsigned_four, values, vectors_per_chunk,
 };
 pub use view::{At, CHUNK, Chunk, Components, ComponentsLaunch, MatrixView, MatrixViewLaunch};

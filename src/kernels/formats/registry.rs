@@ -121,7 +121,7 @@ fn locate_dense(view: &MatrixView, at: At, places: &mut Places, #[comptime] ty: 
 
 /// Decodes the 16-byte vector `index` of a row of a dense format, and appends its values to `out`, four a vector.
 #[cube]
-pub fn dense_vector(
+fn dense_vector(
     view: &MatrixView,
     row: usize,
     index: usize,

@@ -71,14 +71,16 @@ impl Gpu {
     /// Dense weights: as many rows a group as leave groups for all cores, but enough to make up for the loads of the
     /// activations.
     fn dense(self, problem: Problem, one: Settings) -> Settings {
+        let is_f32 = problem.ty == GgmlType::F32;
         let (units, unroll) = match problem.tokens {
-            1 => (256, 4),
-            2 => (256, 2),
+            1 => (256, if is_f32 { 8 } else { 4 }),
+            2 => (if is_f32 { 256 } else { 128 }, 4),
             // f32 rows take as many loads of activations as 16-bit floats, for half as many products a vector of weights.
-            5.. if problem.ty == GgmlType::F32 => (256, 1),
+            5.. if is_f32 => (256, 1),
             _ => (128, 2),
         };
-        let rows_per_group = power_of_two(problem.n / (2 * self.groups(256)), one.tokens.min(4), 4);
+        let least = if is_f32 && problem.tokens == 2 { 1 } else { one.tokens.min(4) };
+        let rows_per_group = power_of_two(problem.n / (2 * self.groups(256)), least, 4);
         let (lanes_per_row, groups_per_cube) = (self.plane, units / self.plane);
         Settings { lanes_per_row, groups_per_cube, rows_per_group, unroll, ..one }
     }
