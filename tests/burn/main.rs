@@ -75,11 +75,18 @@ fn views_are_read_where_they_lie() {
 fn halves_give_halves_rounded_once() {
     let weights = weights("q4_0");
     let (layer, device, k) = (QLinear::new(weights.clone()), device(&weights), weights.k());
-    let x = noise(2 * k);
-    let y = layer.forward(tensor(x.clone(), [2, k], &device).cast(DType::F16));
-    assert_eq!(y.dtype(), DType::F16);
-    let expected: Vec<f32> = product(&weights, &x).into_iter().map(|y| half::f16::from_f32(y).to_f32()).collect();
-    assert_eq!(values(y), expected);
+    let rounded = [
+        (DType::F16, (|y| half::f16::from_f32(y).to_f32()) as fn(f32) -> f32),
+        (DType::BF16, |y| half::bf16::from_f32(y).to_f32()),
+    ];
+    for (ty, round) in rounded {
+        // What the layer sees.
+        let x: Vec<f32> = noise(2 * k).into_iter().map(round).collect();
+        let y = layer.forward(tensor(x.clone(), [2, k], &device).cast(ty));
+        assert_eq!(y.dtype(), ty);
+        let expected: Vec<f32> = product(&weights, &x).into_iter().map(round).collect();
+        assert_eq!(values(y), expected, "{ty:?}");
+    }
 }
 
 #[test]
