@@ -30,7 +30,8 @@ impl Cache {
             position: position.clone(),
         };
         let layers = (0..shape.layers).map(layer).collect();
-        let turns = shape.ropes.iter().map(|rope| rope.turns(capacity, client)).collect();
+        let upload = |table: Vec<f32>| client.create_from_slice(bytemuck::cast_slice(&table));
+        let turns = shape.ropes.iter().map(|rope| rope.turns(capacity, upload)).collect();
         Self { layers, turns, position }
     }
 

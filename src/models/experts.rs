@@ -6,7 +6,7 @@ use super::error::{Error, Result};
 #[cfg(feature = "candle")]
 use super::host::{HostExperts, HostPairs};
 use super::linear::Linear;
-use super::step::{Ids, Rows, Step};
+use super::step::{Routed, Rows, Step};
 use super::values::Values;
 use super::weights::Source;
 use crate::kernels::activations::Activations;
@@ -14,7 +14,6 @@ use crate::kernels::decoder::elementwise::Activation;
 use crate::kernels::decoder::experts::Choice;
 use crate::kernels::floats::FloatType;
 use crate::kernels::ops::Arithmetic;
-use crate::kernels::routing::Routing;
 use crate::storage::DeviceTensor;
 
 /// `sum of weight * down(activation(gate(x)) * up(x))` over the experts that a router chooses for a token.
@@ -74,12 +73,14 @@ impl Mixture {
     }
 
     pub fn forward(&self, step: &Step<'_>, x: &Rows) -> Result<Rows> {
-        let chosen = step.choose(&self.router.forward_closely(step, x)?, self.choice);
-        let pairs = Pairs::new(step, chosen.ids, self.choice)?;
+        let choice = self.choice;
+        let (routed, weights) = step.choose(&self.router.forward_closely(step, x)?, choice)?;
+        let each = Step { tokens: step.tokens * choice.slots, ..*step };
+        let pairs = Pairs { tokens: *step, each, choice, routed };
         let [gate, up] = Experts::forward_many([&self.gate, &self.up], &pairs, &pairs.tokens, x)?;
         let gated = pairs.each.gate([&gate, &up], self.activation);
         let [down] = Experts::forward_many([&self.down], &pairs, &pairs.each, &gated)?;
-        Ok(step.mix(&down, &chosen.weights, self.choice.slots))
+        Ok(step.mix(&down, &weights, choice.slots))
     }
 }
 
@@ -93,24 +94,6 @@ pub(super) struct Pairs<'a> {
     pub routed: Routed,
 }
 
-/// The experts of tokens, where they are multiplied.
-pub(super) enum Routed {
-    Device(Routing),
-    #[cfg(feature = "candle")]
-    Host(Vec<u32>),
-}
-
-impl<'a> Pairs<'a> {
-    fn new(step: &Step<'a>, ids: Ids, choice: Choice) -> Result<Self> {
-        let routed = match ids {
-            Ids::Device(ids) => Routed::Device(Routing::new(ids, step.tokens, choice.slots, choice.experts)?),
-            #[cfg(feature = "candle")]
-            Ids::Host(ids) => Routed::Host(ids),
-        };
-        Ok(Self { tokens: *step, each: Step { tokens: step.tokens * choice.slots, ..*step }, choice, routed })
-    }
-}
-
 impl Stack {
     /// Rows of an expert, of so many.
     fn n(&self, experts: usize) -> usize {
@@ -121,28 +104,40 @@ impl Stack {
         }
     }
 
+    /// That of a model on a device.
+    fn tensor(&self) -> &DeviceTensor {
+        match self {
+            Self::Device(tensor) => tensor,
+            #[cfg(feature = "candle")]
+            Self::Host(_) => unreachable!("a model on a device has no experts on the host"),
+        }
+    }
+
+    /// That of a model on the host.
+    #[cfg(feature = "candle")]
+    fn host(&self) -> &HostExperts {
+        match self {
+            Self::Host(stack) => stack,
+            Self::Device(_) => unreachable!("a model on the host has no experts on a device"),
+        }
+    }
+
     /// The products of each pair with some stacks, where `of` has the rows of `x`.
     fn products<const N: usize>(stacks: [&Self; N], pairs: &Pairs<'_>, of: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
-        let mut on_device = Vec::with_capacity(N);
-        let mut products = Vec::with_capacity(N);
-        for stack in stacks {
-            match (stack, &pairs.routed) {
-                (Self::Device(tensor), Routed::Device(routing)) => on_device.push((tensor, routing)),
-                #[cfg(feature = "candle")]
-                (Self::Host(stack), Routed::Host(ids)) => {
-                    let pairs = HostPairs { ids, slots: pairs.choice.slots };
-                    products.push(stack.products(x.slice(), x.width, pairs)?.into());
-                }
-                #[cfg(feature = "candle")]
-                _ => unreachable!("a model's experts are where it computes"),
+        let products: Vec<Values> = match &pairs.routed {
+            Routed::Device(routing) => {
+                let (tensors, shape) = (stacks.map(Self::tensor), vec![of.tokens, x.width]);
+                let x = Activations::contiguous(x.handle().clone(), FloatType::F32, shape)?;
+                let all = DeviceTensor::matmul_experts_many_on_device(&tensors, &x, routing, Arithmetic::Auto)?;
+                all.into_iter().map(Values::from).collect()
             }
-        }
-        if let Some(&(_, routing)) = on_device.first() {
-            let x = Activations::contiguous(x.handle().clone(), FloatType::F32, vec![of.tokens, x.width])?;
-            let tensors: Vec<&DeviceTensor> = on_device.iter().map(|&(tensor, _)| tensor).collect();
-            let all = DeviceTensor::matmul_experts_many_on_device(&tensors, &x, routing, Arithmetic::Auto)?;
-            products.extend(all.into_iter().map(Values::from));
-        }
+            #[cfg(feature = "candle")]
+            Routed::Host(ids) => {
+                let pairs = HostPairs { ids, slots: pairs.choice.slots };
+                let product = |stack: &&Self| Ok(stack.host().products(x.slice(), x.width, pairs)?.into());
+                stacks.iter().map(product).collect::<Result<_>>()?
+            }
+        };
         let mut products = products.into_iter();
         Ok(stacks.map(|stack| Rows {
             values: products.next().expect("a product of each stack"),

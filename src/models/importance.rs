@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::experts::{Pairs, Routed};
+use super::experts::Pairs;
 #[cfg(feature = "candle")]
 use super::host;
-use super::step::{Engine, On, Rows, Step};
+use super::step::{Engine, On, Routed, Rows, Step};
 use crate::kernels::decoder::squares::Squares;
 use crate::kernels::floats::FloatType;
 use crate::kernels::routing::Route;

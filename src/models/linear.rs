@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::error::Result;
 #[cfg(feature = "candle")]
 use super::host::HostMatrix;
-use super::step::{Rows, Step};
+use super::step::{On, Rows, Step};
 use super::values::Values;
 use crate::kernels::activations::Activations;
 use crate::kernels::floats::FloatType;
@@ -38,22 +38,38 @@ impl Matrix {
         }
     }
 
+    /// That of a model on a device.
+    pub fn tensor(&self) -> &DeviceTensor {
+        match self {
+            Self::Device(tensor) => tensor,
+            #[cfg(feature = "candle")]
+            Self::Host(_) => unreachable!("a model on a device has no matrices on the host"),
+        }
+    }
+
+    /// That of a model on the host.
+    #[cfg(feature = "candle")]
+    pub fn host(&self) -> &HostMatrix {
+        match self {
+            Self::Host(matrix) => matrix,
+            Self::Device(_) => unreachable!("a model on the host has no matrices on a device"),
+        }
+    }
+
     /// The products of a step's rows with several matrices.
     fn products<const N: usize>(matrices: [&Self; N], step: &Step<'_>, x: &Rows) -> Result<[Rows; N]> {
-        let mut on_device = Vec::with_capacity(N);
-        let mut products = Vec::with_capacity(N);
-        for matrix in matrices {
-            match matrix {
-                Self::Device(tensor) => on_device.push(tensor),
-                #[cfg(feature = "candle")]
-                Self::Host(matrix) => products.push(matrix.product(x.slice(), step.tokens)?.into()),
+        let products: Vec<Values> = match step.on {
+            On::Device(_) => {
+                let x = Activations::contiguous(x.handle().clone(), FloatType::F32, vec![step.tokens, x.width])?;
+                let all = DeviceTensor::matmul_many_on_device(&matrices.map(Self::tensor), &x, Arithmetic::Auto)?;
+                all.into_iter().map(Values::from).collect()
             }
-        }
-        if !on_device.is_empty() {
-            let x = Activations::contiguous(x.handle().clone(), FloatType::F32, vec![step.tokens, x.width])?;
-            let all = DeviceTensor::matmul_many_on_device(&on_device, &x, Arithmetic::Auto)?;
-            products.extend(all.into_iter().map(Values::from));
-        }
+            #[cfg(feature = "candle")]
+            On::Host(_) => {
+                let product = |matrix: &&Self| Ok(matrix.host().product(x.slice(), step.tokens)?.into());
+                matrices.iter().map(product).collect::<Result<_>>()?
+            }
+        };
         let mut products = products.into_iter();
         let rows =
             |matrix: &Self| Rows { values: products.next().expect("a product of each matrix"), width: matrix.n() };

@@ -2,8 +2,6 @@
 
 use std::f64::consts::TAU;
 
-use cubecl::client::Client;
-
 use crate::kernels::decoder::rotary::{Pairs, Turns};
 
 /// How positions past those of the training are brought in.
@@ -85,19 +83,8 @@ impl Rope {
         Self { magnitude: self.magnitude * factor, ..self }
     }
 
-    /// Which values make a pair, and how many pairs of a head are turned.
-    pub fn pairs(&self) -> (Pairs, usize) {
-        (self.pairs, self.frequencies.len())
-    }
-
-    /// The turns of the first `positions` positions, on the device.
-    pub fn turns(&self, positions: usize, client: &Client) -> Turns {
-        let (pairs, count) = self.pairs();
-        Turns { pairs, count, table: client.create_from_slice(bytemuck::cast_slice(&self.table(positions))) }
-    }
-
-    /// Cosines and sines of the first `positions` positions, `[positions, 2, pairs]`.
-    pub fn table(&self, positions: usize) -> Vec<f32> {
+    /// The turns of the first `positions` positions, whose table is where `place` puts it.
+    pub fn turns<V>(&self, positions: usize, place: impl FnOnce(Vec<f32>) -> V) -> Turns<V> {
         let frequencies = match &self.long {
             Some((original, long)) if positions > *original => long,
             _ => &self.frequencies,
@@ -106,6 +93,7 @@ impl Rope {
             let angles = move || frequencies.iter().map(move |&w| position as f64 * w);
             angles().map(f64::cos).chain(angles().map(f64::sin)).map(|value| (value * self.magnitude) as f32)
         };
-        (0..positions).flat_map(row).collect()
+        let table = place((0..positions).flat_map(row).collect());
+        Turns { pairs: self.pairs, count: frequencies.len(), table }
     }
 }

@@ -14,11 +14,12 @@ use super::linear::Matrix;
 use super::values::Values;
 use crate::kernels::decoder::attention::{Attention, attend};
 use crate::kernels::decoder::elementwise::{Activation, Map, gate, map, take_row};
-use crate::kernels::decoder::experts::{Choice, choose, mix};
+use crate::kernels::decoder::experts::{Choice, Chosen, choose, mix};
 use crate::kernels::decoder::largest::largest;
 use crate::kernels::decoder::norm::{RmsNorm, add_norm, norm};
 use crate::kernels::decoder::rotary::{Rotary, turn_and_store};
 use crate::kernels::floats::FloatType;
+use crate::kernels::routing::Routing;
 use crate::storage::CubeDevice;
 
 /// Rows of f32, one for each of a step's tokens.
@@ -141,15 +142,9 @@ pub(super) struct DeviceStep<'a> {
     pub ids: &'a Handle,
 }
 
-/// The experts of some tokens, `[tokens, slots]`, and what their results are multiplied by.
-pub(super) struct Chosen {
-    pub ids: Ids,
-    pub weights: Values,
-}
-
-/// Ids of experts, u32, where a step computes.
-pub(super) enum Ids {
-    Device(Handle),
+/// The experts of some tokens, `[tokens, slots]`, where a step computes.
+pub(super) enum Routed {
+    Device(Routing),
     #[cfg(feature = "candle")]
     Host(Vec<u32>),
 }
@@ -164,18 +159,17 @@ impl Step<'_> {
 
     /// The rows of an embedding, times `scale`.
     pub fn embed(&self, table: &Matrix, scale: f32) -> Result<Rows> {
-        let rows = match (self.on, table) {
-            (On::Device(on), Matrix::Device(table)) => {
+        let rows = match self.on {
+            On::Device(on) => {
+                let table = table.tensor();
                 Rows::new(table.gather_on_device(on.ids, self.tokens, FloatType::F32)?, table.k())
             }
             #[cfg(feature = "candle")]
-            (On::Host(on), Matrix::Host(table)) => {
-                let rows = table.rows(on.ids)?;
+            On::Host(on) => {
+                let rows = table.host().rows(on.ids)?;
                 let width = rows.len() / self.tokens;
                 Rows::new(rows, width)
             }
-            #[cfg(feature = "candle")]
-            _ => unreachable!("a model's matrices are where it computes"),
         };
         Ok(if scale == 1.0 { rows } else { self.map(&rows, Map::Scale, scale) })
     }
@@ -270,17 +264,18 @@ impl Step<'_> {
         (last, Self { tokens: 1, ..*self })
     }
 
-    /// The experts of each token by the router's logits.
-    pub fn choose(&self, logits: &Rows, choice: Choice) -> Chosen {
+    /// The experts of each token by the router's logits, and what their results are multiplied by.
+    pub fn choose(&self, logits: &Rows, choice: Choice) -> Result<(Routed, Values)> {
         match self.on {
             On::Device(on) => {
-                let chosen = choose(on.client, logits.handle(), self.tokens, choice);
-                Chosen { ids: Ids::Device(chosen.ids), weights: chosen.weights.into() }
+                let Chosen { ids, weights } = choose(on.client, logits.handle(), self.tokens, choice);
+                let routing = Routing::new(ids, self.tokens, choice.slots, choice.experts)?;
+                Ok((Routed::Device(routing), weights.into()))
             }
             #[cfg(feature = "candle")]
             On::Host(_) => {
                 let (ids, weights) = host::choose(logits.slice(), choice);
-                Chosen { ids: Ids::Host(ids), weights: weights.into() }
+                Ok((Routed::Host(ids), weights.into()))
             }
         }
     }

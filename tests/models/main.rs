@@ -19,6 +19,11 @@ fn load(file: &[u8]) -> Model {
     Model::load(&Gguf::parse(file).unwrap(), &Device::Cube(cube_device())).unwrap()
 }
 
+#[cfg(feature = "candle")]
+fn load_on_host(file: &[u8]) -> Model {
+    Model::load(&Gguf::parse(file).unwrap(), &Device::Cpu).unwrap()
+}
+
 /// On the host, f32 sums of some hundred terms, through a few layers whose norms keep numbers near 1.
 const HOST: f64 = 2e-4;
 
@@ -55,8 +60,7 @@ fn logits_are_those_of_the_papers_formulas() {
 #[test]
 fn the_host_gives_the_same_logits() {
     for tiny in Tiny::ALL {
-        let file = tiny.file();
-        let model = Model::load(&Gguf::parse(&file).unwrap(), &Device::Cpu).unwrap();
+        let model = load_on_host(&tiny.file());
         let mut session = model.session(CONTEXT).unwrap().with_recording();
         session.feed(&TOKENS[..8]).unwrap();
         let logits = session.feed(&TOKENS[8..]).unwrap();
@@ -67,18 +71,11 @@ fn the_host_gives_the_same_logits() {
     }
 }
 
-/// More tokens than a step takes, which threads share.
+/// Tokens that threads share.
 #[cfg(feature = "candle")]
 #[test]
 fn the_host_reads_long_prompts() {
-    for tiny in Tiny::ALL.into_iter().filter(|tiny| ["llama", "gemma 3", "gpt-oss"].contains(&tiny.name)) {
-        let tiny = Tiny { context: 1024, layers: 1, ..tiny };
-        let file = tiny.file();
-        let tokens: Vec<u32> = (0..530).map(|i| i * 7 % VOCABULARY as u32).collect();
-        let model = Model::load(&Gguf::parse(&file).unwrap(), &Device::Cpu).unwrap();
-        let logits = model.session(tokens.len()).unwrap().feed(&tokens).unwrap();
-        assert_within(&logits, &Reference::new(&tiny).logits(&tokens), HOST, tiny.name);
-    }
+    assert_reads_long_prompts(&["llama", "gemma 3", "gpt-oss"], load_on_host, HOST);
 }
 
 #[test]
@@ -91,16 +88,20 @@ fn factors_of_short_runs_are_not_those_of_long_ones() {
     assert_near(&logits, &reference.logits(&TOKENS), "a short run");
 }
 
-/// More tokens than a step takes, with a window and without.
+/// More tokens than a step takes.
+fn assert_reads_long_prompts(names: &[&str], load: impl Fn(&[u8]) -> Model, tolerance: f64) {
+    for tiny in Tiny::ALL.into_iter().filter(|tiny| names.contains(&tiny.name)) {
+        let tiny = Tiny { context: 1024, layers: 1, ..tiny };
+        let tokens: Vec<u32> = (0..530).map(|i| i * 7 % VOCABULARY as u32).collect();
+        let logits = load(&tiny.file()).session(tokens.len()).unwrap().feed(&tokens).unwrap();
+        assert_within(&logits, &Reference::new(&tiny).logits(&tokens), tolerance, tiny.name);
+    }
+}
+
+/// With a window and without.
 #[test]
 fn long_prompts_are_read_in_batches() {
-    for tiny in Tiny::ALL.into_iter().filter(|tiny| ["llama", "gemma 3"].contains(&tiny.name)) {
-        let tiny = Tiny { context: 1024, layers: 1, ..tiny };
-        let file = tiny.file();
-        let tokens: Vec<u32> = (0..530).map(|i| i * 7 % VOCABULARY as u32).collect();
-        let logits = load(&file).session(tokens.len()).unwrap().feed(&tokens).unwrap();
-        assert_near(&logits, &Reference::new(&tiny).logits(&tokens), tiny.name);
-    }
+    assert_reads_long_prompts(&["llama", "gemma 3"], load, tolerance());
 }
 
 /// With a window and without: no other part of a model knows how many tokens came before. Burn compiles kernels for each length.
@@ -131,7 +132,7 @@ const TEXTS: [&[&[u32]]; 2] = [&[&[3, 17, 0, 39, 22, 8, 8], &[31]], &[&[5, 21, 3
 
 /// A value that is off by at most `t max(1, |x|)` has a square that is off by at most `2t (x^2 + |x|) + t^2 (1 + x^2)`, and `n`
 /// magnitudes add up to at most the root of `n` times the sum of their squares (Cauchy and Schwarz).
-fn assert_importances(model: &Model, tiny: &Tiny, tolerance: f64) {
+fn assert_importances(model: &Model, tiny: &Tiny, t: f64) {
     let (mut session, reference) = (model.session(CONTEXT).unwrap().with_importances(), Reference::new(tiny));
     for parts in TEXTS {
         session.truncate(0);
@@ -150,7 +151,6 @@ fn assert_importances(model: &Model, tiny: &Tiny, tolerance: f64) {
     for (entry, expected) in found.iter().zip(expected.values()) {
         let what = format!("{}: {}", tiny.name, entry.name);
         assert_eq!(entry.counts, expected.counts, "{what}");
-        let t = tolerance;
         let columns = entry.sums.len() / entry.counts.len();
         for ((sums, of), &n) in entry.sums.chunks_exact(columns).zip(&expected.sums).zip(&entry.counts) {
             assert_eq!(sums.len(), of.len(), "{what}");
@@ -174,8 +174,7 @@ fn importances_are_the_squares_of_what_the_files_matrices_are_multiplied_by() {
 #[test]
 fn the_host_has_the_same_importances() {
     for tiny in Tiny::ALL {
-        let model = Model::load(&Gguf::parse(&tiny.file()).unwrap(), &Device::Cpu).unwrap();
-        assert_importances(&model, &tiny, HOST);
+        assert_importances(&load_on_host(&tiny.file()), &tiny, HOST);
     }
 }
 

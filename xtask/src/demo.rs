@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::ci::ALL_BACKENDS;
 use crate::{model, process, setup};
@@ -39,10 +39,10 @@ fn command(name: &str, model: &Path, device: &str, arguments: &[&str]) -> Result
     process::run(&mut cargo, &format!("cube-gguf {name}"))
 }
 
-/// The file as an absolute path: cargo runs in the workspace, whatever the caller's directory.
+/// The file, as cargo finds it.
 fn given(file: &Path) -> Result<PathBuf> {
     if !file.is_file() {
         bail!("{} is not a file", file.display());
     }
-    std::path::absolute(file).with_context(|| format!("no absolute path for {}", file.display()))
+    process::absolute(file)
 }

@@ -47,9 +47,7 @@ pub fn environment(arch: &str, executor: Option<&Path>) -> Result<Vec<(OsString,
         ("HIP_STAND_IN_ARCH".into(), arch.into()),
     ];
     if let Some(socket) = executor {
-        let socket =
-            std::path::absolute(socket).with_context(|| format!("no absolute path for {}", socket.display()))?;
-        environment.push(("HIP_STAND_IN_EXECUTOR".into(), socket.into()));
+        environment.push(("HIP_STAND_IN_EXECUTOR".into(), process::absolute(socket)?.into()));
     }
     Ok(environment)
 }

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(model) = &args.model {
         ensure!(model.is_file(), "{} is not a file", model.display());
         // Cargo runs in the workspace, whatever the caller's directory.
-        cargo.arg(std::path::absolute(model).with_context(|| format!("no absolute path for {}", model.display()))?);
+        cargo.arg(process::absolute(model)?);
     }
     if args.ship {
         cargo.env(FOLDER, process::root().join(SHIPPED));

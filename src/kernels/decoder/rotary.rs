@@ -32,13 +32,13 @@ pub struct Heads {
 
 /// Cosines and sines of every position.
 #[derive(Clone, Debug)]
-pub struct Turns {
+pub struct Turns<V = Handle> {
     /// Which values make a pair.
     pub pairs: Pairs,
     /// How many pairs a head has; what is past them is not turned.
     pub count: usize,
     /// `[positions, 2, count]`: the cosines and then the sines of a position.
-    pub table: Handle,
+    pub table: V,
 }
 
 /// The keys and values of a layer, `[kv heads, capacity, len]` each.

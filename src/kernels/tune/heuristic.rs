@@ -72,14 +72,16 @@ impl Gpu {
     /// activations.
     fn dense(self, problem: Problem, one: Settings) -> Settings {
         let is_f32 = problem.ty == GgmlType::F32;
-        let (units, unroll) = match problem.tokens {
-            1 => (256, if is_f32 { 8 } else { 4 }),
-            2 => (if is_f32 { 256 } else { 128 }, 4),
+        let shared = one.tokens.min(4);
+        let (units, unroll, least) = match (problem.tokens, is_f32) {
+            (1, true) => (256, 8, 1),
+            (1, false) => (256, 4, 1),
+            (2, true) => (256, 4, 1),
+            (2, false) => (128, 4, shared),
             // f32 rows take as many loads of activations as 16-bit floats, for half as many products a vector of weights.
-            5.. if is_f32 => (256, 1),
-            _ => (128, 2),
+            (5.., true) => (256, 1, shared),
+            _ => (128, 2, shared),
         };
-        let least = if is_f32 && problem.tokens == 2 { 1 } else { one.tokens.min(4) };
         let rows_per_group = power_of_two(problem.n / (2 * self.groups(256)), least, 4);
         let (lanes_per_row, groups_per_cube) = (self.plane, units / self.plane);
         Settings { lanes_per_row, groups_per_cube, rows_per_group, unroll, ..one }

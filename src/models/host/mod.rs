@@ -6,13 +6,13 @@ mod ops;
 use std::sync::{Mutex, PoisonError};
 
 pub(super) use self::matrices::{HostExperts, HostMatrix, HostPairs};
-use self::ops::{KeyValues, Turns, attend, turn_and_store};
+use self::ops::{KeyValues, attend, turn_and_store};
 pub(super) use self::ops::{add_norm, add_squares, choose, gate, largest, map, mix, norm};
 use super::Shape;
 use super::step::Place;
 use super::values::Values;
 use crate::kernels::decoder::attention::Attention;
-use crate::kernels::decoder::rotary::Rotary;
+use crate::kernels::decoder::rotary::{Rotary, Turns};
 
 /// The keys and values of the tokens so far.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct HostCache {
     /// Behind a lock, as all that a step goes through has it.
     layers: Vec<Mutex<KeyValues>>,
     /// Of each of the model's rotary embeddings.
-    turns: Vec<Turns>,
+    turns: Vec<Turns<Vec<f32>>>,
 }
 
 impl HostCache {
@@ -28,10 +28,7 @@ impl HostCache {
     pub fn new(shape: &Shape, capacity: usize) -> Self {
         let room = || vec![0.0; shape.kv_heads * capacity * shape.head];
         let layer = |_| Mutex::new(KeyValues { keys: room(), values: room(), capacity });
-        let turns = shape.ropes.iter().map(|rope| {
-            let (pairs, count) = rope.pairs();
-            Turns { pairs, count, table: rope.table(capacity) }
-        });
+        let turns = shape.ropes.iter().map(|rope| rope.turns(capacity, |table| table));
         Self { layers: (0..shape.layers).map(layer).collect(), turns: turns.collect() }
     }
 }

@@ -6,7 +6,7 @@ use crate::kernels::decoder::attention::Attention;
 use crate::kernels::decoder::elementwise::{Activation, Map};
 use crate::kernels::decoder::experts::Choice;
 use crate::kernels::decoder::norm::RmsNorm;
-use crate::kernels::decoder::rotary::{Pairs, Rotary};
+use crate::kernels::decoder::rotary::{Pairs, Rotary, Turns};
 use crate::models::values::Values;
 
 /// Multiplications from which on threads share a task: waking them takes as long as some ten thousand.
@@ -17,16 +17,6 @@ const PART: usize = 4096;
 
 /// Sums that are added up side by side, so that the compiler has vectors of them.
 const LANES: usize = 16;
-
-/// Cosines and sines of positions.
-#[derive(Debug)]
-pub struct Turns {
-    pub pairs: Pairs,
-    /// Pairs of a head; what is past them is not turned.
-    pub count: usize,
-    /// `[positions, 2, count]`.
-    pub table: Vec<f32>,
-}
 
 /// The keys and values of a layer, `[kv heads, capacity, len]` each.
 #[derive(Debug)]
@@ -83,7 +73,7 @@ pub fn turn_and_store(
     [q, k, v]: [&[f32]; 3],
     position: usize,
     rotary: &Rotary<Values>,
-    turns: &Turns,
+    turns: &Turns<Vec<f32>>,
     cache: &mut KeyValues,
 ) -> Vec<f32> {
     let heads = rotary.heads;
@@ -124,7 +114,7 @@ pub fn turn_and_store(
     out
 }
 
-impl Turns {
+impl Turns<Vec<f32>> {
     fn turn(&self, head: &mut [f32], position: usize) {
         let count = self.count;
         let (cosines, sines) = self.table[2 * position * count..2 * (position + 1) * count].split_at(count);
@@ -184,18 +174,25 @@ fn attend_by_query(out: &mut [f32], q: &[f32], [keys, values]: [&[f32]; 2], soft
 
 /// `activation(gate) * up`.
 pub fn gate([gate, up]: [&[f32]; 2], activation: Activation) -> Vec<f32> {
-    let of = |(&gate, &up): (&f32, &f32)| match activation {
-        Activation::Silu => gate * sigmoid(gate) * up,
-        Activation::Gelu => gate * sigmoid(1.595_769 * (gate + 0.044_715 * gate * gate * gate)) * up,
-        Activation::ClampedSwiglu => {
-            let gate = gate.min(7.0);
-            gate * sigmoid(1.702 * gate) * (up.clamp(-7.0, 7.0) + 1.0)
+    each(gate.len(), |i| {
+        let (gate, up) = (gate[i], up[i]);
+        match activation {
+            Activation::Silu => gate * sigmoid(gate) * up,
+            Activation::Gelu => gate * sigmoid(1.595_769 * (gate + 0.044_715 * gate * gate * gate)) * up,
+            Activation::ClampedSwiglu => {
+                let gate = gate.min(7.0);
+                gate * sigmoid(1.702 * gate) * (up.clamp(-7.0, 7.0) + 1.0)
+            }
         }
-    };
-    if gate.len() < SHARED {
-        return gate.iter().zip(up).map(of).collect();
+    })
+}
+
+/// `count` values, by threads where there are many.
+fn each(count: usize, of: impl Fn(usize) -> f32 + Sync + Send) -> Vec<f32> {
+    if count < SHARED {
+        return (0..count).map(of).collect();
     }
-    gate.par_iter().zip(up).with_min_len(PART).map(of).collect()
+    (0..count).into_par_iter().with_min_len(PART).map(of).collect()
 }
 
 fn sigmoid(x: f32) -> f32 {
@@ -204,14 +201,10 @@ fn sigmoid(x: f32) -> f32 {
 
 /// A function of each value.
 pub fn map(x: &[f32], function: Map, parameter: f32) -> Vec<f32> {
-    let of = |&x: &f32| match function {
-        Map::Scale => x * parameter,
-        Map::Softcap => parameter * (x / parameter).tanh(),
-    };
-    if x.len() < SHARED {
-        return x.iter().map(of).collect();
-    }
-    x.par_iter().with_min_len(PART).map(of).collect()
+    each(x.len(), |i| match function {
+        Map::Scale => x[i] * parameter,
+        Map::Softcap => parameter * (x[i] / parameter).tanh(),
+    })
 }
 
 /// The index of the largest value, the first of equals, and the value. NaN counts as infinity.

@@ -52,9 +52,7 @@ impl QTensor {
             Inner::Candle(_) => Err(candle_error(Error::Stack { shape: self.shape().dims().to_vec() })),
         }
     }
-}
 
-impl QTensor {
     /// [`indexed_moe_forward`](Self::indexed_moe_forward), which is `None` in Candle where it has no kernel.
     ///
     /// # Errors

@@ -521,6 +521,19 @@ impl QTensor {
             None => tensors.iter().map(|tensor| tensor.matmul_t(xs, arithmetic)).collect(),
         }
     }
+
+    /// [`matmul_t`](Self::matmul_t) of one row of activations with several tensors; `None` for more rows, as Candle has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`matmul_t`](Self::matmul_t).
+    pub fn gemv_fused_shared_lhs(ts: &[&Self], lhs: &Tensor) -> Result<Option<Vec<Tensor>>> {
+        let rows: usize = lhs.dims().iter().rev().skip(1).product();
+        if rows != 1 {
+            return Ok(None);
+        }
+        Self::matmul_t_many(ts, lhs, Arithmetic::Auto).map(Some)
+    }
 }
 
 /// The products of matrices on one device with `xs`, `[.., k]` on Candle's CPU device: one upload, one download.
@@ -584,21 +597,6 @@ fn checked_ids(ids: &[i64], rows: usize) -> Result<Vec<u32>> {
 
 fn candle_error(message: String) -> candle_core::Error {
     candle_core::Error::Msg(message)
-}
-
-impl QTensor {
-    /// [`matmul_t`](Self::matmul_t) of one row of activations with several tensors; `None` for more rows, as Candle has it.
-    ///
-    /// # Errors
-    ///
-    /// As [`matmul_t`](Self::matmul_t).
-    pub fn gemv_fused_shared_lhs(ts: &[&Self], lhs: &Tensor) -> Result<Option<Vec<Tensor>>> {
-        let rows: usize = lhs.dims().iter().rev().skip(1).product();
-        if rows != 1 {
-            return Ok(None);
-        }
-        Self::matmul_t_many(ts, lhs, Arithmetic::Auto).map(Some)
-    }
 }
 
 /// The product of activations with the transpose of the tensor, for [`Tensor::apply_op1_no_bwd`]: those on the host.
