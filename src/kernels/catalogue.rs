@@ -50,6 +50,8 @@ pub struct Entry {
     pub tiles: Option<MatmulBlueprint>,
     /// The type of the activations of a product.
     pub activations: Option<FloatType>,
+    /// The type that weights are dequantized to.
+    pub values: Option<FloatType>,
     launch: Box<Launch>,
 }
 
@@ -78,6 +80,7 @@ impl Entry {
             blueprint: None,
             tiles: None,
             activations: None,
+            values: None,
             launch,
         }
     }
@@ -179,10 +182,11 @@ fn of_weights(format: &'static Format) -> Vec<Entry> {
     for to in [FloatType::F32, FloatType::F16, FloatType::BF16] {
         for &ragged in ragged {
             let configuration = format!("{}{}", to.name(), if ragged { ", ragged rows" } else { "" });
-            entries.push(Entry::new("dequantize", ty, configuration, move |client| {
+            let launch = move |client: &Client| {
                 let weights = weights(client, format, ragged)?;
                 Some(dequantize::dequantize(client, &weights, 0, weights.n(), to))
-            }));
+            };
+            entries.push(Entry { values: Some(to), ..Entry::new("dequantize", ty, configuration, launch) });
         }
     }
     entries
@@ -433,9 +437,10 @@ fn of_decoders(client: &Client) -> Vec<Entry> {
             let before = if plain { "" } else { ", biases and norms" };
             add("rotary embedding", format!("{words}{before}"), Box::new(launch));
         }
-        // One token's keys are seen in parts, those of many as a whole; on matrix units those of a few in slices.
-        let mut steps =
-            vec![(1, 0.0, false), (1, 50.0, false), (1, 0.0, true), (1 << 16, 0.0, false), (1 << 16, 0.0, true)];
+        // One token's keys are seen in parts, those of as many as give every core work as a whole; on matrix units those of
+        // a few in slices.
+        let many = 1 << 13;
+        let mut steps = vec![(1, 0.0, false), (1, 50.0, false), (1, 0.0, true), (many, 0.0, false), (many, 0.0, true)];
         if MatrixUnit::of_planes(client.properties()).is_some() {
             steps.push((16, 50.0, false));
         }

@@ -28,6 +28,10 @@ use cube_gguf::{Backend, CubeDevice, Device};
 use fixtures::Fixture;
 use libtest_mimic::{Arguments, Trial};
 
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What a test of a format on a device gets.
 type Check = fn(&CubeDevice, &Fixture);
 

@@ -594,7 +594,9 @@ fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
     let dense = tensor.accuracy(1, Arithmetic::Int8) == Accuracy::Float;
     let (operand, product) =
         if dense { (ActivationType::Float, Accuracy::Float) } else { (ActivationType::Int8, Accuracy::INT8) };
-    for tokens in [1, 3] {
+    for (tokens, span, rows_per_group, unroll, cubes) in
+        [(1, Some(1), 1, 2, 0), (3, Some(1), 2, 3, 1), (1, None, 4, 1, 1)]
+    {
         let problem = Problem { ty: fixture.ty, operand, tokens, n: case.n, chunks: case.k.div_ceil(32) };
         let values = noise(17, tokens * case.k);
         let x = client.create_from_slice(bytemuck::cast_slice(&values));
@@ -606,21 +608,21 @@ fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
             assert_product_is(product, case, &values, &y, 0.0);
             y
         };
-        let base = Settings { stage: false, prefetch: false, stage_codebook: false, ..heuristic(&hardware, problem) };
-        for (span, rows_per_group, unroll, cubes) in [(1, 1, 2, 0), (1, 2, 3, 1), (base.span, 4, 1, 1)] {
-            let persistent_cubes_per_core = NonZeroU32::new(cubes);
-            let settings = Settings { span, rows_per_group, unroll, persistent_cubes_per_core, ..base };
-            let expected = multiply(settings);
-            let staged = Settings { stage: true, stage_codebook: true, ..settings };
-            assert_same(&multiply(staged), &expected, "codes of a cube's own, or from memory");
-            let staged = Settings { prefetch: true, ..staged };
-            assert_same(&multiply(staged), &expected, "loads ahead of all decoding, or on the way");
-            let blueprint = Blueprint::of(&hardware, problem, staged);
-            let several = matmul_by(&[&few, &tensor, &few], &x, blueprint).unwrap();
-            for (y, n) in client.read(several).unwrap().iter().zip([few.n(), case.n, few.n()]) {
-                for (y, expected) in FloatType::F32.to_f32(y, tokens * n).chunks(n).zip(expected.chunks(case.n)) {
-                    assert_same(y, &expected[..n], "of several matrices, or alone");
-                }
+        let base = heuristic(&hardware, problem);
+        let span = span.unwrap_or(base.span);
+        let persistent_cubes_per_core = NonZeroU32::new(cubes);
+        let plain = Settings { stage: false, prefetch: false, stage_codebook: false, ..base };
+        let settings = Settings { span, rows_per_group, unroll, persistent_cubes_per_core, ..plain };
+        let expected = multiply(settings);
+        let staged = Settings { stage: true, stage_codebook: true, ..settings };
+        assert_same(&multiply(staged), &expected, "codes of a cube's own, or from memory");
+        let staged = Settings { prefetch: true, ..staged };
+        assert_same(&multiply(staged), &expected, "loads ahead of all decoding, or on the way");
+        let blueprint = Blueprint::of(&hardware, problem, staged);
+        let several = matmul_by(&[&few, &tensor, &few], &x, blueprint).unwrap();
+        for (y, n) in client.read(several).unwrap().iter().zip([few.n(), case.n, few.n()]) {
+            for (y, expected) in FloatType::F32.to_f32(y, tokens * n).chunks(n).zip(expected.chunks(case.n)) {
+                assert_same(y, &expected[..n], "of several matrices, or alone");
             }
         }
     }

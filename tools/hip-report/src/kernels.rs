@@ -31,7 +31,7 @@ const SHAPE: (usize, usize) = (14336, 4096);
 pub struct Selection {
     /// Names of formats; all where there is none.
     pub formats: Vec<String>,
-    /// Whether matvecs are left out whose float type or row length changes only how they end.
+    /// Whether kernels are left out that differ little from others: [`in_sample`].
     pub sample: bool,
 }
 
@@ -43,10 +43,10 @@ impl Selection {
     }
 
     /// Kernels of no format are always there.
-    fn has(&self, client: &Client, entry: &Entry) -> bool {
+    fn has(&self, arch: &str, client: &Client, entry: &Entry) -> bool {
         let named = |ty: GgmlType| self.formats.iter().any(|format| ty.name().eq_ignore_ascii_case(format));
         let of_format = self.formats.is_empty() || entry.format.is_none_or(named);
-        of_format && (!self.sample || in_sample(client, entry))
+        of_format && (!self.sample || in_sample(arch, client, entry))
     }
 
     /// An error for a name that no format has.
@@ -71,7 +71,7 @@ pub fn compile(
     let client = device.client();
     let mut seen = BTreeSet::new();
     for entry in entries(&client) {
-        if !selection.has(&client, &entry) {
+        if !selection.has(arch, &client, &entry) {
             continue;
         }
         let error = match entry.launch(&client).map(|handle| client.read_one(handle)) {
@@ -97,10 +97,18 @@ pub fn compile(
     Ok(())
 }
 
-/// The matvecs of f32 and of rows as long as the roofline's stand for those of other types and of shorter rows.
-fn in_sample(client: &Client, entry: &Entry) -> bool {
+/// Architectures of waves of 64 lanes and of 32, for all others of as many.
+const OF_EACH_WIDTH: [&str; 2] = ["gfx942", "gfx1100"];
+
+/// Kernels of which an architecture changes nothing but the width of its waves.
+const BY_WIDTH: [&str; 3] = ["quantize weights", "matvec of several", "matvec of experts"];
+
+/// The matvecs of f32 and of rows as long as the roofline's stand for those of other types and of shorter rows, dequantized f32
+/// for halves, and two architectures for all where only the width of a wave bears on a kernel.
+fn in_sample(arch: &str, client: &Client, entry: &Entry) -> bool {
     entry.blueprint.is_none_or(|blueprint| is_of_shape(client, &blueprint))
-        && entry.activations.is_none_or(|ty| ty == FloatType::F32)
+        && [entry.activations, entry.values].iter().flatten().all(|&ty| ty == FloatType::F32)
+        && (OF_EACH_WIDTH.contains(&arch) || !BY_WIDTH.contains(&entry.operation))
 }
 
 fn is_of_shape(client: &Client, blueprint: &Blueprint) -> bool {

@@ -30,6 +30,10 @@ use report::Report;
 use roofline::{CARDS, Prediction, VALU_BOUND};
 use row::{Input, Row};
 
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The architectures of CubeCL 0.11.3's tables (`cubecl_ir::amd`): of each family those that are sold.
 const ARCHS: [&str; 11] = [
     "gfx908", "gfx90a", "gfx942", "gfx1010", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1151", "gfx1200",
@@ -44,7 +48,7 @@ struct Args {
     /// Formats of the weights; all of them without one.
     #[arg(long)]
     format: Vec<String>,
-    /// Leave out the matvecs whose float type or row length changes only how they end.
+    /// Leave out kernels that differ from others in how they end alone, or that only the width of a wave bears on.
     #[arg(long)]
     sample: bool,
     /// Print only rows whose arch, operation, format and configuration have this in them.
