@@ -1,5 +1,6 @@
 //! Encoding of Rust values as metadata values.
 
+use super::cursor::Encoding;
 use super::endian::{Endian, Number};
 use super::value::{Array, Value, ValueType};
 
@@ -126,7 +127,7 @@ fn encode_string(bytes: &[u8], endian: Endian, out: &mut Vec<u8>) {
 
 fn encode_read_array(array: Array<'_>, endian: Endian, out: &mut Vec<u8>) {
     encode_array_head(array.element_type(), array.len(), endian, out);
-    if array.endian() == endian {
+    if array.encoding() == Encoding::new(super::VERSION, endian) {
         out.extend_from_slice(array.as_bytes());
     } else {
         for element in array {

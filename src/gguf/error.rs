@@ -43,8 +43,8 @@ pub enum Error {
         /// The bytes found.
         found: [u8; 4],
     },
-    /// A version other than 2 and 3.
-    #[error("GGUF version {version} is not supported (2 and 3 are)")]
+    /// A version other than 1, 2 and 3, or to write one other than 2 and 3.
+    #[error("GGUF version {version} is not supported (1, which is only read, 2 and 3 are)")]
     UnsupportedVersion {
         /// The version; of a file, in the byte order in which it is smaller.
         version: u32,

@@ -104,7 +104,7 @@ impl Files {
             let tensors = shards().map(|(shard, _)| shard.tensor_count()).sum();
             for (shard, path) in shards() {
                 split::check_tensors(shard, tensors).map_err(|error| error.in_file(path))?;
-                if shard.endian != first.endian {
+                if shard.encoding.endian != first.encoding.endian {
                     return Err(Error::ShardEndian.in_file(path));
                 }
             }

@@ -1,12 +1,11 @@
 //! The key-value pairs of a file, and typed access to them.
 
-use super::cursor::{Cursor, string_bytes_at};
-use super::endian::Endian;
+use super::cursor::{Cursor, Encoding, string_bytes_at};
 use super::error::{Error, Place};
 use super::value::{Array, Value, ValueType};
 
-/// The fewest bytes of a pair: the key's length, the type, a value of a byte.
-const MIN_PAIR_BYTES: usize = 8 + 4 + 1;
+/// The fewest bytes of a pair beside the key's length: the type, a value of a byte.
+const MIN_PAIR_BYTES: usize = 4 + 1;
 
 /// The metadata of a file: keys and values, borrowed from it.
 ///
@@ -16,7 +15,7 @@ const MIN_PAIR_BYTES: usize = 8 + 4 + 1;
 #[derive(Clone, Debug)]
 pub struct Metadata<'a> {
     bytes: &'a [u8],
-    endian: Endian,
+    encoding: Encoding,
     /// Start of each pair, in the order of the file.
     pairs: Vec<usize>,
     /// Start of each pair, sorted by key.
@@ -41,7 +40,7 @@ impl<'a> Metadata<'a> {
     pub fn get(&self, key: &str) -> Option<Value<'a>> {
         let index = self
             .by_key
-            .binary_search_by_key(&key.as_bytes(), |&pair| string_bytes_at(self.bytes, pair, self.endian))
+            .binary_search_by_key(&key.as_bytes(), |&pair| string_bytes_at(self.bytes, pair, self.encoding))
             .ok()?;
         self.pair(*self.by_key.get(index)?).map(|(_, value)| value)
     }
@@ -86,7 +85,7 @@ impl<'a> Metadata<'a> {
 
     pub(super) fn read(cursor: &mut Cursor<'a>, bytes: &'a [u8], count: u64) -> Result<Self, Error> {
         cursor.place = Place::Keys;
-        let count = cursor.check_count(count, MIN_PAIR_BYTES)?;
+        let count = cursor.check_count(count, cursor.encoding().count_bytes + MIN_PAIR_BYTES)?;
         let mut pairs = Vec::with_capacity(count);
         for index in 0..count {
             pairs.push(cursor.position());
@@ -95,19 +94,19 @@ impl<'a> Metadata<'a> {
                 return Err(Error::EmptyKey { index });
             }
         }
-        let endian = cursor.endian();
-        let key = |&pair: &usize| string_bytes_at(bytes, pair, endian);
+        let encoding = cursor.encoding();
+        let key = |&pair: &usize| string_bytes_at(bytes, pair, encoding);
         let mut by_key = pairs.clone();
         by_key.sort_unstable_by_key(key);
         if let Some([first, _]) = by_key.array_windows().find(|[a, b]| key(a) == key(b)) {
             return Err(Error::DuplicateKey { key: String::from_utf8_lossy(key(first)).into_owned() });
         }
-        Ok(Metadata { bytes, endian, pairs, by_key })
+        Ok(Metadata { bytes, encoding, pairs, by_key })
     }
 
     /// The pair at a position that `read` checked.
     fn pair(&self, position: usize) -> Option<(&'a str, Value<'a>)> {
-        read_pair(&mut Cursor::at(self.bytes, position, self.endian), 0).ok()
+        read_pair(&mut Cursor::at(self.bytes, position, self.encoding), 0).ok()
     }
 }
 

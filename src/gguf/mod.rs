@@ -1,15 +1,16 @@
 //! The GGUF file format: reading, writing, metadata and split files.
 //!
 //! The layout is the one that ggml documents (`docs/gguf.md`) and defines
-//! (`include/gguf.h`, `include/ggml.h`): versions 2 and 3, little- and
-//! big-endian. Files are untrusted: every length, count and offset is checked
+//! (`include/gguf.h`, `include/ggml.h`): versions 1 to 3, little- and
+//! big-endian; version 1, whose counts are `u32`, is only read. Files are untrusted: every length, count and offset is checked
 //! against the bytes that are there before it is used, and a mismatch is an
 //! [`Error`].
 //!
 //! A parsed [`Gguf`] borrows from the file. It holds the position of each
 //! metadata key and tensor, never a copy of them. Whatever the header claims, a
 //! file that parses takes no more memory than its size plus a constant, and one
-//! that does not at most a seventh more.
+//! that does not at most a seventh more; of version 1, whose header is shorter, at
+//! most two thirds more.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), cube_gguf::gguf::Error> {
@@ -73,6 +74,5 @@ pub const MAX_DIMS: usize = 4;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 
-const fn is_supported(version: u32) -> bool {
-    matches!(version, 2 | 3)
-}
+/// The latest version of the format.
+const VERSION: u32 = 3;

@@ -1,19 +1,19 @@
 //! Parsing the header of a file, or of all shards of a split one.
 
-use super::cursor::{Cursor, string_bytes_at};
+use super::cursor::{Cursor, Encoding, string_bytes_at};
 use super::endian::{Endian, Number};
 use super::error::{Error, Place};
 use super::metadata::Metadata;
 use super::tensor::{Entry, MIN_ENTRY_BYTES, TensorInfo};
 use super::value::Value;
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, is_supported};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, VERSION};
 
 /// The header of one file.
 #[derive(Clone, Debug)]
 pub(crate) struct Shard<'a> {
     bytes: &'a [u8],
     pub version: u32,
-    pub endian: Endian,
+    pub encoding: Encoding,
     pub alignment: u32,
     pub metadata: Metadata<'a>,
     /// Start of each tensor's entry, in the order of the file.
@@ -30,15 +30,15 @@ impl<'a> Shard<'a> {
     /// Parses a file of `total` bytes from its first `bytes`, which must hold
     /// the whole header.
     pub fn parse_start(bytes: &'a [u8], total: u64) -> Result<Self, Error> {
-        let mut cursor = Cursor::new(bytes, Endian::Little);
+        let mut cursor = Cursor::new(bytes, Encoding::new(VERSION, Endian::Little));
         let version = read_version(&mut cursor)?;
-        let tensor_count = cursor.number()?;
-        let pair_count = cursor.number()?;
+        let tensor_count = cursor.size()?;
+        let pair_count = cursor.size()?;
         let metadata = Metadata::read(&mut cursor, bytes, pair_count)?;
         let alignment = read_alignment(&metadata)?;
 
         cursor.place = Place::Tensors;
-        let count = cursor.check_count(tensor_count, MIN_ENTRY_BYTES)?;
+        let count = cursor.check_count(tensor_count, cursor.encoding().count_bytes + MIN_ENTRY_BYTES)?;
         let mut entries = Vec::with_capacity(count);
         for index in 0..count {
             entries.push(cursor.position());
@@ -52,8 +52,8 @@ impl<'a> Shard<'a> {
         if count > 0 {
             cursor.take(padding)?;
         }
-        let shard =
-            Shard { bytes, version, endian: cursor.endian(), alignment, metadata, entries, data: cursor.position() };
+        let (encoding, data) = (cursor.encoding(), cursor.position());
+        let shard = Shard { bytes, version, encoding, alignment, metadata, entries, data };
         shard.check_places(total.saturating_sub(shard.data as u64))?;
         Ok(shard)
     }
@@ -75,18 +75,18 @@ impl<'a> Shard<'a> {
     /// The tensor of an index that `parse` checked.
     fn tensor(&self, index: usize) -> Option<TensorInfo<'a>> {
         let data = self.bytes.get(self.data..).unwrap_or_default();
-        TensorInfo::new(self.entry(index)?, data, self.endian).ok()
+        TensorInfo::new(self.entry(index)?, data, self.encoding.endian).ok()
     }
 
     fn entry(&self, index: usize) -> Option<Entry<'a>> {
         let position = *self.entries.get(index)?;
-        Entry::read(&mut Cursor::at(self.bytes, position, self.endian), index).ok()
+        Entry::read(&mut Cursor::at(self.bytes, position, self.encoding), index).ok()
     }
 
     /// The name's bytes, by which tensors are sorted.
     fn name(&self, index: usize) -> &'a [u8] {
         let position = self.entries.get(index).copied().unwrap_or(usize::MAX);
-        string_bytes_at(self.bytes, position, self.endian)
+        string_bytes_at(self.bytes, position, self.encoding)
     }
 
     /// Checks that tensors are aligned, lie inside the `available` bytes of
@@ -130,11 +130,12 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, Error> {
     }
     let bytes = cursor.take(u32::BYTES as u64)?;
     let [little, big] = [Endian::Little, Endian::Big].map(|endian| u32::take(bytes, endian).unwrap_or_default());
-    let (version, endian) = if is_supported(big) { (big, Endian::Big) } else { (little, Endian::Little) };
-    if !is_supported(version) {
+    let is_known = |version: u32| (1..=VERSION).contains(&version);
+    let (version, endian) = if is_known(big) { (big, Endian::Big) } else { (little, Endian::Little) };
+    if !is_known(version) {
         return Err(Error::UnsupportedVersion { version: little.min(big) });
     }
-    cursor.set_endian(endian);
+    cursor.set_encoding(Encoding::new(version, endian));
     Ok(version)
 }
 
@@ -197,14 +198,14 @@ impl<'a> Gguf<'a> {
         Ok(gguf)
     }
 
-    /// The version of the format: 2 or 3.
+    /// The version of the format: 1, 2 or 3.
     pub fn version(&self) -> u32 {
         self.first.version
     }
 
     /// The byte order of the header and of tensor data.
     pub fn endian(&self) -> Endian {
-        self.first.endian
+        self.first.encoding.endian
     }
 
     /// The alignment of tensor data in the (first) file, in bytes.

@@ -6,9 +6,9 @@ use super::endian::Endian;
 use super::error::{Error, Place};
 use super::ggml_type::GgmlType;
 
-/// The fewest bytes of a tensor's entry: the name's length, the number of
+/// The fewest bytes of a tensor's entry beside the name's length: the number of
 /// dimensions, the type and the offset.
-pub(super) const MIN_ENTRY_BYTES: usize = 8 + 4 + 4 + 8;
+pub(super) const MIN_ENTRY_BYTES: usize = 4 + 4 + 8;
 
 /// A tensor's dimensions, contiguous first.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +83,7 @@ impl<'a> Entry<'a> {
             .and_then(|count| sizes.get_mut(..count))
             .ok_or_else(|| too_many(name, count.into()))?;
         for size in &mut *dims {
-            *size = cursor.number()?;
+            *size = cursor.size()?;
         }
         Ok(Entry { name, dims: Dims::new(name, dims)?, type_number: cursor.number()?, offset: cursor.number()? })
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::iter::FusedIterator;
 
 use super::MAX_ARRAY_DEPTH;
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Encoding};
 use super::endian::Endian;
 use super::error::Error;
 
@@ -76,15 +76,15 @@ impl ValueType {
         }
     }
 
-    /// The fewest bytes that a value takes in a file.
-    const fn min_bytes(self) -> usize {
+    /// The fewest bytes that a value takes in a file with counts of so many bytes.
+    const fn min_bytes(self, count_bytes: usize) -> usize {
         match self {
             ValueType::U8 | ValueType::I8 | ValueType::Bool => 1,
             ValueType::U16 | ValueType::I16 => 2,
             ValueType::U32 | ValueType::I32 | ValueType::F32 => 4,
             ValueType::U64 | ValueType::I64 | ValueType::F64 => 8,
-            ValueType::String => 8,
-            ValueType::Array => 4 + 8,
+            ValueType::String => count_bytes,
+            ValueType::Array => 4 + count_bytes,
         }
     }
 
@@ -228,7 +228,7 @@ pub struct Array<'a> {
     bytes: &'a [u8],
     element_type: ValueType,
     len: usize,
-    endian: Endian,
+    encoding: Encoding,
 }
 
 impl<'a> Array<'a> {
@@ -254,12 +254,17 @@ impl<'a> Array<'a> {
 
     /// The byte order of [`as_bytes`](Self::as_bytes).
     pub fn endian(&self) -> Endian {
-        self.endian
+        self.encoding.endian
+    }
+
+    /// How [`as_bytes`](Self::as_bytes) store their numbers.
+    pub(super) fn encoding(&self) -> Encoding {
+        self.encoding
     }
 
     /// The elements, in order.
     pub fn iter(&self) -> ArrayIter<'a> {
-        ArrayIter { cursor: Cursor::new(self.bytes, self.endian), element_type: self.element_type, left: self.len }
+        ArrayIter { cursor: Cursor::new(self.bytes, self.encoding), element_type: self.element_type, left: self.len }
     }
 
     fn read(cursor: &mut Cursor<'a>, depth: usize) -> Result<Self, Error> {
@@ -267,17 +272,18 @@ impl<'a> Array<'a> {
             return Err(Error::ArrayTooDeep { place: cursor.place.to_string() });
         };
         let element_type = ValueType::read(cursor)?;
-        let len = cursor.count(element_type.min_bytes())?;
+        let element_bytes = element_type.min_bytes(cursor.encoding().count_bytes);
+        let len = cursor.count(element_bytes)?;
         let start = cursor.position();
         if element_type.is_number() {
             // No overflow: `count` checked that `len` elements fit in the file.
-            cursor.take((len * element_type.min_bytes()) as u64)?;
+            cursor.take((len * element_bytes) as u64)?;
         } else {
             for _ in 0..len {
                 Value::read_nested(cursor, element_type, depth)?;
             }
         }
-        Ok(Array { bytes: cursor.since(start), element_type, len, endian: cursor.endian() })
+        Ok(Array { bytes: cursor.since(start), element_type, len, encoding: cursor.encoding() })
     }
 }
 

@@ -11,7 +11,7 @@ use super::reader::{Gguf, check_alignment};
 use super::split::SPLIT_KEYS;
 use super::tensor::Dims;
 use super::value::{Value, ValueType};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_ARRAY_DEPTH, is_supported};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_ARRAY_DEPTH, VERSION};
 
 /// Builds the header of a file.
 ///
@@ -66,7 +66,7 @@ impl Writer {
     /// A little-endian file of version 3, without metadata and tensors.
     pub fn new() -> Self {
         Writer {
-            version: 3,
+            version: VERSION,
             endian: Endian::Little,
             alignment: DEFAULT_ALIGNMENT,
             keys: HashSet::new(),
@@ -76,26 +76,27 @@ impl Writer {
         }
     }
 
-    /// A file of another version or byte order.
+    /// A file of another version, 2 or 3, or byte order.
     ///
     /// # Errors
     ///
     /// [`Error::UnsupportedVersion`].
     pub fn with_format(version: u32, endian: Endian) -> Result<Self, Error> {
-        if !is_supported(version) {
+        if !(2..=VERSION).contains(&version) {
             return Err(Error::UnsupportedVersion { version });
         }
         Ok(Writer { version, endian, ..Self::new() })
     }
 
-    /// The header of a file that was read; for a split file that of the whole
+    /// The header of a file that was read, of version 3 where that has 1; for a split file that of the whole
     /// model, without the `split.` keys.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownTensorType`]: the size of such a tensor is unknown.
     pub fn from_gguf(gguf: &Gguf<'_>) -> Result<Self, Error> {
-        let mut writer = Self::with_format(gguf.version(), gguf.endian())?;
+        let version = if gguf.version() == 1 { VERSION } else { gguf.version() };
+        let mut writer = Self::with_format(version, gguf.endian())?;
         for (key, value) in gguf.metadata().iter() {
             if gguf.shard_count() == 1 || !SPLIT_KEYS.contains(&key) {
                 writer.value(key, value)?;

@@ -26,7 +26,6 @@ hostile! {
     "header-cut" => Truncated, "the header needs 8 bytes at byte 8, 4 are left";
     "magic" => BadMagic, "\"GGML\"";
     "version-0" => UnsupportedVersion, "version 0";
-    "version-1" => UnsupportedVersion, "version 1";
     "version-4" => UnsupportedVersion, "version 4";
     "version-4-big-endian" => UnsupportedVersion, "version 4";
     "key-count-huge" => CountTooLarge, "the metadata claims 18446744073709551615 entries";

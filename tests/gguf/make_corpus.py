@@ -149,7 +149,6 @@ HOSTILE = {
     "header-cut": b"GGUF\3\0\0\0\0\0\0\0",
     "magic": b"GGML" + file()[4:],
     "version-0": file(version=0),
-    "version-1": file(version=1),
     "version-4": file(version=4),
     "version-4-big-endian": file(version=0x04000000),
     "key-count-huge": file(kv_count=U64_MAX),

@@ -192,7 +192,7 @@ fn the_writer_refuses_what_the_reader_would() {
     assert_eq!(
         errors,
         [
-            "GGUF version 1 is not supported (2 and 3 are)",
+            "GGUF version 1 is not supported (1, which is only read, 2 and 3 are)",
             "metadata key 1 is empty",
             "metadata key `k` occurs twice",
             "metadata key `deep` nests arrays deeper than 8",

@@ -104,6 +104,72 @@ fn all_metadata_types_in_all_formats() {
     }
 }
 
+/// A file of version 1, which counts in `u32`, and where its tensors' data begin.
+fn first_version() -> (Vec<u8>, usize) {
+    let u32s = |values: &[u32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
+    let string = |text: &str| [&u32s(&[text.len() as u32]), text.as_bytes()].concat();
+    let types = [ValueType::U32, ValueType::String, ValueType::Array].map(ValueType::number);
+    let mut file = [
+        b"GGUF".to_vec(),
+        u32s(&[1, 2, 3]),
+        [string("a.number"), u32s(&[types[0], 7])].concat(),
+        [string("a.string"), u32s(&[types[1]]), string("grüße")].concat(),
+        [string("strings"), u32s(&[types[2], types[1], 2]), string("x"), string("yz")].concat(),
+        [string("first"), u32s(&[2, 32, 2, GgmlType::Q8_0.number()]), 0u64.to_le_bytes().to_vec()].concat(),
+        [string("second"), u32s(&[1, 3, GgmlType::F32.number()]), 96u64.to_le_bytes().to_vec()].concat(),
+    ]
+    .concat();
+    file.resize(file.len().next_multiple_of(32), 0);
+    let data = file.len();
+    file.extend((0..68).chain([0; 28]));
+    file.extend([1f32, 2.0, 3.0].iter().flat_map(|value| value.to_le_bytes()));
+    (file, data)
+}
+
+#[test]
+fn the_first_version_is_read_and_written_as_the_third() {
+    let (file, data) = first_version();
+    let first = Gguf::parse(&file).unwrap();
+    assert_eq!(first.version(), 1);
+    let written = first.write_to(Vec::new()).unwrap();
+    let third = Gguf::parse(&written).unwrap();
+    assert_eq!(third.version(), 3);
+    for gguf in [&first, &third] {
+        let metadata = gguf.metadata();
+        assert_eq!(metadata.get("a.number"), Some(Value::U32(7)));
+        assert_eq!(metadata.get("a.string"), Some(Value::String("grüße")));
+        assert_eq!(strings(metadata.array("strings").unwrap()), ["x", "yz"]);
+        let tensor = gguf.tensor("first").unwrap();
+        assert_eq!((tensor.shape(), tensor.dtype().unwrap()), (vec![2, 32], GgmlType::Q8_0));
+        assert_eq!(tensor.data().unwrap(), &file[data..][..68]);
+        let tensor = gguf.tensor("second").unwrap();
+        assert_eq!((tensor.shape(), tensor.data().unwrap()), (vec![3], &file[data + 96..]));
+    }
+    for length in 0..file.len() {
+        Gguf::parse(&file[..length]).unwrap_err();
+    }
+}
+
+/// Candle's reader is another's work.
+#[cfg(feature = "candle")]
+#[test]
+fn the_first_version_is_as_candle_reads_it() {
+    use cube_gguf::candle::gguf_file;
+    let (file, data) = first_version();
+    let read = || std::io::Cursor::new(&file);
+    let its = candle_core::quantized::gguf_file::Content::read(&mut read()).unwrap();
+    let ours = gguf_file::Content::read(&mut read()).unwrap();
+    assert!(matches!(ours.magic, gguf_file::VersionedMagic::GgufV1));
+    assert_eq!((ours.tensor_data_offset, its.tensor_data_offset), (data as u64, data as u64));
+    assert_eq!((ours.metadata.len(), ours.tensor_infos.len()), (3, 2));
+    for (key, value) in &its.metadata {
+        assert_eq!(format!("{:?}", ours.metadata[key]), format!("{value:?}"));
+    }
+    for (name, info) in &its.tensor_infos {
+        assert_eq!((&ours.tensor_infos[name].shape, ours.tensor_infos[name].offset), (&info.shape, info.offset));
+    }
+}
+
 #[test]
 fn tensors_in_both_byte_orders() {
     for (name, one) in [("v3-le.gguf", 1f32.to_le_bytes()), ("v3-be.gguf", 1f32.to_be_bytes())] {

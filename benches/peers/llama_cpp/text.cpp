@@ -2,6 +2,8 @@
 //
 // NGL is how many layers the first GPU gets, negative for all; 0 keeps everything from any GPU. Token ids are taken as they
 // are: only `tokenize` adds the beginning of the text. FLASH is 1 for flash attention, 0 otherwise, which is its default.
+// `floats` writes a model's weights as f32, as ggml dequantizes them; `exact` is `logits` on the CPU with keys and values as
+// f32, too, so that of a model of floats nothing is rounded to less.
 
 #include <algorithm>
 #include <chrono>
@@ -22,6 +24,7 @@
 #include "llama.h"
 
 #include "ggml-backend.h"
+#include "gguf.h"
 #include "nlohmann/json.hpp"
 
 namespace {
@@ -30,9 +33,13 @@ using json = nlohmann::ordered_json;
 using tokens_t = std::vector<llama_token>;
 using model_t = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
 using context_t = std::unique_ptr<llama_context, decltype(&llama_free)>;
+using file_t = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
+using tensors_t = std::unique_ptr<ggml_context, decltype(&ggml_free)>;
 
 constexpr const char *USAGE = "usage: text greedy MODEL N THREADS NGL [FLASH] < ids.jsonl"
                               " | text logits MODEL OUT THREADS NGL CONTEXT [FLASH] < ids.jsonl"
+                              " | text exact MODEL OUT THREADS CONTEXT < ids.jsonl"
+                              " | text floats MODEL OUT"
                               " | text speed MODEL PROMPT_TOKENS NEW_TOKENS THREADS NGL REPEATS [FLASH]"
                               " | text tokenize MODEL < text";
 constexpr size_t BATCH = 512;
@@ -104,12 +111,14 @@ model_t load(const char *path, int gpu_layers, bool only_vocabulary) {
     return model;
 }
 
-context_t start(const model_t &model, size_t tokens, size_t batch, int threads, bool flash) {
+context_t start(const model_t &model, size_t tokens, size_t batch, int threads, bool flash,
+                ggml_type cache = GGML_TYPE_F16) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = tokens;
     params.n_batch = batch;
     params.n_ubatch = BATCH;
     params.n_threads = params.n_threads_batch = threads;
+    params.type_k = params.type_v = cache;
     params.flash_attn_type = flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     // As llama-bench does: layers of a sliding window keep that window alone.
     params.swa_full = false;
@@ -213,7 +222,8 @@ void greedy(const char *path, int count, int threads, int gpu_layers, bool flash
     }
 }
 
-void write_logits(const char *path, const char *out, int threads, int gpu_layers, int context_tokens, bool flash) {
+void write_logits(const char *path, const char *out, int threads, int gpu_layers, int context_tokens, bool flash,
+                  ggml_type cache = GGML_TYPE_F16) {
     auto lines = read_ids();
     for (const auto &line : lines) {
         if (line.size() > size_t(context_tokens)) {
@@ -222,7 +232,7 @@ void write_logits(const char *path, const char *out, int threads, int gpu_layers
     }
     const model_t model = load(path, gpu_layers, false);
     const size_t vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
-    const context_t context = start(model, context_tokens, BATCH, threads, flash);
+    const context_t context = start(model, context_tokens, BATCH, threads, flash, cache);
     std::vector<int8_t> outputs(BATCH, 1);
     std::ofstream file(out, std::ios::binary);
     for (auto &line : lines) {
@@ -236,6 +246,36 @@ void write_logits(const char *path, const char *out, int threads, int gpu_layers
             }
         }
         print({{"tokens", line.size()}, {"vocabulary", vocabulary}});
+    }
+}
+
+void write_floats(const char *path, const char *out) {
+    ggml_context *read = nullptr;
+    const file_t file(gguf_init_from_file(path, {false, &read}), gguf_free);
+    const tensors_t tensors(read, ggml_free);
+    if (!file) {
+        llama_fails(std::string("cannot read ") + path);
+    }
+    const file_t floats(gguf_init_empty(), gguf_free);
+    gguf_set_kv(floats.get(), file.get());
+    std::vector<std::vector<float>> values;
+    for (ggml_tensor *tensor = ggml_get_first_tensor(read); tensor != nullptr; tensor = ggml_get_next_tensor(read, tensor)) {
+        // With the data themselves there is one tensor more, of bytes, which the file does not name.
+        if (gguf_find_tensor(file.get(), tensor->name) < 0) {
+            continue;
+        }
+        gguf_add_tensor(floats.get(), tensor);
+        const auto to_float = ggml_get_type_traits(tensor->type)->to_float;
+        if (tensor->type == GGML_TYPE_F32 || to_float == nullptr) {
+            continue;
+        }
+        values.emplace_back(ggml_nelements(tensor));
+        to_float(tensor->data, values.back().data(), values.back().size());
+        gguf_set_tensor_type(floats.get(), tensor->name, GGML_TYPE_F32);
+        gguf_set_tensor_data(floats.get(), tensor->name, values.back().data());
+    }
+    if (!gguf_write_to_file(floats.get(), out, false)) {
+        fail(std::string("cannot write ") + out);
     }
 }
 
@@ -318,6 +358,10 @@ void run(int argc, char **argv) {
         greedy(argv[2], number(argv[3], 1), number(argv[4], 1), number(argv[5], ANY), flash(6));
     } else if (has("logits", 7)) {
         write_logits(argv[2], argv[3], number(argv[4], 1), number(argv[5], ANY), number(argv[6], 1), flash(7));
+    } else if (command == "exact" && argc == 6) {
+        write_logits(argv[2], argv[3], number(argv[4], 1), 0, number(argv[5], 1), false, GGML_TYPE_F32);
+    } else if (command == "floats" && argc == 4) {
+        write_floats(argv[2], argv[3]);
     } else if (has("speed", 8)) {
         speed(argv[2], number(argv[3], 1), number(argv[4], 1), number(argv[5], 1), number(argv[6], ANY), number(argv[7], 1),
               flash(8));

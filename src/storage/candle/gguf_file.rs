@@ -1,6 +1,6 @@
 //! `candle_core::quantized::gguf_file`: a file's header through any reader, and its tensors one by one.
 //!
-//! Unlike Candle's, it reads every format of ggml and refuses what [`gguf`] refuses: version 1, keys and names that are
+//! Unlike Candle's, it reads every format of ggml and refuses what [`gguf`] refuses: keys and names that are
 //! not UTF-8, tensors that overlap. A tensor of a type that ggml does not define is an error when it is asked for.
 
 use std::collections::HashMap;
@@ -79,7 +79,7 @@ impl Content {
         let start = reader.stream_position()?;
         let header = Header::read(reader).map_err(candle_error)?;
         let shard = header.parse().map_err(candle_error)?;
-        if shard.endian == Endian::Big {
+        if shard.encoding.endian == Endian::Big {
             candle_core::bail!("a big-endian GGUF file, which Candle's types do not hold");
         }
         let (mut tensor_infos, mut unknown) = (HashMap::new(), HashMap::new());
@@ -96,7 +96,11 @@ impl Content {
             }
         }
         Ok(Self {
-            magic: if shard.version == 2 { VersionedMagic::GgufV2 } else { VersionedMagic::GgufV3 },
+            magic: match shard.version {
+                1 => VersionedMagic::GgufV1,
+                2 => VersionedMagic::GgufV2,
+                _ => VersionedMagic::GgufV3,
+            },
             metadata: shard.metadata.iter().map(|(key, value)| (without_nul(key).to_owned(), owned(value))).collect(),
             tensor_infos,
             tensor_data_offset: start + shard.data_offset() as u64,
