@@ -149,9 +149,9 @@ pub mod iq1_m {
     pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
         places.push(view.chunk_word(0usize, at, 1usize, 0usize));
         places.push(view.chunk_half_word(1usize, at));
-        let block = at.block(CHUNKS);
-        places.push(view.word(2usize, at.row, 2 * block));
-        places.push(view.word(2usize, at.row, 2 * block + 1));
+        let first = view.word(2usize, at.row, 2 * at.block(CHUNKS));
+        places.push(first);
+        places.push(first.after(1usize));
     }
 
     #[cube]

@@ -127,8 +127,8 @@ pub mod iq4_xs {
             block_bytes: 136,
             components: vec![
                 Component::codes(4, 256, |v| 128 * (v / 32) + nibble_bit(8)(v % 32)),
-                // Two words a block: the low four bits of all scales; then `d`, with the top bits above it.
-                Component::gathered(16, [32, 48, 0, 16]),
+                // Two words a block: the low four bits of all scales; then the other two of each, with `d` above them.
+                Component::gathered(16, [32, 48, 16, 0]),
             ],
         },
         dequantize: |block, out| {
@@ -148,9 +148,9 @@ pub mod iq4_xs {
     #[cube]
     pub fn locate(view: &MatrixView, at: At, places: &mut Places) {
         places.push_wide(view.chunk_wide(0usize, at, 1usize, 0usize));
-        let block = at.block(CHUNKS);
-        places.push(view.word(1usize, at.row, 2 * block));
-        places.push(view.word(1usize, at.row, 2 * block + 1));
+        let first = view.word(1usize, at.row, 2 * at.block(CHUNKS));
+        places.push(first);
+        places.push(first.after(1usize));
     }
 
     #[cube]
@@ -165,8 +165,8 @@ pub mod iq4_xs {
         let sub_block = u32::cast_from(at.in_block(CHUNKS));
         let halves = raw.word(0usize) >> (sub_block * 4);
         let tops = raw.word(1usize);
-        let scale = (halves & 0xf) | (((tops >> (16 + sub_block * 2)) & 3) << 4);
-        Chunk::scaled(words, words, f16(tops & 0xffff) * (f32::cast_from(scale) - 32.0f32))
+        let scale = (halves & 0xf) | (((tops >> (sub_block * 2)) & 3) << 4);
+        Chunk::scaled(words, words, f16(tops >> 16) * (f32::cast_from(scale) - 32.0f32))
     }
 }
 

@@ -65,10 +65,10 @@ mod six_bits {
     /// The places of the three words of the chunk's block: the top bits, the scales' low four bits, the mins'.
     #[cube]
     pub fn locate(view: &MatrixView, #[comptime] component: usize, at: At, places: &mut Places) {
-        let first = 3 * at.block(CHUNKS);
-        places.push(view.word(component, at.row, first + 2));
-        places.push(view.word(component, at.row, first));
-        places.push(view.word(component, at.row, first + 1));
+        let first = view.word(component, at.row, 3 * at.block(CHUNKS));
+        places.push(first.after(2usize));
+        places.push(first);
+        places.push(first.after(1usize));
     }
 
     /// Scale and min of the chunk as floats, from the words at the places that [`locate()`] gives, in its order.

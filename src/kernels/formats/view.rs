@@ -93,6 +93,12 @@ impl WordPlace {
             None => self.index,
         }
     }
+
+    /// The place so many words on, by an address that a load makes of this one's.
+    pub fn after(&self, #[comptime] words: usize) -> WordPlace {
+        comptime!(assert!(self.in_vector.is_none(), "words of vectors have no next"));
+        WordPlace { index: self.index + words, in_vector: comptime!(None) }
+    }
 }
 
 /// A chunk of 32 values in a matrix, alone or as one of the neighbours that a lane decodes together: a span.

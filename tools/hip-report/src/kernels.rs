@@ -100,11 +100,11 @@ pub fn compile(
 /// Architectures of waves of 64 lanes and of 32, for all others of as many.
 const OF_EACH_WIDTH: [&str; 2] = ["gfx942", "gfx1100"];
 
-/// Kernels of which an architecture changes nothing but the width of its waves.
+/// Kernels in which an architecture changes the width of its waves alone, or what the matvec's kernels show of it too.
 const BY_WIDTH: [&str; 3] = ["quantize weights", "matvec of several", "matvec of experts"];
 
 /// The matvecs of f32 and of rows as long as the roofline's stand for those of other types and of shorter rows, dequantized f32
-/// for halves, and two architectures for all where only the width of a wave bears on a kernel.
+/// for halves, and two architectures for all in kernels of [`BY_WIDTH`].
 fn in_sample(arch: &str, client: &Client, entry: &Entry) -> bool {
     entry.blueprint.is_none_or(|blueprint| is_of_shape(client, &blueprint))
         && [entry.activations, entry.values].iter().flatten().all(|&ty| ty == FloatType::F32)

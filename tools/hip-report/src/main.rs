@@ -48,7 +48,7 @@ struct Args {
     /// Formats of the weights; all of them without one.
     #[arg(long)]
     format: Vec<String>,
-    /// Leave out kernels that differ from others in how they end alone, or that only the width of a wave bears on.
+    /// Leave out kernels that differ from others in how they end alone, or that two architectures show for all.
     #[arg(long)]
     sample: bool,
     /// Print only rows whose arch, operation, format and configuration have this in them.

@@ -137,12 +137,12 @@ pub fn quantize_iq4_chunk<X: Float>(
     at.destination.store_chunk(out, 0usize, at.row, at.block * CHUNKS + at.chunk, &words, 4usize);
     if at.chunk == 0 {
         let mut low = 0u32;
-        let mut bits = f16_bits(step);
+        let mut bits = f16_bits(step) << 16;
         #[unroll]
         for i in 0..CHUNKS {
             let number = u32::cast_from(number_of(scales[i], factor) + 32i32);
             low |= (number & 0xf) << comptime!(4 * i as u32);
-            bits |= (number >> 4) << comptime!(16 + 2 * i as u32);
+            bits |= (number >> 4) << comptime!(2 * i as u32);
         }
         at.destination.store(out, 1usize, at.row, at.block * 2, low);
         at.destination.store(out, 1usize, at.row, at.block * 2 + 1, bits);
