@@ -2,9 +2,9 @@
 //!
 //! The layout is the one that ggml documents (`docs/gguf.md`) and defines
 //! (`include/gguf.h`, `include/ggml.h`): versions 1 to 3, little- and
-//! big-endian; version 1, whose counts are `u32`, is only read. Files are untrusted: every length, count and offset is checked
-//! against the bytes that are there before it is used, and a mismatch is an
-//! [`Error`].
+//! big-endian; version 1, whose counts are `u32`, is only read. Files are
+//! untrusted: every length, count and offset is checked against the bytes that
+//! are there before it is used, and a mismatch is an [`Error`].
 //!
 //! A parsed [`Gguf`] borrows from the file. It holds the position of each
 //! metadata key and tensor, never a copy of them. Whatever the header claims, a

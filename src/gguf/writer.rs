@@ -88,8 +88,8 @@ impl Writer {
         Ok(Writer { version, endian, ..Self::new() })
     }
 
-    /// The header of a file that was read, of version 3 where that has 1; for a split file that of the whole
-    /// model, without the `split.` keys.
+    /// The header of a file that was read, of version 3 where that has 1; for a
+    /// split file that of the whole model, without the `split.` keys.
     ///
     /// # Errors
     ///

@@ -59,6 +59,7 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("multiplies_odd_shapes", Formats::All, multiplies_odd_shapes),
     ("multiplies_through_shared_memory", Formats::Some(VARIED), multiplies_through_shared_memory),
     ("multiplies_by_any_settings", Formats::Compared(TUNED), multiplies_by_any_settings),
+    ("multiplies_by_more_settings", Formats::Some(&[]), multiplies_by_more_settings),
     ("multiplies_several_matrices_at_once", Formats::Some(VARIED), multiplies_several_matrices_at_once),
     ("multiplies_non_finite_activations", Formats::All, multiplies_non_finite_activations),
     ("multiplies_by_experts", Formats::Some(STACKED), multiplies_by_experts),
@@ -584,8 +585,20 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
     assert_product_is(product, &case, &values, &y, 0.0);
 }
 
-/// What may be chosen changes no answer beyond its bound, and where a cube makes its activations' codes itself, no bit.
+/// Tokens, the span where it is not the heuristic's, rows of a group, spans of a step, persistent cubes a core.
+type Choice = (usize, Option<usize>, usize, usize, u32);
+
 fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
+    assert_settings_change_nothing(device, fixture, [(1, Some(1), 1, 2, 0), (3, Some(1), 2, 3, 1), (1, None, 4, 1, 1)]);
+}
+
+/// The same with the other numbers of tokens.
+fn multiplies_by_more_settings(device: &CubeDevice, fixture: &Fixture) {
+    assert_settings_change_nothing(device, fixture, [(3, Some(1), 1, 2, 0), (1, Some(1), 2, 3, 1), (3, None, 4, 1, 1)]);
+}
+
+/// What may be chosen changes no answer beyond its bound, and where a cube makes its activations' codes itself, no bit.
+fn assert_settings_change_nothing(device: &CubeDevice, fixture: &Fixture, choices: [Choice; 3]) {
     let case = fixture.case("quantized");
     let tensor = upload(device, fixture, case);
     let client = device.client();
@@ -594,9 +607,7 @@ fn multiplies_by_any_settings(device: &CubeDevice, fixture: &Fixture) {
     let dense = tensor.accuracy(1, Arithmetic::Int8) == Accuracy::Float;
     let (operand, product) =
         if dense { (ActivationType::Float, Accuracy::Float) } else { (ActivationType::Int8, Accuracy::INT8) };
-    for (tokens, span, rows_per_group, unroll, cubes) in
-        [(1, Some(1), 1, 2, 0), (3, Some(1), 2, 3, 1), (1, None, 4, 1, 1)]
-    {
+    for (tokens, span, rows_per_group, unroll, cubes) in choices {
         let problem = Problem { ty: fixture.ty, operand, tokens, n: case.n, chunks: case.k.div_ceil(32) };
         let values = noise(17, tokens * case.k);
         let x = client.create_from_slice(bytemuck::cast_slice(&values));

@@ -2,6 +2,7 @@
 //!
 //! `make_corpus.py` writes the corpus.
 
+mod first_version;
 mod hostile;
 mod memory;
 mod round_trip;

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use cube_gguf::gguf::{GgmlType, Gguf, Value, Writer};
 
-use crate::files;
+use crate::{files, first_version};
 
 /// Room for an error's message and for keys of one or two bytes, whose
 /// positions take a byte or two more than the pairs.
@@ -81,6 +81,14 @@ fn files_of_nothing_but_entries_are_bounded() {
     let bytes = data.finish().unwrap();
     let peak = peak(&bytes);
     assert!(peak <= bytes.len() + CONSTANT, "{peak} of {}", bytes.len());
+}
+
+#[test]
+fn files_of_the_first_versions_shorter_entries_are_bounded() {
+    let bytes = first_version::entries(50_000);
+    assert_eq!(Gguf::parse(&bytes).unwrap().tensor_count(), 50_000);
+    let peak = peak(&bytes);
+    assert!(peak <= bytes.len() * 5 / 3 + CONSTANT, "{peak} of {}", bytes.len());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use cube_gguf::gguf::{ALIGNMENT_KEY, Array, Endian, Error, Files, GgmlType, Gguf, Value, ValueType};
 
-use crate::{corpus, files};
+use crate::{corpus, files, first_version};
 
 #[test]
 fn reading_and_writing_changes_no_byte() {
@@ -104,31 +104,9 @@ fn all_metadata_types_in_all_formats() {
     }
 }
 
-/// A file of version 1, which counts in `u32`, and where its tensors' data begin.
-fn first_version() -> (Vec<u8>, usize) {
-    let u32s = |values: &[u32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
-    let string = |text: &str| [&u32s(&[text.len() as u32]), text.as_bytes()].concat();
-    let types = [ValueType::U32, ValueType::String, ValueType::Array].map(ValueType::number);
-    let mut file = [
-        b"GGUF".to_vec(),
-        u32s(&[1, 2, 3]),
-        [string("a.number"), u32s(&[types[0], 7])].concat(),
-        [string("a.string"), u32s(&[types[1]]), string("grüße")].concat(),
-        [string("strings"), u32s(&[types[2], types[1], 2]), string("x"), string("yz")].concat(),
-        [string("first"), u32s(&[2, 32, 2, GgmlType::Q8_0.number()]), 0u64.to_le_bytes().to_vec()].concat(),
-        [string("second"), u32s(&[1, 3, GgmlType::F32.number()]), 96u64.to_le_bytes().to_vec()].concat(),
-    ]
-    .concat();
-    file.resize(file.len().next_multiple_of(32), 0);
-    let data = file.len();
-    file.extend((0..68).chain([0; 28]));
-    file.extend([1f32, 2.0, 3.0].iter().flat_map(|value| value.to_le_bytes()));
-    (file, data)
-}
-
 #[test]
 fn the_first_version_is_read_and_written_as_the_third() {
-    let (file, data) = first_version();
+    let (file, data) = first_version::file();
     let first = Gguf::parse(&file).unwrap();
     assert_eq!(first.version(), 1);
     let written = first.write_to(Vec::new()).unwrap();
@@ -155,7 +133,7 @@ fn the_first_version_is_read_and_written_as_the_third() {
 #[test]
 fn the_first_version_is_as_candle_reads_it() {
     use cube_gguf::candle::gguf_file;
-    let (file, data) = first_version();
+    let (file, data) = first_version::file();
     let read = || std::io::Cursor::new(&file);
     let its = candle_core::quantized::gguf_file::Content::read(&mut read()).unwrap();
     let ours = gguf_file::Content::read(&mut read()).unwrap();
