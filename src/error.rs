@@ -75,6 +75,24 @@ pub enum Error {
         /// The type.
         ty: gguf::GgmlType,
     },
+    /// A format that Candle's own tensors cannot have.
+    #[error("Candle has no type for {ty}")]
+    NoCandleType {
+        /// The type.
+        ty: gguf::GgmlType,
+    },
+    /// A matrix that Candle's own tensors cannot have elsewhere than in host memory.
+    #[error(
+        "Candle's CPU code reads the blocks of {ty} matrices as {n} x {k} and multiplies them itself: with this crate's QMatMul the device does"
+    )]
+    Repacked {
+        /// The type.
+        ty: gguf::GgmlType,
+        /// Rows.
+        n: usize,
+        /// Columns.
+        k: usize,
+    },
     /// Values that are no matrix of whole blocks.
     #[error("{values} values are no {n} x {k} matrix to quantize to {ty}, whose blocks have {} values", ty.block_size())]
     Values {

@@ -29,7 +29,8 @@ use crate::{Error, Result};
 /// `n` rows of `k` weights of one GGUF type on a device. Cloning shares them.
 ///
 /// Methods whose names end in `_on_device` queue their work and return; a failure of the device shows up at the next
-/// read of the result. The other operations read their result and return the failure themselves.
+/// read of the result. The other operations read their result and return the failure themselves; those of one tensor, from
+/// however many threads, are one after the other on the device.
 #[derive(Clone)]
 pub struct DeviceTensor(Arc<Inner>);
 
@@ -188,7 +189,7 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed, now or at the upload.
     pub fn data(&self) -> Result<Vec<u8>> {
-        let bytes = self.read(self.0.weights.handle().clone())?;
+        let bytes = self.in_turn(|| self.read(self.0.weights.handle().clone()))?;
         Ok(self.0.weights.to_gguf(&words(&bytes)))
     }
 
@@ -230,7 +231,8 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed.
     pub fn dequantize(&self, to: FloatType) -> Result<Vec<f32>> {
-        Ok(to.to_f32(&self.read(self.dequantize_on_device(to))?, self.n() * self.k()))
+        let bytes = self.in_turn(|| self.read(self.dequantize_on_device(to)))?;
+        Ok(to.to_f32(&bytes, self.n() * self.k()))
     }
 
     /// The bytes of all values as little-endian floats of type `to`, read back.
@@ -239,7 +241,7 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed.
     pub fn dequantize_bytes(&self, to: FloatType) -> Result<Vec<u8>> {
-        let bytes = self.read(self.dequantize_on_device(to))?;
+        let bytes = self.in_turn(|| self.read(self.dequantize_on_device(to)))?;
         Ok(bytes[..self.n() * self.k() * to.bytes()].to_vec())
     }
 
@@ -249,8 +251,8 @@ impl DeviceTensor {
     ///
     /// [`Error::RowOutOfRange`] with the first id outside the matrix, [`Error::Device`] where the device failed.
     pub fn rows<I: Copy + Into<i64>>(&self, ids: &[I], to: FloatType) -> Result<Vec<f32>> {
-        let handle = self.rows_on_device(ids, to)?;
-        Ok(to.to_f32(&self.read(handle)?, ids.len() * self.k()))
+        let bytes = self.in_turn(|| self.read(self.rows_on_device(ids, to)?))?;
+        Ok(to.to_f32(&bytes, ids.len() * self.k()))
     }
 
     /// [`rows`](Self::rows), left on the device.
@@ -388,12 +390,14 @@ impl DeviceTensor {
         if shape.iter().product::<usize>() != x.len() {
             return Err(Error::Activations { shape: shape.to_vec(), k: self.k() });
         }
-        let client = self.0.device.client();
-        // A kernel cannot bind an empty buffer.
-        let x = client.create_from_slice(bytemuck::cast_slice(if x.is_empty() { &[0.0] } else { x }));
-        let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
-        let out = self.matmul_experts_on_device(&x, routing, arithmetic)?;
-        Ok(FloatType::F32.to_f32(&self.read(out)?, routing.pairs() * (self.n() / routing.experts())))
+        let bytes = self.in_turn(|| {
+            let client = self.0.device.client();
+            // A kernel cannot bind an empty buffer.
+            let x = client.create_from_slice(bytemuck::cast_slice(if x.is_empty() { &[0.0] } else { x }));
+            let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
+            self.read(self.matmul_experts_on_device(&x, routing, arithmetic)?)
+        })?;
+        Ok(FloatType::F32.to_f32(&bytes, routing.pairs() * (self.n() / routing.experts())))
     }
 
     /// [`matmul_on_device`](Self::matmul_on_device) by a given blueprint, for the search.
@@ -470,10 +474,18 @@ impl DeviceTensor {
                 false => Err(Error::Activations { shape: shape.to_vec(), k: self.k() }),
             };
         }
-        let x = self.0.device.client().create_from_slice(bytemuck::cast_slice(x));
-        let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
-        let out = self.matmul_on_device(&x, arithmetic)?;
-        Ok(FloatType::F32.to_f32(&self.read(out)?, tokens * self.n()))
+        let bytes = self.in_turn(|| {
+            let x = self.0.device.client().create_from_slice(bytemuck::cast_slice(x));
+            let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
+            self.read(self.matmul_on_device(&x, arithmetic)?)
+        })?;
+        Ok(FloatType::F32.to_f32(&bytes, tokens * self.n()))
+    }
+
+    /// Runs a call that gives host values on the stream that uploaded the weights, whichever thread it is on: a stream keeps the
+    /// memory that it once took, and each thread has one of its own.
+    pub(crate) fn in_turn<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.0.weights.handle().stream.executes(call)
     }
 
     fn read(&self, handle: Handle) -> Result<Bytes> {

@@ -4,10 +4,11 @@ use cube_gguf::gguf::{Endian, GgmlType};
 use cube_gguf::internals::{Blueprint, Hardware, Problem, Reduction, has_buffers, heuristic, matmul_by};
 use cube_gguf::tune::ActivationType;
 use cube_gguf::{Activations, Arithmetic, CubeDevice, DeviceTensor, Error, FloatType, Routing};
+use cubecl::MemoryScope;
 use cubecl_common::device::{DeviceId, ServiceId};
 use libtest_mimic::Trial;
 
-use crate::fixtures::{Fixture, assert_same, noise};
+use crate::fixtures::{Fixture, assert_bytes, assert_same, noise};
 use crate::operations::{assert_same_together, rows};
 use crate::summary;
 
@@ -19,13 +20,15 @@ pub fn trials(device: &CubeDevice) -> Vec<Trial> {
         let on = device.clone();
         summary::trial(format!("{device}/storage/{name}"), move || check(&on))
     };
-    let checks: [(&str, Check); 7] = [
+    let checks: [(&str, Check); 9] = [
         ("refuses_what_does_not_fit", refuses_what_does_not_fit),
         ("refuses_activations_outside_their_buffer", refuses_activations_outside_their_buffer),
         ("refuses_activations_of_another_device", refuses_activations_of_another_device),
         ("refuses_kernels_that_it_lacks", refuses_kernels_that_it_lacks),
         ("refuses_experts_that_do_not_fit", refuses_experts_that_do_not_fit),
         ("serves_threads", serves_threads),
+        ("outlives_its_device", outlives_its_device),
+        ("leaves_no_memory", leaves_no_memory),
         ("multiplies_more_matrices_than_a_launch_takes", multiplies_more_matrices_than_a_launch_takes),
     ];
     #[cfg(feature = "candle")]
@@ -180,7 +183,7 @@ fn serves_threads(device: &CubeDevice) {
     let fixture = Fixture::load(GgmlType::Q4K);
     let case = fixture.case("quantized");
     let tensor = DeviceTensor::from_gguf(device, fixture.ty, case.n, case.k, &case.data, Endian::Little).unwrap();
-    let inputs: Vec<_> = (0..8).map(|seed| noise(seed, 2 * case.k)).collect();
+    let inputs: Vec<_> = (0..16).map(|seed| noise(seed, 2 * case.k)).collect();
     let shape = [2, case.k];
     let alone: Vec<_> = inputs.iter().map(|x| tensor.matmul(x, &shape, Arithmetic::Auto).unwrap()).collect();
     std::thread::scope(|scope| {
@@ -194,6 +197,63 @@ fn serves_threads(device: &CubeDevice) {
             });
         }
     });
+}
+
+/// A tensor of which nobody has the device any more, nor the thread that loaded it.
+fn outlives_its_device(device: &CubeDevice) {
+    let fixture = Fixture::load(GgmlType::IQ3S);
+    let case = fixture.case("quantized");
+    let load = |device: &CubeDevice| {
+        DeviceTensor::from_gguf(device, fixture.ty, case.n, case.k, &case.data, Endian::Little).unwrap()
+    };
+    let x = noise(3, case.k);
+    let multiplied = |tensor: &DeviceTensor| tensor.matmul(&x, &[1, case.k], Arithmetic::Auto).unwrap();
+    let expected = multiplied(&load(device));
+    let loaded = std::thread::scope(|scope| {
+        let own = || load(&CubeDevice::new(device.backend(), device.index()).unwrap());
+        scope.spawn(own).join().unwrap()
+    });
+    assert_same(&multiplied(&loaded), &expected, "without its device");
+    assert_same(&loaded.dequantize(FloatType::F32).unwrap(), &case.expected, "without its device");
+    assert_bytes(&loaded.data().unwrap(), &case.data, "without its device");
+}
+
+/// A hundred tensors with codebooks of their own, loaded, multiplied and dropped; and one that threads multiply which come and go.
+fn leaves_no_memory(device: &CubeDevice) {
+    let fixture = Fixture::load(GgmlType::IQ3S);
+    let case = fixture.case("quantized").repeated(512, 1024);
+    let x = noise(4, case.k);
+    let use_once = || {
+        let device = CubeDevice::new(device.backend(), device.index()).unwrap();
+        let tensor = DeviceTensor::from_gguf(&device, fixture.ty, case.n, case.k, &case.data, Endian::Little).unwrap();
+        assert_eq!(tensor.matmul(&x, &[1, case.k], Arithmetic::Auto).unwrap().len(), case.n);
+    };
+    // Of this thread's stream: other tests have their own.
+    let reserved = || device.client().memory_report(MemoryScope::CurrentStream).usage().bytes_reserved;
+    use_once();
+    let before = reserved();
+    (0..100).for_each(|_| use_once());
+    let grown = reserved().saturating_sub(before);
+    assert!(grown < 10 * case.data.len() as u64, "{grown} bytes after a hundred tensors of {}", case.data.len());
+
+    let tensor = DeviceTensor::from_gguf(device, fixture.ty, case.n, case.k, &case.data, Endian::Little).unwrap();
+    let expected = tensor.matmul(&x, &[1, case.k], Arithmetic::Auto).unwrap();
+    let (before, values) = (reserved(), 4 * (case.n * case.k) as u64);
+    let of_a_thread = || {
+        let before = reserved();
+        assert_same(&tensor.matmul(&x, &[1, case.k], Arithmetic::Auto).unwrap(), &expected, "in a thread of its own");
+        tensor.dequantize(FloatType::F32).unwrap();
+        reserved().saturating_sub(before)
+    };
+    for _ in 0..4 {
+        let taken = std::thread::scope(|scope| {
+            let threads = [(); 16].map(|()| scope.spawn(of_a_thread));
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>()
+        });
+        assert!(taken < 8 * values, "{taken} bytes by sixteen threads that each asked for {values}");
+    }
+    let grown = reserved().saturating_sub(before);
+    assert!(grown < 32 * values, "{grown} bytes after 64 threads that each asked for {values}");
 }
 
 /// Of more tokens than a launch takes, too, and of halves.
@@ -230,6 +290,7 @@ mod candle {
         ("embeds", embeds),
         ("mixes_experts", mixes_experts),
         ("finds_the_factors_of_a_file", finds_the_factors_of_a_file),
+        ("is_a_tensor_of_candle_s", is_a_tensor_of_candle_s),
     ];
 
     /// The types that Candle's CPU code has a product for.
@@ -577,5 +638,46 @@ mod candle {
                 assert!(tensor.embedding(&wrong).is_err(), "{ty} on {home}");
             }
         }
+    }
+    /// Candle's own types over a tensor of the device give what this crate's give; what Candle would multiply itself is refused.
+    fn is_a_tensor_of_candle_s(device: &CubeDevice) {
+        use candle_core::quantized::QMatMul as CandleLayer;
+        for ty in [GgmlType::Q5_0, GgmlType::Q3K] {
+            let fixture = Fixture::load(ty);
+            let case = fixture.case("quantized");
+            let load = || {
+                let device = Device::Cube(device.clone());
+                QTensor::from_gguf(ty, Cow::Borrowed(&case.data), (case.n, case.k), &device).unwrap()
+            };
+            let tensor = load().into_candle().unwrap();
+            assert_eq!(tensor.shape().dims(), [case.n, case.k]);
+            assert_eq!(tensor.storage_size_in_bytes(), case.data.len());
+            assert_bytes(&tensor.data().unwrap(), &case.data, "blocks");
+            assert_same(&values(&tensor.dequantize(&CandleDevice::Cpu).unwrap()), &case.expected, "values");
+            let ids = Tensor::new(&[1u32, 0], &CandleDevice::Cpu).unwrap();
+            assert_same(&values(&tensor.embedding(&ids).unwrap()), &[case.row(1), case.row(0)].concat(), "rows");
+            let (theirs, ours) = (CandleLayer::from_arc(tensor).unwrap(), QMatMul::from_qtensor(load()).unwrap());
+            let xs = Tensor::from_vec(noise(9, 4 * case.k), (2, 2, case.k), &CandleDevice::Cpu).unwrap();
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let xs = xs.to_dtype(dtype).unwrap();
+                let (y, expected) = (theirs.forward(&xs).unwrap(), ours.forward(&xs).unwrap());
+                assert_eq!((y.dims(), y.dtype()), (expected.dims(), dtype));
+                assert_same(&values(&y), &values(&expected), "products");
+            }
+        }
+        let refused = |ty: GgmlType, n: usize, k: usize| {
+            let zeros = vec![0; n * ty.row_bytes(k).unwrap()];
+            let tensor = QTensor::from_gguf(ty, Cow::Owned(zeros), (n, k), &Device::Cube(device.clone())).unwrap();
+            tensor.into_candle().err().map(|error| error.to_string())
+        };
+        assert!(refused(GgmlType::IQ4XS, 1, 256).unwrap().starts_with("Candle has no type for IQ4_XS"));
+        for (ty, n, k) in [(GgmlType::Q4K, 16, 256), (GgmlType::Q6K, 16, 512), (GgmlType::Q8_0, 48, 256)] {
+            let error = refused(ty, n, k);
+            let reads = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+            assert_eq!(error.is_some(), reads, "{error:?}");
+            assert!(error.is_none_or(|error| error.contains(&format!("{ty} matrices as {n} x {k}"))));
+        }
+        assert_eq!(refused(GgmlType::Q8_0, 17, 256), None);
+        assert_eq!(refused(GgmlType::Q4K, 9, 256), None);
     }
 }

@@ -12,7 +12,7 @@ use crate::kernels::formats::{CHUNK, Format};
 use crate::kernels::ops::Arithmetic;
 use crate::kernels::weights::GgufMatrix;
 use crate::storage::Device;
-use crate::storage::candle::QTensor;
+use crate::storage::candle::{QTensor, is_repacked};
 
 /// What is done to products: they are scaled, then biased.
 #[derive(Clone, Debug)]
@@ -49,11 +49,6 @@ pub struct HostMatrix {
 /// (Measured for Q5_0 and Q8_0 of 640 columns on two cores with AVX-512.)
 const MANY: usize = 32;
 
-/// Whether Candle multiplies many rows of activations by tiles of such a matrix (`repack_x86::select` of candle-core 0.11).
-fn has_tiles(ty: GgmlType, [n, k]: [usize; 2]) -> bool {
-    matches!(ty, GgmlType::Q4K | GgmlType::Q6K | GgmlType::Q8_0) && n.is_multiple_of(32) && k.is_multiple_of(256)
-}
-
 /// Rows of weights whose values are in memory at a time.
 const STRIPE: usize = 1024;
 
@@ -62,7 +57,8 @@ impl HostMatrix {
     pub fn load(matrix: GgufMatrix<'_>, scales: Option<Vec<f32>>, biases: Option<Vec<f32>>) -> Result<Self> {
         let (n, k) = (matrix.n, matrix.k);
         let tensor = Arc::new(tensor(matrix, &[n, k])?);
-        let has_tiles = has_tiles(tensor.dtype(), [n, k]);
+        // Candle multiplies many rows of activations by tiles of what it repacks.
+        let has_tiles = is_repacked(tensor.dtype(), n, k);
         Ok(Self { tensor, n, has_tiles, companions: Companions { scales, biases } })
     }
 

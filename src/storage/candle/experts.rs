@@ -123,10 +123,13 @@ impl<'a> Routed<'a> {
             return Tensor::zeros(self.shape(), self.x.dtype(), self.x.device());
         }
         let device = stack.device();
-        let routing = device.routing(&self.ids, self.slots, self.experts)?;
-        let uploaded = Uploaded::new(device, self.x)?;
-        let y = stack.matmul_experts_on_device(&uploaded.x, &routing, Arithmetic::Auto)?;
-        uploaded.result(&device.read(y)?, self.x, self.shape())
+        let (uploaded, bytes) = stack.in_turn(|| {
+            let routing = device.routing(&self.ids, self.slots, self.experts)?;
+            let uploaded = Uploaded::new(device, self.x)?;
+            let y = stack.matmul_experts_on_device(&uploaded.x, &routing, Arithmetic::Auto)?;
+            Result::Ok((uploaded, device.read(y)?))
+        })?;
+        uploaded.result(&bytes, self.x, self.shape())
     }
 
     /// The products of each expert with the rows of its pairs, f32, by `multiply`.

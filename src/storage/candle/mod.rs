@@ -21,6 +21,7 @@
 mod experts;
 pub mod ggml_file;
 pub mod gguf_file;
+mod guest;
 mod host;
 pub mod moe;
 mod qmatmul;
@@ -29,6 +30,8 @@ mod qtensor;
 mod var_builder;
 mod weight_device;
 
+#[cfg(feature = "models")]
+pub(crate) use guest::is_repacked;
 pub use qmatmul::QMatMul;
 pub use qstorage::{
     PlainBlock, QCpuStorage, QCubeStorage, QCudaStorage, QMetalStorage, QRocmStorage, QStorage, QVulkanStorage,

@@ -549,9 +549,13 @@ fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) ->
     if xs.elem_count() == 0 {
         return matrices.iter().map(|matrix| Tensor::zeros(shape(matrix), xs.dtype(), xs.device())).collect();
     }
-    let (device, uploaded) = (first.device(), Uploaded::new(first.device(), xs)?);
-    let handles = DeviceTensor::matmul_many_on_device(matrices, &uploaded.x, arithmetic)?;
-    let results = device.client().read(handles).map_err(|error| device.failed(error))?;
+    let device = first.device();
+    let (uploaded, results) = first.in_turn(|| {
+        let uploaded = Uploaded::new(device, xs)?;
+        let handles = DeviceTensor::matmul_many_on_device(matrices, &uploaded.x, arithmetic)?;
+        let results = device.client().read(handles).map_err(|error| device.failed(error))?;
+        Result::Ok((uploaded, results))
+    })?;
     let results = results.iter().zip(matrices);
     results.map(|(bytes, matrix)| uploaded.result(bytes, xs, shape(matrix))).collect()
 }
