@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
-use cubecl::device::WgpuDeviceKind;
+use cubecl::device::WgpuBackend;
 use cubecl::server::Handle;
 
 use crate::gguf::GgmlType;
@@ -18,6 +18,7 @@ use crate::kernels::quantize::weights::table;
 use crate::kernels::routing::Routing;
 #[cfg(feature = "hip")]
 use crate::storage::rocm;
+use crate::storage::wgpu;
 use crate::{Error, Result};
 
 /// A device that holds tensors.
@@ -106,23 +107,19 @@ impl Backend {
 
     /// CubeCL's devices behind the backend, in order of their index.
     fn devices(self) -> Vec<cubecl::Device> {
-        let first = || match self {
-            Self::CubeCpu => cubecl::Device::cpu(),
-            Self::Rocm => cubecl::Device::rocm(0),
-            Self::Cuda => cubecl::Device::cuda(0),
-            Self::Vulkan => cubecl::Device::vulkan(WgpuDeviceKind::default()),
-            Self::Wgpu => cubecl::Device::wgpu(WgpuDeviceKind::default()),
-            Self::Metal => cubecl::Device::metal_msl(WgpuDeviceKind::default()),
-        };
         if !self.is_linked() || !self.is_fit() {
             return Vec::new();
         }
-        let Ok(first) = first() else { return Vec::new() };
-        match self {
-            // wgpu numbers devices within each of several kinds; its default device alone is listed.
-            Self::Vulkan | Self::Wgpu | Self::Metal => vec![first],
-            _ => cubecl::Device::enumerate(first.to_id()).into_iter().map(cubecl::Device::from_id).collect(),
-        }
+        let first = match self {
+            Self::CubeCpu => cubecl::Device::cpu(),
+            Self::Rocm => cubecl::Device::rocm(0),
+            Self::Cuda => cubecl::Device::cuda(0),
+            Self::Vulkan => return wgpu::devices(WgpuBackend::Vulkan),
+            Self::Wgpu => return wgpu::devices(WgpuBackend::Auto),
+            Self::Metal => return wgpu::devices(WgpuBackend::Metal),
+        };
+        let Ok(first) = first else { return Vec::new() };
+        cubecl::Device::enumerate(first.to_id()).into_iter().map(cubecl::Device::from_id).collect()
     }
 
     /// Why the machine has no device of a backend that the build links.
@@ -321,7 +318,8 @@ impl Eq for CubeDevice {}
 impl fmt::Display for CubeDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.backend {
-            Backend::CubeCpu | Backend::Wgpu | Backend::Metal => f.write_str(self.backend.name()),
+            Backend::CubeCpu => f.write_str(self.backend.name()),
+            Backend::Wgpu | Backend::Metal if self.index == 0 => f.write_str(self.backend.name()),
             backend => write!(f, "{}:{}", backend.name(), self.index),
         }
     }
@@ -348,17 +346,19 @@ impl Device {
         CubeDevice::new(Backend::Cuda, index).map(Self::Cube)
     }
 
-    /// The `index`-th GPU that Vulkan reaches (feature `vulkan`). Only 0, wgpu's default, is listed.
+    /// The `index`-th GPU that Vulkan reaches (feature `vulkan`): 0 is wgpu's default, which `CUBECL_WGPU_DEFAULT_DEVICE` names; then
+    /// come the others, discrete ones first.
     pub fn new_vulkan(index: usize) -> Result<Self> {
         CubeDevice::new(Backend::Vulkan, index).map(Self::Cube)
     }
 
-    /// The GPU that wgpu prefers, on the API it prefers (feature `wgpu`).
+    /// The GPU that wgpu prefers, on the API it prefers (feature `wgpu`). Others there have a [`CubeDevice`] by their index, as
+    /// [`new_vulkan`](Self::new_vulkan) has it.
     pub fn new_wgpu() -> Result<Self> {
         CubeDevice::new(Backend::Wgpu, 0).map(Self::Cube)
     }
 
-    /// Apple's GPU, by Metal (feature `metal`). Only 0, wgpu's default, is listed.
+    /// The `index`-th of Apple's GPUs, by Metal (feature `metal`): as [`new_vulkan`](Self::new_vulkan).
     pub fn new_metal(index: usize) -> Result<Self> {
         CubeDevice::new(Backend::Metal, index).map(Self::Cube)
     }
@@ -422,14 +422,16 @@ impl fmt::Display for Device {
 impl FromStr for Device {
     type Err = Error;
 
-    /// `auto`, `cpu`, `cube-cpu`, `rocm[:i]`, `cuda[:i]`, `vulkan[:i]`, `wgpu` or `metal`.
+    /// `auto`, `cpu`, `cube-cpu`, `rocm[:i]`, `cuda[:i]`, `vulkan[:i]`, `wgpu[:i]` or `metal[:i]`.
     fn from_str(s: &str) -> Result<Self> {
         let unknown = || Error::NoDevice {
             device: s.to_owned(),
-            reason: "known are auto, cpu, cube-cpu, rocm[:i], cuda[:i], vulkan[:i], wgpu and metal".to_owned(),
+            reason: "known are auto, cpu, cube-cpu, rocm[:i], cuda[:i], vulkan[:i], wgpu[:i] and metal[:i]".to_owned(),
         };
         let (name, index) = match s.split_once(':') {
-            Some((name @ ("rocm" | "cuda" | "vulkan"), index)) => (name, index.parse().map_err(|_| unknown())?),
+            Some((name @ ("rocm" | "cuda" | "vulkan" | "wgpu" | "metal"), index)) => {
+                (name, index.parse().map_err(|_| unknown())?)
+            }
             Some(_) => return Err(unknown()),
             None => (s, 0),
         };

@@ -9,6 +9,7 @@ mod quantize;
 #[cfg(feature = "hip")]
 mod rocm;
 mod tensor;
+mod wgpu;
 
 pub use device::{Backend, CubeDevice, Device};
 pub use quantize::quantize_only;

@@ -379,6 +379,13 @@ fn bench_copies_and_chains() {
     let launch = stdout(&["bench", "--csv", "--device", "cube-cpu", "--op", "launch", "--types", "f32", "--n", "4"]);
     assert!(launch.contains("cube-gguf,f32,4,4096,1,"), "{launch}");
     assert!(error(&["bench", "--device", "cpu", "--op", "launch"]).contains("the host has not"));
+    for device in DEVICES {
+        let call =
+            ["bench", "--csv", "--device", device, "--op", "call", "--types", "q8_0", "--n", "8", "--tokens", "1,3"];
+        let (one, three) = ("cube-gguf,q8_0,8,4096,1,", "cube-gguf,q8_0,8,4096,3,");
+        let call = stdout(&call);
+        assert!(call.contains(one) && call.contains(three), "{call}");
+    }
     assert!(error(&["bench", "--device", "cpu", "--op", "copy", "--chain"]).contains("for products"));
 }
 

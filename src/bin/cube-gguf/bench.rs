@@ -78,6 +78,8 @@ enum Operation {
     Matmul,
     /// Host time of queueing a product, while the device computes
     Launch,
+    /// A call of a layer with values on the host, as Candle's models make it: upload, product and download, one after the other
+    Call,
     /// All weights to floats; `tokens` is 0
     Dequantize,
     /// f32 values on the device to blocks; `tokens` is 0
@@ -136,6 +138,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         for &tokens in tokens {
             let seconds = match arguments.op {
                 Operation::Launch => copies.time_launch(tokens),
+                Operation::Call => copies.time_call(tokens),
                 Operation::Dequantize => copies.time_dequantize(dtype),
                 Operation::Quantize => copies.time_quantize(),
                 _ => match case.experts {

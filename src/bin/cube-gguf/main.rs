@@ -91,7 +91,7 @@ enum Command {
 #[derive(Args)]
 struct DeviceArgument {
     /// Where to compute: auto (the best GPU, else the CPU), cpu (Candle's kernels), cube-cpu, rocm[:i], cuda[:i],
-    /// vulkan[:i], wgpu or metal.
+    /// vulkan[:i], wgpu[:i] or metal[:i].
     #[arg(long, value_name = "D", default_value = "auto")]
     device: String,
 }

@@ -230,24 +230,17 @@ impl Copies {
                 };
                 time_launches(device, graph, queue, launch)
             }
-            Self::Host(tensors) => {
-                let k = tensors[0].shape().dims()[1];
-                let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
-                let layers = tensors.iter().map(|tensor| QMatMul::from_arc(tensor.clone()));
-                let layers = layers.collect::<candle_core::Result<Vec<_>>>()?;
-                // Candle repacks the weights of some formats at the first product.
-                layers.iter().try_for_each(|layer| layer.forward(&x).map(drop))?;
-                let next = RefCell::new(x);
-                let launch = |i: usize| {
-                    let y = layers[i % layers.len()].forward(&next.borrow())?;
-                    if chain {
-                        next.replace(y);
-                    }
-                    Ok(())
-                };
-                time(if chain { CHAIN } else { 4 * layers.len() }, launch, || Ok(()))
-            }
+            Self::Host(tensors) => time_layers(tensors.clone(), tokens, chain),
         }
+    }
+
+    /// Seconds of a call with values on the host, which waits for its result.
+    pub fn time_call(&self, tokens: usize) -> Outcome<f64> {
+        let layers = match self {
+            Self::Cube { tensors, .. } => tensors.iter().map(|tensor| Arc::new(tensor.clone().into())).collect(),
+            Self::Host(tensors) => tensors.clone(),
+        };
+        time_layers(layers, tokens, false)
     }
 
     /// Seconds of a product with experts of each token, whose choice is known to the device alone: sorting is part of it.
@@ -356,6 +349,24 @@ impl Copies {
             let _ = device.client().memory_cleanup();
         }
     }
+}
+
+/// Seconds of a product of Candle's, of values on the host.
+fn time_layers(tensors: Vec<Arc<QTensor>>, tokens: usize, chain: bool) -> Outcome<f64> {
+    let k = tensors[0].shape().dims()[1];
+    let x = Tensor::from_vec(Random::new(1).normals(tokens * k), (tokens, k), &Host::Cpu)?;
+    let layers = tensors.into_iter().map(QMatMul::from_arc).collect::<candle_core::Result<Vec<_>>>()?;
+    // Candle repacks the weights of some formats at the first product.
+    layers.iter().try_for_each(|layer| layer.forward(&x).map(drop))?;
+    let next = RefCell::new(x);
+    let launch = |i: usize| {
+        let y = layers[i % layers.len()].forward(&next.borrow())?;
+        if chain {
+            next.replace(y);
+        }
+        Ok(())
+    };
+    time(if chain { CHAIN } else { 4 * layers.len() }, launch, || Ok(()))
 }
 
 /// Bytes read and written by a copy, and its seconds.

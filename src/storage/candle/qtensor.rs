@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor, QuantizedType};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Storage, Tensor};
+use cubecl::bytes::Bytes;
 
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, candle_matmul, candle_product, ggml_type};
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
@@ -570,11 +571,11 @@ impl Uploaded {
         let (client, values) = (device.client(), xs.flatten_all()?);
         let (handle, ty) = match xs.dtype() {
             DType::F16 if has_buffers(client.features(), FloatType::F16) => {
-                (client.create_from_slice(bytemuck::cast_slice(&values.to_vec1::<half::f16>()?)), FloatType::F16)
+                (client.create(Bytes::from_elems(values.to_vec1::<half::f16>()?)), FloatType::F16)
             }
             _ => {
                 let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-                (client.create_from_slice(bytemuck::cast_slice(&values)), FloatType::F32)
+                (client.create(Bytes::from_elems(values)), FloatType::F32)
             }
         };
         Ok(Self { x: Activations::contiguous(handle, ty, xs.dims().to_vec())? })
@@ -628,6 +629,14 @@ impl CustomOp1 for QTensor {
             _ => CpuStorage::F32(y.to_vec1()?),
         };
         Ok((y, shape))
+    }
+}
+
+/// A matrix that is on a device already, as Candle's layers take it.
+impl From<DeviceTensor> for QTensor {
+    fn from(tensor: DeviceTensor) -> Self {
+        let shape = Shape::from((tensor.n(), tensor.k()));
+        Self { inner: Inner::Cube(tensor), shape }
     }
 }
 
