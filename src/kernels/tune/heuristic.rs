@@ -47,6 +47,9 @@ pub fn heuristic(hardware: &Hardware, problem: Problem) -> Settings {
 /// Chunks of weights that a lane has loads under way for.
 const LOADED_CHUNKS: usize = 4;
 
+/// Words of a span that a lane loads while it multiplies the span before: more take the registers of that.
+const PREFETCHED_WORDS: usize = 12;
+
 /// A GPU with registers for many loads, whose number of cores is known.
 #[derive(Clone, Copy)]
 struct Gpu {
@@ -94,8 +97,8 @@ impl Gpu {
         let units = match problem.tokens {
             // A long span takes the registers of several short ones.
             _ if span > LOADED_CHUNKS => 256,
-            // More lanes quantize long rows sooner, and with spans of several chunks each waits for fewer loads.
-            1 if problem.chunks > 256 || span > 1 => 1024,
+            // More lanes quantize long rows sooner, and with spans of two chunks each waits for fewer loads.
+            1 if problem.chunks > 256 || (span == 2 && !few) => 1024,
             2 if !few => 1024,
             // Few rows are spread over more cubes.
             5.. if few => 256,
@@ -117,18 +120,26 @@ impl Gpu {
             power_of_two((problem.n + groups / 2) / groups, 1, most)
         };
         // A core has registers for one cube of 512 units. Rows for more such cubes than cores, but not for twice as many, take
-        // two rounds, of which the second is short: smaller cubes do them in one.
+        // two rounds, of which the second is short: smaller cubes do them in one, and so do two on a core, with half of the registers
+        // each.
         let cubes = problem.n.div_ceil(rows(units) * (units / self.plane) as usize);
         let is_short = problem.tokens == 1 && units == 512 && cubes.div_ceil(self.cores as usize) == 2;
-        let units = if is_short { 256 } else { units };
+        let decodes_much = problem.ty.block_size() > CHUNK || traits(problem.ty).lookup16.is_some();
+        let shares_core = is_short && decodes_much && steps > LOADED_CHUNKS / 2;
+        let units = if is_short && !shares_core { 256 } else { units };
         let rows = rows(units);
+        let spares_registers = decodes_much && (units == 1024 || shares_core);
+        let loaded = if spares_registers { LOADED_CHUNKS / 2 } else { LOADED_CHUNKS };
         // More tokens take more registers.
-        let (words, chunks) = if problem.tokens == 1 { (32, LOADED_CHUNKS / span) } else { (20, LOADED_CHUNKS) };
+        let (words, chunks) = if problem.tokens == 1 { (32, loaded / span) } else { (20, LOADED_CHUNKS) };
         let chunk_words = format(problem.ty).map_or(1, Format::chunk_words).max(1);
         // Spans past a row's last would be loaded for nothing.
         let unroll = (words / (chunk_words * span * rows)).min(chunks / rows).min(steps);
-        // Rows of few long spans would leave most lanes of a plane without one.
-        let lanes = if span > LOADED_CHUNKS { (self.plane / 4).max(1) } else { self.plane };
+        // Rows of few long spans would leave most lanes of a plane without one; few rows leave most lanes without a row.
+        let sharers = if few && problem.tokens == 1 { 2 } else { 4 };
+        let lanes = if span > LOADED_CHUNKS { (self.plane / sharers).max(1) } else { self.plane };
+        // Where rows are few, nothing else hides the loads.
+        let prefetches = few || problem.tokens > 1 || chunk_words * span <= PREFETCHED_WORDS;
         Settings {
             lanes_per_row: lanes,
             groups_per_cube: units / lanes,
@@ -136,7 +147,7 @@ impl Gpu {
             unroll: power_of_two(unroll, 1, LOADED_CHUNKS),
             persistent_cubes_per_core: NonZeroU32::new(if rows > 2 { 1 } else { (1024 / units).max(1) }),
             stage: true,
-            prefetch: span <= LOADED_CHUNKS,
+            prefetch: span <= LOADED_CHUNKS && prefetches,
             stage_codebook: true,
             ..one
         }
