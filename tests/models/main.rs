@@ -178,6 +178,31 @@ fn the_host_has_the_same_importances() {
     }
 }
 
+/// Loaded, run and dropped, recorded steps and all.
+#[test]
+fn a_hundred_models_leave_no_memory() {
+    let file = Tiny::ALL[0].file();
+    let device = cube_device();
+    let expected = load(&file).session(CONTEXT).unwrap().feed(&TOKENS).unwrap();
+    let use_once = || {
+        let model = load(&file);
+        let mut session = model.session(CONTEXT).unwrap().with_recording();
+        session.feed(&TOKENS[..7]).unwrap();
+        session.feed(&TOKENS[7..8]).unwrap();
+        assert_eq!(session.feed(&TOKENS[8..]).unwrap().len(), expected.len());
+    };
+    // Of this thread's stream: other tests have their own.
+    let usage = || device.client().memory_report(cubecl::MemoryScope::CurrentStream).usage();
+    use_once();
+    let before = usage();
+    (0..100).for_each(|_| use_once());
+    let after = usage();
+    let bytes = file.len() as u64;
+    assert!(after.bytes_in_use < before.bytes_in_use + bytes, "{before:?}, and of a hundred models {after:?}");
+    assert!(after.bytes_reserved < before.bytes_reserved + 50 * bytes, "{before:?}, and of a hundred models {after:?}");
+    assert_eq!(load(&file).session(CONTEXT).unwrap().feed(&TOKENS).unwrap(), expected);
+}
+
 #[test]
 fn what_a_model_cannot_do_is_an_error() {
     let file = Tiny::ALL[0].file();
