@@ -1,7 +1,7 @@
 //! The GPUs behind wgpu's backends, which wgpu numbers by kind.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use cubecl::device::{WgpuBackend, WgpuDevice, WgpuDeviceKind};
 
@@ -16,9 +16,8 @@ const KINDS: [fn(usize) -> WgpuDeviceKind; 4] =
 ///
 /// The first answer with any is kept: for each, wgpu starts the drivers once more.
 pub(super) fn devices(api: WgpuBackend) -> Vec<cubecl::Device> {
-    static KNOWN: Mutex<Option<HashMap<WgpuBackend, Vec<cubecl::Device>>>> = Mutex::new(None);
+    static KNOWN: LazyLock<Mutex<HashMap<WgpuBackend, Vec<cubecl::Device>>>> = LazyLock::new(Mutex::default);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = known.get_or_insert_default();
     if let Some(devices) = known.get(&api) {
         return devices.clone();
     }

@@ -56,8 +56,8 @@ impl QTensor {
     /// # Errors
     ///
     /// [`Error::NoCandleType`] where Candle lacks the format, [`Error::Repacked`] where Candle's CPU code would read the blocks and
-    /// multiply them itself: Q4_K, Q6_K and Q8_0 of 16 rows or a multiple and whole blocks of 256 columns on x86-64; Q4_0, Q8_0
-    /// and Q4_K to Q6_K of 8 rows or a multiple on AArch64.
+    /// multiply them itself: on x86-64 Q4_K, Q6_K and Q8_0 of whole 16 rows and 256 columns; on AArch64 Q4_0 and Q8_0 of whole 4
+    /// rows, Q4_K, Q5_K and Q6_K of whole 8.
     pub fn into_candle(self) -> Result<Arc<CandleTensor>> {
         if let Inner::Candle(tensor) = self.inner() {
             return Ok(tensor.clone());
