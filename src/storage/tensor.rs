@@ -132,7 +132,7 @@ impl DeviceTensor {
     pub fn copied_to(&self, device: &CubeDevice) -> Result<Self> {
         let copy = Self::from_gguf(device, self.ty(), self.n(), self.k(), &self.data()?, Endian::Little)?;
         let values = |handle: &Handle| -> Result<Vec<f32>> {
-            Ok(FloatType::F32.to_f32(&self.read(handle.clone())?, used_bytes(handle) / 4))
+            Ok(FloatType::F32.to_f32(&self.read(|| Ok(handle.clone()))?, used_bytes(handle) / 4))
         };
         let [scale, bias] = [self.0.weights.scales(), self.0.weights.biases()].map(|handle| handle.map(values));
         copy.with_companions(scale.transpose()?.as_deref(), bias.transpose()?.as_deref())
@@ -189,7 +189,7 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed, now or at the upload.
     pub fn data(&self) -> Result<Vec<u8>> {
-        let bytes = self.in_turn(|| self.read(self.0.weights.handle().clone()))?;
+        let bytes = self.read(|| Ok(self.0.weights.handle().clone()))?;
         Ok(self.0.weights.to_gguf(&words(&bytes)))
     }
 
@@ -231,7 +231,7 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed.
     pub fn dequantize(&self, to: FloatType) -> Result<Vec<f32>> {
-        let bytes = self.in_turn(|| self.read(self.dequantize_on_device(to)))?;
+        let bytes = self.read(|| Ok(self.dequantize_on_device(to)))?;
         Ok(to.to_f32(&bytes, self.n() * self.k()))
     }
 
@@ -241,7 +241,7 @@ impl DeviceTensor {
     ///
     /// [`Error::Device`] where the device failed.
     pub fn dequantize_bytes(&self, to: FloatType) -> Result<Vec<u8>> {
-        let bytes = self.in_turn(|| self.read(self.dequantize_on_device(to)))?;
+        let bytes = self.read(|| Ok(self.dequantize_on_device(to)))?;
         Ok(bytes[..self.n() * self.k() * to.bytes()].to_vec())
     }
 
@@ -251,7 +251,7 @@ impl DeviceTensor {
     ///
     /// [`Error::RowOutOfRange`] with the first id outside the matrix, [`Error::Device`] where the device failed.
     pub fn rows<I: Copy + Into<i64>>(&self, ids: &[I], to: FloatType) -> Result<Vec<f32>> {
-        let bytes = self.in_turn(|| self.read(self.rows_on_device(ids, to)?))?;
+        let bytes = self.read(|| self.rows_on_device(ids, to))?;
         Ok(to.to_f32(&bytes, ids.len() * self.k()))
     }
 
@@ -390,12 +390,12 @@ impl DeviceTensor {
         if shape.iter().product::<usize>() != x.len() {
             return Err(Error::Activations { shape: shape.to_vec(), k: self.k() });
         }
-        let bytes = self.in_turn(|| {
+        let bytes = self.read(|| {
             let client = self.0.device.client();
             // A kernel cannot bind an empty buffer.
             let x = client.create_from_slice(bytemuck::cast_slice(if x.is_empty() { &[0.0] } else { x }));
             let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
-            self.read(self.matmul_experts_on_device(&x, routing, arithmetic)?)
+            self.matmul_experts_on_device(&x, routing, arithmetic)
         })?;
         Ok(FloatType::F32.to_f32(&bytes, routing.pairs() * (self.n() / routing.experts())))
     }
@@ -474,10 +474,10 @@ impl DeviceTensor {
                 false => Err(Error::Activations { shape: shape.to_vec(), k: self.k() }),
             };
         }
-        let bytes = self.in_turn(|| {
+        let bytes = self.read(|| {
             let x = self.0.device.client().create_from_slice(bytemuck::cast_slice(x));
             let x = Activations::contiguous(x, FloatType::F32, shape.to_vec())?;
-            self.read(self.matmul_on_device(&x, arithmetic)?)
+            self.matmul_on_device(&x, arithmetic)
         })?;
         Ok(FloatType::F32.to_f32(&bytes, tokens * self.n()))
     }
@@ -488,8 +488,9 @@ impl DeviceTensor {
         self.0.weights.handle().stream.executes(call)
     }
 
-    fn read(&self, handle: Handle) -> Result<Bytes> {
-        self.0.device.read(handle)
+    /// What a call leaves on the device, [in turn](Self::in_turn).
+    fn read(&self, call: impl FnOnce() -> Result<Handle>) -> Result<Bytes> {
+        self.in_turn(|| self.0.device.read(call()?))
     }
 }
 

@@ -144,17 +144,18 @@ fn split_off_rest(row: &mut [f32]) -> Option<Vec<f32>> {
     if !(lost.is_finite() && squares.is_finite() && lost > LOSS * LOSS * squares) {
         return None;
     }
-    let rest = |x: &mut f32, step: f32| {
-        let rounded = (*x / step).round() * step;
-        let rest = *x - rounded;
-        *x = rounded;
-        rest
-    };
-    let rests = row.chunks_mut(CODED).flat_map(|block| {
+    let mut rests = vec![0.0; row.len()];
+    for (block, rests) in row.chunks_mut(CODED).zip(rests.chunks_mut(CODED)) {
         let step = largest(block) / 128.0;
-        block.iter_mut().map(|x| if step > 0.0 { rest(x, step) } else { 0.0 }).collect::<Vec<_>>()
-    });
-    Some(rests.collect())
+        if step > 0.0 {
+            for (x, rest) in block.iter_mut().zip(rests) {
+                let rounded = (*x / step).round() * step;
+                *rest = *x - rounded;
+                *x = rounded;
+            }
+        }
+    }
+    Some(rests)
 }
 
 /// A stack of experts in host memory.

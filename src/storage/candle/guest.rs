@@ -3,10 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::quantized::{GgmlDType, QStorage as CandleStorage, QTensor as CandleTensor, QuantizedType};
-use candle_core::{CpuStorage, DType, Device as CandleDevice, Result, Tensor};
+use candle_core::{CpuStorage, Device as CandleDevice, Result, Tensor};
 use half::f16;
 
-use super::host::{candle_dtype, ggml_type};
+use super::host::candle_dtype;
 use super::qtensor::{Inner, QTensor, matrix};
 use crate::Error;
 use crate::gguf::GgmlType;
@@ -86,15 +86,15 @@ impl Guest {
         self.tensor.matmul_t(&x.reshape((m, k))?, Arithmetic::Auto)?.flatten_all()
     }
 
-    fn type_of_candle(&self) -> GgmlDType {
-        candle_dtype(self.tensor.dtype()).expect("a guest's format is one of Candle's")
-    }
-
-    /// Takes the place of the values, as Candle's trait wants it, which knows no failure.
-    fn replace(&mut self, quantized: impl FnOnce(&Tensor, GgmlType) -> Result<QTensor>, values: &[f32]) {
-        let (shape, ty) = (self.tensor.shape().clone(), ggml_type(self.type_of_candle()));
-        let values = Tensor::from_slice(values, shape, &CandleDevice::Cpu);
-        match values.and_then(|values| quantized(&values, ty)) {
+    /// The same tensor of other values, which panics where it fails: Candle's trait knows no failure.
+    fn replace(&mut self, values: &[f32], importance: Option<&[f32]>) {
+        let (ty, device) = (self.tensor.dtype(), self.tensor.device());
+        let values = Tensor::from_slice(values, self.tensor.shape().clone(), &CandleDevice::Cpu);
+        let quantized = values.and_then(|values| match importance {
+            Some(importance) => QTensor::quantize_imatrix_onto(&values, importance, ty, &device),
+            None => QTensor::quantize_onto(&values, ty, &device),
+        });
+        match quantized {
             Ok(tensor) => *self = Self { tensor, blocks: OnceLock::new() },
             Err(error) => panic!("values for a tensor of {ty}: {error}"),
         }
@@ -103,7 +103,7 @@ impl Guest {
 
 impl QuantizedType for Guest {
     fn dtype(&self) -> GgmlDType {
-        self.type_of_candle()
+        candle_dtype(self.tensor.dtype()).expect("a guest's format is one of Candle's")
     }
 
     fn matmul_t(&self, mkn: (usize, usize, usize), lhs: &[f32], dst: &mut [f32]) -> Result<()> {
@@ -124,8 +124,7 @@ impl QuantizedType for Guest {
     }
 
     fn dequantize(&self, _elem_count: usize) -> Result<CpuStorage> {
-        let values = self.tensor.dequantize(&CandleDevice::Cpu)?.to_dtype(DType::F32)?;
-        Ok(CpuStorage::F32(values.flatten_all()?.to_vec1()?))
+        Ok(CpuStorage::F32(self.tensor.dequantize(&CandleDevice::Cpu)?.flatten_all()?.to_vec1()?))
     }
 
     fn storage_size_in_bytes(&self) -> usize {
@@ -146,13 +145,11 @@ impl QuantizedType for Guest {
     }
 
     fn from_float(&mut self, xs: &[f32]) {
-        let device = self.tensor.device();
-        self.replace(|values, ty| QTensor::quantize_onto(values, ty, &device), xs);
+        self.replace(xs, None);
     }
 
     fn from_float_imatrix(&mut self, xs: &[f32], imatrix_weights: &[f32], _n_per_row: usize) {
-        let device = self.tensor.device();
-        self.replace(|values, ty| QTensor::quantize_imatrix_onto(values, imatrix_weights, ty, &device), xs);
+        self.replace(xs, Some(imatrix_weights));
     }
 
     fn size(&self) -> usize {
@@ -162,6 +159,8 @@ impl QuantizedType for Guest {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
     use crate::storage::Device;
 
