@@ -237,15 +237,7 @@ mod tests {
     use super::*;
     use crate::gguf::Endian;
     use crate::kernels::formats::format;
-
-    fn noise(seed: u32, len: usize) -> Vec<f32> {
-        let mut state = seed;
-        let mut value = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..len).map(|_| value()).collect()
-    }
+    use crate::storage::candle::noise;
 
     /// Values of which one is a hundred times the others: multiplied at once, their products are off by more than this bound.
     #[test]

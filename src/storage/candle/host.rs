@@ -239,6 +239,17 @@ pub(super) fn check_blocks(ty: GgmlType, data: &[u8]) -> Result<()> {
 /// The byte order of Candle's blocks.
 pub(super) const NATIVE: Endian = Endian::Little;
 
+/// Values from -1 to 1, for tests.
+#[cfg(test)]
+pub(crate) fn noise(seed: u32, count: usize) -> Vec<f32> {
+    let mut state = seed;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -252,16 +263,6 @@ mod tests {
     /// The types that Candle multiplies.
     fn types() -> impl Iterator<Item = GgmlType> {
         FORMATS.iter().map(|format| format.ty).filter(|&ty| candle_product(ty, K).is_some())
-    }
-
-    /// Values from -1 to 1.
-    fn noise(seed: u32, count: usize) -> Vec<f32> {
-        let mut state = seed;
-        let next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        std::iter::repeat_with(next).take(count).collect()
     }
 
     fn quantized(ty: GgmlType) -> (Arc<QTensor>, Vec<f32>) {

@@ -32,6 +32,8 @@ mod weight_device;
 
 #[cfg(feature = "models")]
 pub(crate) use guest::is_repacked;
+#[cfg(all(test, feature = "models"))]
+pub(crate) use host::noise;
 pub use qmatmul::QMatMul;
 pub use qstorage::{
     PlainBlock, QCpuStorage, QCubeStorage, QCudaStorage, QMetalStorage, QRocmStorage, QStorage, QVulkanStorage,

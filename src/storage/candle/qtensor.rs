@@ -670,15 +670,11 @@ pub fn qtensor_from_ggml<P: WeightDevice + ?Sized>(
 mod tests {
     use candle_core::quantized::GgmlDType;
 
+    use super::super::host;
     use super::*;
 
     fn noise(seed: u32, shape: &[usize]) -> Tensor {
-        let mut state = seed;
-        let mut value = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| value()).collect();
+        let values = host::noise(seed, shape.iter().product());
         Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap()
     }
 
