@@ -547,7 +547,8 @@ fn multiplies_odd_shapes(device: &CubeDevice, fixture: &Fixture) {
     }
 }
 
-/// The reduction of devices without plane operations, on all of them: over two waves of lanes, each of which has values.
+/// The reduction of devices without plane operations, on all of them, and where a row has several planes: over two waves of lanes,
+/// each of which has values.
 fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
     let client = device.client();
     let hardware = &client.properties().hardware;
@@ -580,9 +581,14 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
         codebook: 0,
         whole: false,
     };
-    let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
-    let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
-    assert_product_is(product, &case, &values, &y, 0.0);
+    // Cubes of two rows at a time, which go on to others.
+    let planes = Blueprint { reduction: Reduction::Plane, groups_per_cube: 2, cubes: Some(1), ..blueprint };
+    let has_planes = Hardware::of(&client).plane.is_some_and(|plane| plane < lanes);
+    for blueprint in [Some(blueprint), has_planes.then_some(planes)].into_iter().flatten() {
+        let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
+        let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
+        assert_product_is(product, &case, &values, &y, 0.0);
+    }
 }
 
 /// Tokens, the span where it is not the heuristic's, rows of a group, spans of a step, persistent cubes a core.

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::limits::{Circle, REPORT};
 use crate::steps::{self, SET_UP, Step, counted, step};
-use crate::{candle_models, hip_report, hip_stand_in, process, setup, test};
+use crate::{candle_cuda, candle_models, hip_report, hip_stand_in, process, setup, test};
 
 /// Every backend that builds on a machine without its GPU.
 pub const ALL_BACKENDS: &str = if cfg!(target_os = "macos") { "metal,cli,burn" } else { "hip,cuda,vulkan,cli,burn" };
@@ -57,6 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
         steps.push(step("Burn, fusing", fusing));
         steps.push(step("each feature alone", each_feature));
         steps.push(step("Candle's models", candle_models::tests));
+        steps.extend(on_linux(step("candle-cuda, lint", candle_cuda::lint)));
     }
     steps::run(Some(if full { Circle::Full } else { Circle::Ci }), &steps)
 }

@@ -1,6 +1,7 @@
 //! The project's own tasks, each a subcommand in a file of its own: `cargo xtask --help`.
 
 mod bench;
+mod candle_cuda;
 mod candle_models;
 mod check;
 mod ci;
@@ -44,6 +45,8 @@ enum Task {
     HipStandIn(hip_stand_in::Args),
     /// Candle's own models, compiled from Candle's sources over this crate: they give the same.
     CandleModels(candle_models::Args),
+    /// This crate's weights beside Candle's CUDA tensors, on a machine with nvcc and a GPU of NVIDIA's.
+    CandleCuda(candle_cuda::Args),
     /// Everything that a change must pass.
     Ci(ci::Args),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Tune(args) => tune::run(&args),
         Task::CandleModels(args) => candle_models::run(&args),
+        Task::CandleCuda(args) => candle_cuda::run(&args),
         Task::HipReport(args) => hip_report::run(&args),
         Task::HipStandIn(args) => match hip_stand_in::run(&args) {
             Ok(status) => return status,

@@ -15,7 +15,7 @@ use crate::kernels::weights::Weights;
 /// The way that the lanes of a row add up their sums, by the device's abilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reduction {
-    /// Lanes of a plane, by plane operations.
+    /// Lanes of a plane, by plane operations; several planes then through shared memory.
     Plane,
     /// Units of a cube, through shared memory.
     Shared,
@@ -65,7 +65,8 @@ impl Blueprint {
         // CubeCL's CPU runtime makes a thread for each unit, however many cores it reports.
         let most = hardware.host_cores.map_or(hardware.max_units_per_cube, |_| MOST as u32);
         let reduces = match self.reduction {
-            Reduction::Plane => hardware.plane.is_some_and(|plane| lanes <= plane),
+            // Powers of two, so that more lanes than a plane has are whole planes.
+            Reduction::Plane => hardware.plane.is_some(),
             Reduction::Shared => groups == 1,
             Reduction::None => lanes == 1,
         };

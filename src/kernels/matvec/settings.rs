@@ -57,10 +57,7 @@ impl Settings {
     pub fn is_supported(&self, hardware: &Hardware, problem: Problem) -> bool {
         let Self { span, lanes_per_row: lanes, groups_per_cube: groups, .. } = *self;
         // Lanes add up by plane operations, or else through shared memory, which serves one group.
-        let reduces = match hardware.plane {
-            Some(plane) => lanes <= plane,
-            None => lanes == 1 || groups == 1,
-        };
+        let reduces = hardware.plane.is_some() || lanes == 1 || groups == 1;
         self.is_well_formed()
             && reduces
             && lanes * groups <= hardware.max_units_per_cube

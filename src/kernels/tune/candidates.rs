@@ -61,7 +61,7 @@ pub fn neighbours(hardware: &Hardware, problem: Problem, from: Settings) -> Vec<
     if hardware.plane.is_some() && from.lanes_per_row > 8 {
         add(Settings { lanes_per_row: from.lanes_per_row / 2, groups_per_cube: from.groups_per_cube * 2, ..from });
     }
-    if hardware.plane.is_some_and(|plane| from.lanes_per_row < plane) {
+    if hardware.plane.is_some_and(|plane| from.lanes_per_row < 8 * plane) {
         add(Settings {
             lanes_per_row: from.lanes_per_row * 2,
             groups_per_cube: (from.groups_per_cube / 2).max(1),

@@ -72,21 +72,29 @@ impl Gpu {
     }
 
     /// Dense weights: as many rows a group as leave groups for all cores, but enough to make up for the loads of the
-    /// activations.
+    /// activations. Several planes share a row where there are few or long ones: more of each is on its way, from fewer places.
     fn dense(self, problem: Problem, one: Settings) -> Settings {
         let is_f32 = problem.ty == GgmlType::F32;
-        let shared = one.tokens.min(4);
-        let (units, unroll, least) = match (problem.tokens, is_f32) {
-            (1, true) => (256, 8, 1),
-            (1, false) => (256, 4, 1),
-            (2, true) => (256, 4, 1),
-            (2, false) => (128, 4, shared),
-            // f32 rows take as many loads of activations as 16-bit floats, for half as many products a vector of weights.
-            (5.., true) => (256, 1, shared),
-            _ => (128, 2, shared),
+        let (least, most) = match (problem.tokens, is_f32) {
+            (1, _) | (2, true) => (1, 4),
+            (_, true) => (2, 2),
+            (_, false) => (one.tokens.min(4), 4),
         };
-        let rows_per_group = power_of_two(problem.n / (2 * self.groups(256)), least, 4);
-        let (lanes_per_row, groups_per_cube) = (self.plane, units / self.plane);
+        let rows_per_group = power_of_two(problem.n / (2 * self.groups(256)), least, most);
+        let few = problem.n < self.groups(256);
+        let (planes, units, unroll) = match (problem.tokens, is_f32) {
+            (1, true) => (8, 256, 4),
+            (2, true) => (4, 128, 4),
+            (..=4, true) => (4, 256, 4),
+            (_, true) => (4, 256, 8),
+            (..=2, false) if few => (8, 256, 2),
+            (..=2, false) if rows_per_group < most => (4, 128, 4),
+            (1, false) => (1, 256, 4),
+            (2, false) => (1, 128, 4),
+            (_, false) => (1, 128, 2),
+        };
+        let lanes_per_row = planes * self.plane;
+        let groups_per_cube = (units / lanes_per_row).max(1);
         Settings { lanes_per_row, groups_per_cube, rows_per_group, unroll, ..one }
     }
 
@@ -105,7 +113,8 @@ impl Gpu {
             _ => 512,
         };
         let units = units.min(self.max_units_per_cube);
-        let steps = (problem.chunks / span).div_ceil(self.plane as usize);
+        let spans = problem.chunks / span;
+        let steps = spans.div_ceil(self.plane as usize);
         // Rows share the loads of the activations, where there are enough for all groups.
         let most = match problem.tokens {
             // Super-blocks have more to load and to decode: the loads of one row are enough, where it has that many steps. IQ4_XS
@@ -133,11 +142,15 @@ impl Gpu {
         // More tokens take more registers.
         let (words, chunks) = if problem.tokens == 1 { (32, loaded / span) } else { (20, LOADED_CHUNKS) };
         let chunk_words = format(problem.ty).map_or(1, Format::chunk_words).max(1);
-        // Spans past a row's last would be loaded for nothing.
-        let unroll = (words / (chunk_words * span * rows)).min(chunks / rows).min(steps);
         // Rows of few long spans would leave most lanes of a plane without one; few rows leave most lanes without a row.
         let sharers = if few && problem.tokens == 1 { 2 } else { 4 };
-        let lanes = if span > LOADED_CHUNKS { (self.plane / sharers).max(1) } else { self.plane };
+        let lanes = match () {
+            () if span > LOADED_CHUNKS => (self.plane / sharers).max(1),
+            () if few && shares_rows(problem) => self.lanes_of_few_rows(problem, units, spans),
+            () => self.plane,
+        };
+        // Spans past a row's last would be loaded for nothing.
+        let unroll = (words / (chunk_words * span * rows)).min(chunks / rows).min(spans.div_ceil(lanes as usize));
         // Where rows are few, nothing else hides the loads.
         let prefetches = few || problem.tokens > 1 || chunk_words * span <= PREFETCHED_WORDS;
         Settings {
@@ -153,9 +166,27 @@ impl Gpu {
         }
     }
 
+    /// As many lanes for each of few rows as make cubes for all cores, in whole planes that have spans.
+    fn lanes_of_few_rows(self, problem: Problem, units: u32, spans: usize) -> u32 {
+        let plane = self.plane as usize;
+        let planes = (self.cores * units) as usize / (problem.n.max(1) * plane);
+        let most = spans.next_power_of_two().min(units as usize) / plane;
+        self.plane * power_of_two(planes, 1, most.max(1)) as u32
+    }
+
     /// Groups, of one plane each, that all cores run together with a cube of `units` units on each.
     fn groups(self, units: u32) -> usize {
         (self.cores as usize * (units / self.plane) as usize).max(1)
+    }
+}
+
+/// Whether several planes share each of few rows: for more tokens each plane has more to add up, and codes that are looked up cost
+/// more than the loads that they wait for.
+fn shares_rows(problem: Problem) -> bool {
+    match problem.tokens {
+        ..=2 => true,
+        3..=4 => traits(problem.ty).lookup16.is_none(),
+        _ => false,
     }
 }
 

@@ -99,7 +99,7 @@ mod tests {
         let hardware = devices().remove(H100);
         let problem = q4_0();
         let usual = heuristic(&hardware, problem);
-        let wide = Settings { lanes_per_row: 64, ..usual };
+        let wide = Settings { groups_per_cube: 64, ..usual };
         let failing = Settings { rows_per_group: 8, ..usual };
         let table = Table::of_settings(problem, &[wide, failing]);
         let asked = RefCell::new(Vec::new());

@@ -7,9 +7,12 @@ use candle_core::{DType, Result, Tensor};
 use super::candle_error;
 use super::host::candle_matmul;
 use super::qmatmul::{QMatMul, product};
-use super::qtensor::{Inner, QTensor, Uploaded, check_floats};
+use super::qtensor::{Inner, QTensor, check_floats};
+use super::transfer::Transfer;
 use crate::Error;
+use crate::kernels::activations::Activations;
 use crate::kernels::ops::Arithmetic;
+use crate::kernels::routing::Routing;
 use crate::storage::device::indices;
 use crate::storage::tensor::DeviceTensor;
 
@@ -37,7 +40,8 @@ impl QTensor {
     ///
     /// # Errors
     ///
-    /// Where this is no such stack, `x` or `ids` does not fit it, an id names no expert, or the device failed.
+    /// Where this is no such stack, `x` or `ids` does not fit it, an id names no expert, or the device failed. Ids that stay on a
+    /// GPU of Candle's are not looked at: one that names no expert gives a row of NaNs.
     pub fn indexed_moe_forward(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let routed = Routed::new(self.shape().dims(), x, ids)?;
         match self.inner() {
@@ -83,8 +87,8 @@ impl QMatMul {
 /// Activations and the experts that they are for.
 struct Routed<'a> {
     x: &'a Tensor,
-    /// The expert of each pair of a token and a slot, each of which is one of the stack.
-    ids: Vec<u32>,
+    /// The expert of each pair of a token and a slot.
+    ids: &'a Tensor,
     tokens: usize,
     slots: usize,
     experts: usize,
@@ -94,7 +98,7 @@ struct Routed<'a> {
 
 impl<'a> Routed<'a> {
     /// Checks that activations and ids fit a stack of a shape.
-    fn new(stack: &[usize], x: &'a Tensor, ids: &Tensor) -> Result<Self> {
+    fn new(stack: &[usize], x: &'a Tensor, ids: &'a Tensor) -> Result<Self> {
         check_floats(x)?;
         let &[experts, n, k] = stack else { return Err(candle_error(Error::Stack { shape: stack.to_vec() })) };
         let (tokens, slots) = ids.dims2()?;
@@ -109,9 +113,13 @@ impl<'a> Routed<'a> {
         if ids.dtype().is_float() {
             return Err(candle_core::Error::Msg(format!("ids of experts of type {}", ids.dtype().as_str())));
         }
-        let ids = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
-        let ids = indices(&ids, experts, |id| Error::ExpertOutOfRange { id, experts })?;
         Ok(Self { x, ids, tokens, slots, experts, n })
+    }
+
+    /// The ids in host memory, each of which is one of the stack.
+    fn host_ids(&self) -> Result<Vec<u32>> {
+        let (ids, experts) = (self.ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?, self.experts);
+        Ok(indices(&ids, experts, |id| Error::ExpertOutOfRange { id, experts })?)
     }
 
     fn shape(&self) -> (usize, usize, usize) {
@@ -119,28 +127,39 @@ impl<'a> Routed<'a> {
     }
 
     fn on_device(&self, stack: &DeviceTensor) -> Result<Tensor> {
-        if self.ids.is_empty() {
+        if self.ids.elem_count() == 0 {
             return Tensor::zeros(self.shape(), self.x.dtype(), self.x.device());
         }
-        let device = stack.device();
-        let (uploaded, bytes) = stack.in_turn(|| {
-            let routing = device.routing(&self.ids, self.slots, self.experts)?;
-            let uploaded = Uploaded::new(device, self.x)?;
-            let y = stack.matmul_experts_on_device(&uploaded.x, &routing, Arithmetic::Auto)?;
-            Result::Ok((uploaded, device.read(y)?))
-        })?;
-        uploaded.result(&bytes, self.x, self.shape())
+        let transfer = Transfer::between(self.x.device(), stack);
+        let (x, ty) = transfer.floats(self.x)?;
+        let is_there = transfer.is_direct() && self.ids.device().location() == self.x.device().location();
+        let (inputs, ids) = match is_there {
+            true => (vec![x, self.ids.to_dtype(DType::U32)?], Vec::new()),
+            false => (vec![x], self.host_ids()?),
+        };
+        let (tokens, slots, experts, rows) = (self.tokens, self.slots, self.experts, self.x.dims().to_vec());
+        let own = stack.clone();
+        let y = transfer.call(&inputs, vec![self.shape().into()], (ty, self.x.dtype()), move |inputs| {
+            let routing = match inputs.get(1) {
+                Some(ids) => Routing::new(ids.clone(), tokens, slots, experts)?,
+                None => own.device().routing(&ids, slots, experts)?,
+            };
+            let x = Activations::contiguous(inputs[0].clone(), ty, rows)?;
+            Ok(vec![own.matmul_experts_on_device(&x, &routing, Arithmetic::Auto)?])
+        });
+        Ok(y?.remove(0))
     }
 
     /// The products of each expert with the rows of its pairs, f32, by `multiply`.
     fn on_host(&self, multiply: impl Fn(usize, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let rows = self.x.to_dtype(DType::F32)?.flatten(0, 1)?.contiguous()?;
         let sharers = if self.x.dim(1)? == self.slots { 1 } else { self.slots };
+        let ids = self.host_ids()?;
         let mut pairs_of = BTreeMap::<u32, Vec<u32>>::new();
-        for (pair, &id) in self.ids.iter().enumerate() {
+        for (pair, &id) in ids.iter().enumerate() {
             pairs_of.entry(id).or_default().push(pair as u32);
         }
-        let mut out = vec![0.0f32; self.ids.len() * self.n];
+        let mut out = vec![0.0f32; ids.len() * self.n];
         for (id, pairs) in pairs_of {
             let sources: Vec<u32> = pairs.iter().map(|pair| pair / sharers as u32).collect();
             let count = sources.len();

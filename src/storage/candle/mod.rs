@@ -18,6 +18,8 @@
 //! Inputs and outputs are Candle tensors, on the device that the model chose. Weights go to the device that Candle's
 //! stands for: `Device::Cpu` stands for [`default_device`], which the environment variable `CUBE_GGUF_DEVICE` names.
 
+#[cfg(feature = "candle-cuda")]
+mod cuda;
 mod experts;
 pub mod ggml_file;
 pub mod gguf_file;
@@ -27,6 +29,7 @@ pub mod moe;
 mod qmatmul;
 mod qstorage;
 mod qtensor;
+mod transfer;
 mod var_builder;
 mod weight_device;
 

@@ -5,24 +5,27 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::quantized::{QStorage as CandleStorage, QTensor as CandleTensor, QuantizedType};
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Storage, Tensor};
-use cubecl::bytes::Bytes;
+use candle_core::{CpuStorage, CustomOp1, D, DType, Device as CandleDevice, Layout, Result, Shape, Storage, Tensor};
+#[cfg(feature = "candle-cuda")]
+use candle_core::{CudaStorage, backend::BackendStorage, op::BackpropOp};
 
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, candle_matmul, candle_product, ggml_type};
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
+use super::transfer::Transfer;
 use super::weight_device::WeightDevice;
 use crate::Error;
 use crate::gguf::GgmlType;
 use crate::kernels::accuracy::Accuracy;
 use crate::kernels::activations::Activations;
-use crate::kernels::floats::{FloatType, has_buffers};
+use crate::kernels::floats::FloatType;
 use crate::kernels::ops::Arithmetic;
 use crate::storage::device::{Backend, CubeDevice, Device, indices};
 use crate::storage::tensor::DeviceTensor;
 
 /// Quantized values of any rank on one device; rows (the last dimension) are whole blocks.
 ///
-/// Products take and return Candle tensors on Candle's CPU device. A tensor may be used from many threads.
+/// Products take and return Candle tensors, on whichever device of Candle's: those of a GPU that the weights are on stay there with
+/// the feature `candle-cuda`, others go through host memory. A tensor may be used from many threads.
 pub struct QTensor {
     inner: Inner,
     shape: Shape,
@@ -101,14 +104,6 @@ pub(super) fn check_floats(xs: &Tensor) -> Result<()> {
     match xs.dtype().is_float() {
         true => Ok(()),
         false => Err(Error::IntegerActivations { ty: xs.dtype().as_str() }.into()),
-    }
-}
-
-/// Refuses values to quantize that are not in host memory.
-fn check_host(src: &Tensor) -> Result<()> {
-    match src.device() {
-        candle_core::Device::Cpu => Ok(()),
-        other => Err(candle_error(format!("values to quantize must be on Candle's CPU device, not {other:?}"))),
     }
 }
 
@@ -227,7 +222,7 @@ impl QTensor {
     ///
     /// # Errors
     ///
-    /// Where `src` is not on Candle's CPU device, its rows are not whole blocks, neither has a quantizer for the type, a value is not
+    /// Where `src`'s rows are not whole blocks, neither has a quantizer for the type, a value is not
     /// finite and a kernel finds it, or the device failed.
     pub fn quantize(src: &Tensor, dtype: GgmlType) -> Result<Self> {
         Self::quantize_onto(src, dtype, src.device())
@@ -287,7 +282,6 @@ impl QTensor {
         (device, home): (&CubeDevice, Home),
         importance: Option<&[f32]>,
     ) -> Result<Self> {
-        check_host(src)?;
         let (n, k) = matrix(src.shape(), dtype)?;
         let values = src.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let tensor = match importance {
@@ -303,7 +297,6 @@ impl QTensor {
         device: &Device,
         quantize: impl FnOnce(&mut QStorage, &Storage) -> Result<()>,
     ) -> Result<Self> {
-        check_host(src)?;
         let (n, k) = matrix(src.shape(), dtype)?;
         if candle_dtype(dtype).is_none() {
             return Err(candle_error(format!("there is no quantizer for {dtype}")));
@@ -336,7 +329,7 @@ impl QTensor {
     }
 
     /// Candle's device of the tensors that this one is multiplied with, and that it gives: Candle's CPU device.
-    pub fn candle_device(&self) -> candle_core::Device {
+    pub fn candle_device(&self) -> CandleDevice {
         self.device().tensors()
     }
 
@@ -387,9 +380,18 @@ impl QTensor {
                 };
             }
             Inner::Host(blocks) => blocks.dequantize(),
-            Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.dequantize(FloatType::F32)?,
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => return self.dequantized(tensor, FloatType::F32, device),
         };
         Tensor::from_vec(values, self.shape.clone(), device)
+    }
+
+    /// All values as floats of a type.
+    fn dequantized(&self, tensor: &DeviceTensor, to: FloatType, device: &CandleDevice) -> Result<Tensor> {
+        let dtype = if to == FloatType::F16 { DType::F16 } else { DType::F32 };
+        let (transfer, own) = (Transfer::between(device, tensor), tensor.clone());
+        let values =
+            transfer.call(&[], vec![self.shape.clone()], (to, dtype), move |_| Ok(vec![own.dequantize_on_device(to)]));
+        Ok(values?.remove(0))
     }
 
     /// All values rounded to f16, on the Candle device that goes with `device`.
@@ -400,12 +402,7 @@ impl QTensor {
     pub fn dequantize_f16<P: WeightDevice + ?Sized>(&self, device: &P) -> Result<Tensor> {
         let device = &device.tensors();
         match &self.inner {
-            Inner::Cube(tensor) | Inner::Kernels(tensor) => {
-                let bytes = tensor.dequantize_bytes(FloatType::F16)?;
-                let values: Vec<half::f16> =
-                    bytes.chunks_exact(2).map(|b| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]))).collect();
-                Ok(Tensor::from_vec(values, self.shape.clone(), device)?)
-            }
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => self.dequantized(tensor, FloatType::F16, device),
             _ => Ok(self.dequantize(device)?.to_dtype(DType::F16)?),
         }
     }
@@ -421,7 +418,13 @@ impl QTensor {
         shape.push(k);
         let wanted = ids.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
         let values = match &self.inner {
-            Inner::Cube(tensor) | Inner::Kernels(tensor) => tensor.rows(&wanted, FloatType::F32)?,
+            Inner::Cube(tensor) | Inner::Kernels(tensor) => {
+                let (transfer, own) = (Transfer::between(ids.device(), tensor), tensor.clone());
+                let rows = transfer.call(&[], vec![shape.into()], (FloatType::F32, DType::F32), move |_| {
+                    Ok(vec![own.rows_on_device(&wanted, FloatType::F32)?])
+                });
+                return Ok(rows?.remove(0));
+            }
             Inner::Host(blocks) => blocks.rows(&checked_ids(&wanted, rows)?, rows, k)?,
             Inner::Candle(tensor) => {
                 checked_ids(&wanted, rows)?;
@@ -537,7 +540,7 @@ impl QTensor {
     }
 }
 
-/// The products of matrices on one device with `xs`, `[.., k]` on Candle's CPU device: one upload, one download.
+/// The products of matrices on one device with `xs`, `[.., k]`.
 fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) -> Result<Vec<Tensor>> {
     let Some(first) = matrices.first() else { return Ok(Vec::new()) };
     let Some((&k, batch)) = xs.dims().split_last() else {
@@ -550,50 +553,14 @@ fn on_device(matrices: &[&DeviceTensor], xs: &Tensor, arithmetic: Arithmetic) ->
     if xs.elem_count() == 0 {
         return matrices.iter().map(|matrix| Tensor::zeros(shape(matrix), xs.dtype(), xs.device())).collect();
     }
-    let device = first.device();
-    let (uploaded, results) = first.in_turn(|| {
-        let uploaded = Uploaded::new(device, xs)?;
-        let handles = DeviceTensor::matmul_many_on_device(matrices, &uploaded.x, arithmetic)?;
-        let results = device.client().read(handles).map_err(|error| device.failed(error))?;
-        Result::Ok((uploaded, results))
-    })?;
-    let results = results.iter().zip(matrices);
-    results.map(|(bytes, matrix)| uploaded.result(bytes, xs, shape(matrix))).collect()
-}
-
-/// A Candle tensor's values on a device: f16 ones as f16 where the device has such buffers, all others as f32.
-pub(super) struct Uploaded {
-    pub(super) x: Activations,
-}
-
-impl Uploaded {
-    pub(super) fn new(device: &CubeDevice, xs: &Tensor) -> Result<Self> {
-        let (client, values) = (device.client(), xs.flatten_all()?);
-        let (handle, ty) = match xs.dtype() {
-            DType::F16 if has_buffers(client.features(), FloatType::F16) => {
-                (client.create(Bytes::from_elems(values.to_vec1::<half::f16>()?)), FloatType::F16)
-            }
-            _ => {
-                let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-                (client.create(Bytes::from_elems(values)), FloatType::F32)
-            }
-        };
-        Ok(Self { x: Activations::contiguous(handle, ty, xs.dims().to_vec())? })
-    }
-
-    /// A result of the type of these values, from its `bytes`, as a tensor of the type of `xs`.
-    pub(super) fn result(&self, bytes: &[u8], xs: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into();
-        let (ty, len) = (self.x.ty(), shape.elem_count());
-        match ty {
-            FloatType::F16 => {
-                let half = |b: &[u8]| half::f16::from_bits(u16::from_le_bytes([b[0], b[1]]));
-                let halves: Vec<half::f16> = bytes.chunks_exact(2).take(len).map(half).collect();
-                Tensor::from_vec(halves, shape, xs.device())
-            }
-            _ => Tensor::from_vec(ty.to_f32(bytes, len), shape, xs.device())?.to_dtype(xs.dtype()),
-        }
-    }
+    let transfer = Transfer::between(xs.device(), first);
+    let (x, ty) = transfer.floats(xs)?;
+    let (shapes, rows) = (matrices.iter().map(|matrix| shape(matrix).into()).collect(), xs.dims().to_vec());
+    let matrices: Vec<DeviceTensor> = matrices.iter().map(|&matrix| matrix.clone()).collect();
+    transfer.call(&[x], shapes, (ty, xs.dtype()), move |inputs| {
+        let x = Activations::contiguous(inputs[0].clone(), ty, rows)?;
+        DeviceTensor::matmul_many_on_device(&matrices.iter().collect::<Vec<_>>(), &x, arithmetic)
+    })
 }
 
 fn checked_ids(ids: &[i64], rows: usize) -> Result<Vec<u32>> {
@@ -604,7 +571,7 @@ fn candle_error(message: String) -> candle_core::Error {
     candle_core::Error::Msg(message)
 }
 
-/// The product of activations with the transpose of the tensor, for [`Tensor::apply_op1_no_bwd`]: those on the host.
+/// The product of activations with the transpose of the tensor, for [`Tensor::apply_op1_no_bwd`].
 impl CustomOp1 for QTensor {
     fn name(&self) -> &'static str {
         "qmatmul"
@@ -614,7 +581,7 @@ impl CustomOp1 for QTensor {
         let Some((first, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("input tensor is not contiguous {layout:?}");
         };
-        let (device, shape) = (candle_core::Device::Cpu, layout.shape());
+        let (device, shape) = (CandleDevice::Cpu, layout.shape());
         let x = match storage {
             CpuStorage::F32(values) => Tensor::from_slice(&values[first..end], shape, &device)?,
             CpuStorage::F16(values) => Tensor::from_slice(&values[first..end], shape, &device)?,
@@ -629,6 +596,18 @@ impl CustomOp1 for QTensor {
             _ => CpuStorage::F32(y.to_vec1()?),
         };
         Ok((y, shape))
+    }
+
+    #[cfg(feature = "candle-cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let storage = Storage::Cuda(storage.try_clone(layout)?);
+        let x = Tensor::from_storage(storage, layout.shape(), BackpropOp::none(), false);
+        let y = self.matmul_t(&x, Arithmetic::Auto)?;
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(y) => Ok((y.try_clone(layout)?, layout.shape().clone())),
+            _ => candle_core::bail!("the product left its device"),
+        }
     }
 }
 

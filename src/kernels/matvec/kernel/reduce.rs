@@ -13,11 +13,17 @@ pub(super) fn reduce_lanes(acc: &mut Array<f32>, #[comptime] blueprint: Blueprin
     match blueprint.reduction {
         Reduction::Plane => {
             let properties = comptime::device_properties();
-            let whole_plane = comptime!(blueprint.lanes_per_row == properties.hardware.plane_size_max);
+            let plane = comptime!(properties.hardware.plane_size_max);
             #[unroll]
             for i in 0..count {
-                acc[i] =
-                    if whole_plane { plane_sum(acc[i]) } else { sum_of_lanes(acc[i], blueprint.lanes_per_row, 1u32) };
+                acc[i] = if comptime!(blueprint.lanes_per_row >= plane) {
+                    plane_sum(acc[i])
+                } else {
+                    sum_of_lanes(acc[i], blueprint.lanes_per_row, 1u32)
+                };
+            }
+            if comptime!(blueprint.lanes_per_row > plane) {
+                sum_planes(acc, plane, blueprint);
             }
         }
         Reduction::Shared => {
@@ -47,5 +53,33 @@ pub(super) fn reduce_lanes(acc: &mut Array<f32>, #[comptime] blueprint: Blueprin
             }
         }
         Reduction::None => {}
+    }
+}
+
+/// The sums of a group's planes, each of which has its own, in all lanes.
+#[cube]
+fn sum_planes(acc: &mut Array<f32>, #[comptime] plane: u32, #[comptime] blueprint: Blueprint) {
+    let count = comptime!(blueprint.sums());
+    let planes = comptime!((blueprint.lanes_per_row / plane) as usize);
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(blueprint.groups_per_cube as usize * planes * count));
+    let first = UNIT_POS_Y as usize * comptime!(planes * count);
+    if UNIT_POS_PLANE == 0 {
+        #[unroll]
+        for i in 0..count {
+            shared[first + (UNIT_POS_X / plane) as usize * count + i] = acc[i];
+        }
+    }
+    sync_cube();
+    #[unroll]
+    for i in 0..count {
+        acc[i] = shared[first + i];
+        #[unroll]
+        for other in 1..planes {
+            acc[i] += shared[first + other * count + i];
+        }
+    }
+    // Cubes that go on write there again.
+    if comptime!(blueprint.cubes.is_some()) {
+        sync_cube();
     }
 }
