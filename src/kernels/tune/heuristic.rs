@@ -166,11 +166,15 @@ impl Gpu {
         }
     }
 
-    /// As many lanes for each of few rows as make cubes for all cores, in whole planes that have spans.
+    /// As many lanes for each of few rows as make cubes for all cores, in whole planes that have spans. Rows of a codebook's formats
+    /// are spread further: each core has fewer look-ups.
     fn lanes_of_few_rows(self, problem: Problem, units: u32, spans: usize) -> u32 {
         let plane = self.plane as usize;
         let planes = (self.cores * units) as usize / (problem.n.max(1) * plane);
-        let most = spans.next_power_of_two().min(units as usize) / plane;
+        let looks_up =
+            traits(problem.ty).lookup16.is_none() && format(problem.ty).is_some_and(|f| f.codebook.is_some());
+        let spread = if looks_up && problem.tokens <= 2 { 2 } else { 1 };
+        let most = (spread * spans.next_power_of_two()).min(units as usize) / plane;
         self.plane * power_of_two(planes, 1, most.max(1)) as u32
     }
 

@@ -7,7 +7,7 @@
 //!     record `queued` on Candle's stream
 //!     hand the rest on, and wait awake  --->  CubeCL's stream waits for `queued`
 //!                                             copy the inputs, launch, copy the results
-//!                                       <---  record `copied` on CubeCL's stream
+//!                                       <---  record `copied` on CubeCL's stream, behind the last copy
 //!     Candle's stream waits for `copied`
 //! ```
 //!
@@ -152,33 +152,33 @@ impl There {
     /// A copy of what Candle has there.
     fn import(&self, from: &Memory) -> crate::Result<Handle> {
         let buffer = self.device.client().empty(from.bytes);
-        self.on_stream(&buffer, |to, stream| {
-            self.wait(stream)?;
-            // SAFETY: the buffer has as many bytes as the tensor, which the caller keeps.
-            unsafe { memcpy_dtod_async(to, from.address, from.bytes, stream) }
-        })?;
+        // SAFETY: the buffer has as many bytes as the tensor, which the caller keeps.
+        self.on_stream(&buffer, |to, stream| unsafe { self.copy(to, from.address, from.bytes, stream) })?;
         Ok(buffer)
     }
 
-    /// Copies values to what Candle has for them, and records that.
+    /// Copies values to what Candle has for them.
     fn export(&self, values: &Handle, to: &Memory) -> crate::Result<()> {
         if to.bytes == 0 {
             return Ok(());
         }
-        self.on_stream(values, |from, stream| {
-            self.wait(stream)?;
-            // SAFETY: the kernel made as many values as the tensor has, which the caller keeps; the event lives.
-            unsafe {
-                memcpy_dtod_async(to.address, from, to.bytes, stream)?;
-                event::record(self.copied.cu_event(), stream)
-            }
-        })
+        // SAFETY: the kernel made as many values as the tensor has, which the caller keeps.
+        self.on_stream(values, |from, stream| unsafe { self.copy(to.address, from, to.bytes, stream) })
     }
 
-    /// Has what is queued on a stream later wait for Candle's.
-    fn wait(&self, of: CUstream) -> Queued {
-        // SAFETY: both live: CubeCL destroys no stream while its server runs.
-        unsafe { stream::wait_event(of, self.queued.cu_event(), CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
+    /// Queues a copy behind what Candle has queued, and tells Candle of its end.
+    ///
+    /// # Safety
+    ///
+    /// Both addresses must have as many bytes, until the copy is done.
+    unsafe fn copy(&self, to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream) -> Queued {
+        let (queued, copied) = (self.queued.cu_event(), self.copied.cu_event());
+        // SAFETY: the events live, and so does the stream: CubeCL destroys none while its server runs.
+        unsafe {
+            stream::wait_event(stream, queued, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)?;
+            memcpy_dtod_async(to, from, bytes, stream)?;
+            event::record(copied, stream)
+        }
     }
 
     /// Calls `work` with a buffer's address and the stream whose kernels fill and read it.
