@@ -4,13 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
-use serde_json::Value;
-
 use crate::process;
+use anyhow::{Context, Result};
 
-/// Where the tests are.
-const FOLDER: &str = "tools/candle-cuda";
+/// The tool with the tests.
+const TOOL: &str = "candle-cuda";
 /// The feature of `cudarc` by which Candle finds CUDA's libraries, and the one by which CubeCL does. They exclude each other.
 const LINKING: &str = "\"dynamic-linking\"";
 const LOADING: &str = "\"dynamic-loading\"";
@@ -33,7 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Lints without nvcc: a program that writes empty files stands in its place.
 pub fn lint() -> Result<()> {
     write_candle()?;
-    let stand_in = process::root().join(FOLDER).join("stand-in");
+    let stand_in = process::root().join("tools").join(TOOL).join("stand-in");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths([stand_in].into_iter().chain(std::env::split_paths(&path)))?;
     let mut cargo = cargo("clippy");
@@ -43,14 +41,10 @@ pub fn lint() -> Result<()> {
 
 /// A copy of candle-core that loads CUDA's libraries.
 fn write_candle() -> Result<()> {
-    let metadata = process::output(&mut process::cargo(["metadata", "--format-version", "1"]))?;
-    let metadata: Value = serde_json::from_str(&metadata)?;
-    let package =
-        metadata["packages"].as_array().into_iter().flatten().find(|package| package["name"] == "candle-core");
-    let manifest =
-        package.and_then(|package| package["manifest_path"].as_str()).context("cargo knows no candle-core")?;
+    let package = process::package(&mut process::cargo(["metadata"]), "candle-core")?;
+    let manifest = package["manifest_path"].as_str().context("cargo names no manifest")?;
     let from = Path::new(manifest).parent().context("candle-core is in no folder")?;
-    let to = process::root().join("target/candle-cuda/candle-core");
+    let to = process::root().join("target").join(TOOL).join("candle-core");
     let manifest = fs::read_to_string(manifest)?;
     anyhow::ensure!(manifest.contains(LINKING), "candle-core links CUDA's libraries no longer: the copy is not needed");
     let manifest = manifest.replace(LINKING, LOADING);
@@ -77,8 +71,5 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn cargo(command: &str) -> Command {
-    let mut cargo = process::cargo([command]);
-    cargo.arg("--manifest-path").arg(process::root().join(FOLDER).join("Cargo.toml"));
-    cargo.env("CARGO_TARGET_DIR", process::root().join("target/candle-cuda/target"));
-    cargo
+    process::cargo_of_tool(TOOL, command)
 }

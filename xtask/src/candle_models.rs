@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::process;
 
-/// Where the tests are, and the crates that stand in the place of Candle's.
-const FOLDER: &str = "tools/candle-models";
+/// The tool with the tests, and the crates that stand in the place of Candle's.
+const TOOL: &str = "candle-models";
 const PACKAGE: &str = "candle-transformers";
 
 #[derive(clap::Args)]
@@ -36,15 +36,13 @@ pub fn tests() -> Result<()> {
 
 /// The manifest of Candle's models as a second package: their sources where cargo has put them, and other crates for Candle's.
 fn write_manifest() -> Result<()> {
-    let folder = process::root().join("target/candle-models");
+    let folder = process::root().join("target").join(TOOL);
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     // Cargo finds the sources by a manifest that names this one, which must be there.
     if !folder.join("Cargo.toml").exists() {
         write(&folder, &manifest(&Value::Null, Path::new("lib.rs"))?)?;
     }
-    let metadata: Value = serde_json::from_str(&process::output(cargo("metadata").args(["--format-version", "1"]))?)?;
-    let package = metadata["packages"].as_array().into_iter().flatten().find(|package| package["name"] == PACKAGE);
-    let package = package.context("cargo knows no candle-transformers")?;
+    let package = process::package(&mut cargo("metadata"), PACKAGE)?;
     let theirs = package["manifest_path"].as_str().context("cargo names no manifest")?;
     write(&folder, &manifest(&package["dependencies"], &Path::new(theirs).with_file_name("src").join("lib.rs"))?)
 }
@@ -68,7 +66,7 @@ fn manifest(dependencies: &Value, library: &Path) -> Result<String> {
         text += &format!("{feature} = []\n");
     }
     text += "\n[dependencies]\n";
-    let ours = |part: &str| process::root().join(FOLDER).join(part);
+    let ours = |part: &str| process::root().join("tools").join(TOOL).join(part);
     text += &format!("candle = {{ package = \"candle-core-swapped\", path = {:?} }}\n", ours("core"));
     text += &format!("candle-nn = {{ package = \"candle-nn-swapped\", path = {:?} }}\n", ours("nn"));
     for dependency in dependencies.as_array().into_iter().flatten() {
@@ -82,8 +80,5 @@ fn manifest(dependencies: &Value, library: &Path) -> Result<String> {
 }
 
 fn cargo(command: &str) -> Command {
-    let mut cargo = process::cargo([command]);
-    cargo.arg("--manifest-path").arg(process::root().join(FOLDER).join("Cargo.toml"));
-    cargo.env("CARGO_TARGET_DIR", process::root().join("target/candle-models/target"));
-    cargo
+    process::cargo_of_tool(TOOL, command)
 }

@@ -39,6 +39,21 @@ pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     cargo
 }
 
+/// [`cargo`] for the workspace `tools/NAME`, which is built in `target/NAME/target`.
+pub fn cargo_of_tool(name: &str, command: &str) -> Command {
+    let mut cargo = cargo([command]);
+    cargo.arg("--manifest-path").arg(root().join("tools").join(name).join("Cargo.toml"));
+    cargo.env("CARGO_TARGET_DIR", root().join("target").join(name).join("target"));
+    cargo
+}
+
+/// The package `name` by `cargo`'s metadata, where `cargo` is to print these.
+pub fn package(cargo: &mut Command, name: &str) -> Result<Value> {
+    let metadata: Value = serde_json::from_str(&output(cargo.args(["--format-version", "1"]))?)?;
+    let package = metadata["packages"].as_array().into_iter().flatten().find(|package| package["name"] == name);
+    package.cloned().with_context(|| format!("cargo knows no {name}"))
+}
+
 /// Runs `command` to its end; `what` names it in the error.
 pub fn run(command: &mut Command, what: &str) -> Result<()> {
     let status = command.status().with_context(|| format!("{what} could not start"))?;

@@ -132,18 +132,14 @@ impl<'a> Routed<'a> {
         }
         let transfer = Transfer::between(self.x.device(), stack);
         let (x, ty) = transfer.floats(self.x)?;
-        let is_there = transfer.is_direct() && self.ids.device().location() == self.x.device().location();
-        let (inputs, ids) = match is_there {
-            true => (vec![x, self.ids.to_dtype(DType::U32)?], Vec::new()),
-            false => (vec![x], self.host_ids()?),
-        };
         let (tokens, slots, experts, rows) = (self.tokens, self.slots, self.experts, self.x.dims().to_vec());
+        let ids = match transfer.is_direct(self.ids) {
+            true => self.ids.to_dtype(DType::U32)?,
+            false => Tensor::from_vec(self.host_ids()?, (tokens, slots), self.x.device())?,
+        };
         let own = stack.clone();
-        let y = transfer.call(&inputs, vec![self.shape().into()], (ty, self.x.dtype()), move |inputs| {
-            let routing = match inputs.get(1) {
-                Some(ids) => Routing::new(ids.clone(), tokens, slots, experts)?,
-                None => own.device().routing(&ids, slots, experts)?,
-            };
+        let y = transfer.call(&[x, ids], vec![self.shape().into()], (ty, self.x.dtype()), move |inputs| {
+            let routing = Routing::new(inputs[1].clone(), tokens, slots, experts)?;
             let x = Activations::contiguous(inputs[0].clone(), ty, rows)?;
             Ok(vec![own.matmul_experts_on_device(&x, &routing, Arithmetic::Auto)?])
         });

@@ -50,9 +50,9 @@ impl<'a> Transfer<'a> {
         Self { candle, tensor, gpu: shared_gpu(candle, tensor.device()) }
     }
 
-    /// Whether indices of Candle's device need not come to the host.
-    pub(super) fn is_direct(&self) -> bool {
-        self.gpu.is_some()
+    /// Whether a tensor's values need not come to the host.
+    pub(super) fn is_direct(&self, values: &Tensor) -> bool {
+        self.gpu.is_some() && values.device().location() == self.candle.location()
     }
 
     /// A tensor's values of a type that the device has buffers of: their own, else f32.

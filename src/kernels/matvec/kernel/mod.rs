@@ -190,7 +190,8 @@ fn multiply_passes<O: Float>(
     let whole_planes = comptime!(blueprint.lanes_per_row == properties.hardware.plane_size_max);
     for pass in 0..matrix.passes {
         let row = (pass * groups + group) * blueprint.rows_per_group;
-        // All lanes of a plane go on together, as they talk to each other.
+        // All lanes of a plane go on together, as they talk to each other, and where several planes share a row all of the cube,
+        // as these meet at barriers.
         if !whole_planes || row < matrix.n {
             let next_row = row + groups * blueprint.rows_per_group;
             let any = pass + 1 < matrix.passes && next_row < matrix.n;
