@@ -23,3 +23,44 @@ pub fn max_of_lanes(value: f32, #[comptime] lanes: u32, #[comptime] distance: u3
     }
     largest
 }
+
+/// Sums that a lane is left with.
+#[derive(CubeType, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub struct Share {
+    /// The first of them among all, which is 0 in lane 0.
+    pub first: usize,
+    /// How many lanes have others: as many from lane 0 on, and the lanes after those have the same again.
+    #[cube(comptime)]
+    pub lanes: u32,
+    /// How many it is, at the front of what were the lane's own.
+    #[cube(comptime)]
+    pub count: usize,
+}
+
+/// Adds up each of `sums`, whose number is a power of two, over runs of `lanes` lanes of a plane, in the order of
+/// [`sum_of_lanes`]. Where that gives each in all lanes, lane `lane` of a run is left with its share: each exchange of a pair of
+/// lanes halves what both go on with.
+#[cube]
+pub fn reduce_scatter(sums: &mut Array<f32>, lane: u32, #[comptime] all: usize, #[comptime] lanes: u32) -> Share {
+    let mut first = 0usize.runtime();
+    #[unroll]
+    for step in 0..comptime!(lanes.ilog2()) {
+        let (left, distance) = comptime!((all >> step, 1u32 << step));
+        if comptime!(left > 1) {
+            let half = comptime!(left / 2);
+            let keeps_last = lane & distance != 0;
+            first += select(keeps_last, half, 0usize);
+            #[unroll]
+            for i in 0..half {
+                let (kept, given) =
+                    (select(keeps_last, sums[i + half], sums[i]), select(keeps_last, sums[i], sums[i + half]));
+                sums[i] = kept + plane_shuffle_xor(given, distance);
+            }
+        } else {
+            sums[0] += plane_shuffle_xor(sums[0], distance);
+        }
+    }
+    let holders = comptime!(lanes.min(all as u32));
+    Share { first, lanes: holders, count: comptime!(all / holders as usize) }
+}

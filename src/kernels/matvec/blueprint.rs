@@ -38,9 +38,9 @@ pub struct Blueprint {
     pub lanes_per_row: u32,
     /// Groups of lanes in a cube.
     pub groups_per_cube: u32,
-    /// Rows of weights a group of lanes multiplies.
+    /// Rows of weights a group of lanes multiplies, a power of two.
     pub rows_per_group: usize,
-    /// Rows of activations that the kernel has sums for; more take more launches.
+    /// Rows of activations that the kernel has sums for, a power of two; more take more launches.
     pub tokens: usize,
     /// Spans whose loads a lane has under way together.
     pub unroll: usize,
@@ -72,7 +72,7 @@ impl Blueprint {
         };
         [span, rows_per_group, tokens, unroll].iter().all(|count| (1..=MOST).contains(count))
             && (1..=most).contains(&units)
-            && lanes.is_power_of_two()
+            && [lanes as usize, rows_per_group, tokens].iter().all(|count| count.is_power_of_two())
             && reduces
             && decodes(self.ty, span)
             && self.cubes != Some(0)

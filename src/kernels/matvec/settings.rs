@@ -21,9 +21,9 @@ pub struct Settings {
     pub lanes_per_row: u32,
     /// Groups of lanes in a cube.
     pub groups_per_cube: u32,
-    /// Rows of weights that a group multiplies at a time.
+    /// Rows of weights that a group multiplies at a time, a power of two.
     pub rows_per_group: usize,
-    /// Rows of activations that the kernel has sums for.
+    /// Rows of activations that the kernel has sums for, a power of two.
     pub tokens: usize,
     /// Spans whose loads a lane has under way together.
     pub unroll: usize,
@@ -47,7 +47,7 @@ impl Settings {
         let counts = [span, rows, tokens, unroll, groups as usize, lanes as usize];
         let (sums, units) = (rows.saturating_mul(tokens), lanes.saturating_mul(groups));
         counts.iter().all(|&count| (1..=MOST).contains(&count))
-            && lanes.is_power_of_two()
+            && [lanes as usize, rows, tokens].iter().all(|count| count.is_power_of_two())
             && sums.saturating_mul(unroll).saturating_mul(span) <= MOST
             && units as usize <= MOST
             && self.persistent_cubes_per_core.is_none_or(|cubes| cubes.get() as usize <= MOST)

@@ -35,7 +35,7 @@ pub fn stage<X: Float>(
     let fours = comptime!(staging.fours(lanes));
     let (parts, row_parts) = comptime!((SHARERS / fours, staging.chunks * SHARERS / fours));
     let all = comptime!(staging.tokens * row_parts);
-    let at_once = comptime!((LOADED_FOURS / fours).min(all.div_ceil(lanes)));
+    let at_once = comptime!((loaded_fours(lanes) / fours).min(all.div_ceil(lanes)));
     // All lanes take each turn, as those that share a chunk exchange values.
     for first in range_stepped(0usize, all, comptime!(at_once * lanes)) {
         // All loads are issued before the first is waited for.
@@ -109,8 +109,10 @@ fn store(vectors: &mut [Words], index: usize, first: usize, words: &Sequence<u32
     }
 }
 
-/// Vectors of four activations whose loads a lane has in flight while it stages.
-const LOADED_FOURS: usize = 8;
+/// Vectors of four activations whose loads a lane has in flight while it stages: those of a cube take half of a core's registers.
+fn loaded_fours(lanes: usize) -> usize {
+    (8192 / lanes).clamp(8, 32)
+}
 
 /// Room in shared memory for the codes of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

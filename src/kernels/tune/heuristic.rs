@@ -100,8 +100,15 @@ impl Gpu {
 
     /// int8 products: cubes that quantize the activations for themselves, and load the next rows while they multiply.
     fn int8(self, problem: Problem, one: Settings) -> Settings {
+        // Where a core has few rows, it would have multiplied the codes of many tokens long before its cube had quantized them.
+        if problem.n < self.groups(256) && one.tokens * problem.chunks >= 1024 {
+            return self.of_codes(problem, one);
+        }
         let one = with_few_kernels(Settings { span: dividing(problem, Vectors::Widest), ..one }, problem);
-        let (span, few) = (one.span, problem.n < self.groups(512));
+        let few = problem.n < self.groups(512);
+        // Two tokens leave too few registers for the look-ups of several chunks.
+        let looks_up_one = problem.tokens == 2 && !few && one.span <= LOADED_CHUNKS && looks_up(problem.ty);
+        let span = if looks_up_one { 1 } else { one.span };
         let units = match problem.tokens {
             // A long span takes the registers of several short ones.
             _ if span > LOADED_CHUNKS => 256,
@@ -137,10 +144,11 @@ impl Gpu {
         let shares_core = is_short && decodes_much && steps > LOADED_CHUNKS / 2;
         let units = if is_short && !shares_core { 256 } else { units };
         let rows = rows(units);
-        let spares_registers = decodes_much && (units == 1024 || shares_core);
+        let is_full = units == 1024 && (decodes_much || problem.tokens > 1);
+        let spares_registers = is_full || (decodes_much && shares_core);
         let loaded = if spares_registers { LOADED_CHUNKS / 2 } else { LOADED_CHUNKS };
         // More tokens take more registers.
-        let (words, chunks) = if problem.tokens == 1 { (32, loaded / span) } else { (20, LOADED_CHUNKS) };
+        let (words, chunks) = if problem.tokens == 1 { (32, loaded / span) } else { (20, loaded) };
         let chunk_words = format(problem.ty).map_or(1, Format::chunk_words).max(1);
         // Rows of few long spans would leave most lanes of a plane without one; few rows leave most lanes without a row.
         let sharers = if few && problem.tokens == 1 { 2 } else { 4 };
@@ -153,12 +161,17 @@ impl Gpu {
         let unroll = (words / (chunk_words * span * rows)).min(chunks / rows).min(spans.div_ceil(lanes as usize));
         // Where rows are few, nothing else hides the loads.
         let prefetches = few || problem.tokens > 1 || chunk_words * span <= PREFETCHED_WORDS;
+        let cubes = if rows > 2 { 1 } else { (1024 / units).max(1) };
+        let most = units / lanes;
+        let is_balanced = problem.tokens == 1 && cubes > 1 && lanes == self.plane && !looks_up(problem.ty);
+        let groups = if is_balanced { self.balanced(problem.n.div_ceil(rows), most, cubes) } else { most };
         Settings {
+            span,
             lanes_per_row: lanes,
-            groups_per_cube: units / lanes,
+            groups_per_cube: groups,
             rows_per_group: rows,
             unroll: power_of_two(unroll, 1, LOADED_CHUNKS),
-            persistent_cubes_per_core: NonZeroU32::new(if rows > 2 { 1 } else { (1024 / units).max(1) }),
+            persistent_cubes_per_core: NonZeroU32::new(cubes),
             stage: true,
             prefetch: span <= LOADED_CHUNKS && prefetches,
             stage_codebook: true,
@@ -166,14 +179,27 @@ impl Gpu {
         }
     }
 
+    /// int8 products with codes that a launch of its own quantizes: a chunk for each lane, and small cubes, several on a core.
+    fn of_codes(self, problem: Problem, one: Settings) -> Settings {
+        let planes = problem.chunks.div_ceil(self.plane as usize).next_power_of_two();
+        let lanes_per_row = self.plane * power_of_two(planes, 1, 8) as u32;
+        Settings { lanes_per_row, rows_per_group: 4, stage_codebook: true, span: 1, ..one }
+    }
+
+    /// The groups of a cube, up to `most`, that take `tasks` in as many passes, of which the last is as full as the others: their
+    /// units have the registers of those that would have idled then.
+    fn balanced(self, tasks: usize, most: u32, cubes: u32) -> u32 {
+        let (at_once, most) = ((self.cores * cubes) as usize, most as usize);
+        let of_cube = tasks.div_ceil(at_once);
+        if of_cube > most { of_cube.div_ceil(of_cube.div_ceil(most)) as u32 } else { most as u32 }
+    }
+
     /// As many lanes for each of few rows as make cubes for all cores, in whole planes that have spans. Rows of a codebook's formats
     /// are spread further: each core has fewer look-ups.
     fn lanes_of_few_rows(self, problem: Problem, units: u32, spans: usize) -> u32 {
         let plane = self.plane as usize;
         let planes = (self.cores * units) as usize / (problem.n.max(1) * plane);
-        let looks_up =
-            traits(problem.ty).lookup16.is_none() && format(problem.ty).is_some_and(|f| f.codebook.is_some());
-        let spread = if looks_up && problem.tokens <= 2 { 2 } else { 1 };
+        let spread = if looks_up(problem.ty) && problem.tokens <= 2 { 2 } else { 1 };
         let most = (spread * spans.next_power_of_two()).min(units as usize) / plane;
         self.plane * power_of_two(planes, 1, most.max(1)) as u32
     }
@@ -192,6 +218,11 @@ fn shares_rows(problem: Problem) -> bool {
         3..=4 => traits(problem.ty).lookup16.is_none(),
         _ => false,
     }
+}
+
+/// Whether codes are looked up in a codebook, of more than the sixteen entries that permutations of bytes serve.
+fn looks_up(ty: GgmlType) -> bool {
+    traits(ty).lookup16.is_none() && format(ty).is_some_and(|format| format.codebook.is_some())
 }
 
 /// The greatest power of two up to `count`, clamped to `least` and `most`, which are at least 1.

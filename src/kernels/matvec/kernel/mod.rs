@@ -16,8 +16,8 @@
 //!                 for r in R: w[r] = decode(loaded[r])
 //!                 start loading the same chunk of the next step, in this pass or the next one
 //!                 for t in T, for r in R: acc[r][t] += scale * dot(w[r], x[t][chunk])          [dot]
-//!         acc = sum of acc over the group's lanes [reduce]  by plane operations or shared memory
-//!         lane 0: out[matrix][t][row + r] = acc[r][t]
+//!         acc = sum of acc over the group's lanes [reduce]  by plane operations, a share for each lane, or shared memory
+//!         out[matrix][t][row + r] = acc[r][t]               [mod]     by the lane that has the sum
 //! ```
 //!
 //! Where weights are a stack of experts, a cube takes rows of one expert for one row of activations, its pair: the matrix is the
@@ -223,24 +223,20 @@ fn multiply_rows<O: Float>(
     } else {
         multiply_blocks(matrix, inputs, prefetched, first_row, next, &mut acc);
     }
-    reduce_lanes(&mut acc, blueprint);
-    if UNIT_POS_X == 0 {
+    let share = reduce_lanes(&mut acc, blueprint);
+    if UNIT_POS_X < share.lanes {
         #[unroll]
-        for r in 0..blueprint.rows_per_group {
-            if first_row + r < matrix.n {
-                #[unroll]
-                for t in 0..blueprint.tokens {
-                    let token = work.extent.first_token + t;
-                    if token < work.extent.tokens {
-                        let at = matrix.start + (work.result_row + t) * matrix.n + first_row + r;
-                        let sum = acc[comptime!(blueprint.sum(r, t))];
-                        let sum = matrix.epilogue.product(sum, work.expert_row + first_row + r, true);
-                        if comptime!(work.has_experts) {
-                            out[at] = rounded_or_nan::<O>(sum, work.is_known);
-                        } else {
-                            out[at] = rounded::<O>(sum);
-                        }
-                    }
+        for i in 0..share.count {
+            let sum = share.first + i;
+            let row = first_row + sum / blueprint.tokens;
+            let token = sum % blueprint.tokens;
+            if row < matrix.n && work.extent.first_token + token < work.extent.tokens {
+                let at = matrix.start + (work.result_row + token) * matrix.n + row;
+                let product = matrix.epilogue.product(acc[i], work.expert_row + row, true);
+                if comptime!(work.has_experts) {
+                    out[at] = rounded_or_nan::<O>(product, work.is_known);
+                } else {
+                    out[at] = rounded::<O>(product);
                 }
             }
         }
