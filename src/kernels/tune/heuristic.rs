@@ -100,10 +100,6 @@ impl Gpu {
 
     /// int8 products: cubes that quantize the activations for themselves, and load the next rows while they multiply.
     fn int8(self, problem: Problem, one: Settings) -> Settings {
-        // Where a core has few rows, it would have multiplied the codes of many tokens long before its cube had quantized them.
-        if problem.n < self.groups(256) && one.tokens * problem.chunks >= 1024 {
-            return self.of_codes(problem, one);
-        }
         let one = with_few_kernels(Settings { span: dividing(problem, Vectors::Widest), ..one }, problem);
         let few = problem.n < self.groups(512);
         // Two tokens leave too few registers for the look-ups of several chunks.
@@ -177,13 +173,6 @@ impl Gpu {
             stage_codebook: true,
             ..one
         }
-    }
-
-    /// int8 products with codes that a launch of its own quantizes: a chunk for each lane, and small cubes, several on a core.
-    fn of_codes(self, problem: Problem, one: Settings) -> Settings {
-        let planes = problem.chunks.div_ceil(self.plane as usize).next_power_of_two();
-        let lanes_per_row = self.plane * power_of_two(planes, 1, 8) as u32;
-        Settings { lanes_per_row, rows_per_group: 4, stage_codebook: true, span: 1, ..one }
     }
 
     /// The groups of a cube, up to `most`, that take `tasks` in as many passes, of which the last is as full as the others: their
