@@ -158,9 +158,10 @@ impl Gpu {
         // Where rows are few, nothing else hides the loads.
         let prefetches = few || problem.tokens > 1 || chunk_words * span <= PREFETCHED_WORDS;
         let cubes = if rows > 2 { 1 } else { (1024 / units).max(1) };
-        let most = units / lanes;
-        let is_balanced = problem.tokens == 1 && cubes > 1 && lanes == self.plane && !looks_up(problem.ty);
-        let groups = if is_balanced { self.balanced(problem.n.div_ceil(rows), most, cubes) } else { most };
+        let groups = match units / lanes {
+            most if problem.tokens > 1 || cubes == 1 || lanes != self.plane || looks_up(problem.ty) => most,
+            most => self.balanced(problem.n.div_ceil(rows), most, cubes),
+        };
         Settings {
             span,
             lanes_per_row: lanes,
