@@ -43,24 +43,23 @@ pub struct Share {
 /// lanes halves what both go on with.
 #[cube]
 pub fn reduce_scatter(sums: &mut Array<f32>, lane: u32, #[comptime] all: usize, #[comptime] lanes: u32) -> Share {
+    let holders = comptime!(lanes.min(all as u32));
     let mut first = 0usize.runtime();
     #[unroll]
-    for step in 0..comptime!(lanes.ilog2()) {
-        let (left, distance) = comptime!((all >> step, 1u32 << step));
-        if comptime!(left > 1) {
-            let half = comptime!(left / 2);
-            let keeps_last = lane & distance != 0;
-            first += select(keeps_last, half, 0usize);
-            #[unroll]
-            for i in 0..half {
-                let (kept, given) =
-                    (select(keeps_last, sums[i + half], sums[i]), select(keeps_last, sums[i], sums[i + half]));
-                sums[i] = kept + plane_shuffle_xor(given, distance);
-            }
-        } else {
-            sums[0] += plane_shuffle_xor(sums[0], distance);
+    for step in 0..comptime!(holders.ilog2()) {
+        let (half, distance) = comptime!((all >> (step + 1), 1u32 << step));
+        let keeps_last = lane & distance != 0;
+        first += select(keeps_last, half, 0usize);
+        #[unroll]
+        for i in 0..half {
+            let (kept, given) =
+                (select(keeps_last, sums[i + half], sums[i]), select(keeps_last, sums[i], sums[i + half]));
+            sums[i] = kept + plane_shuffle_xor(given, distance);
         }
     }
-    let holders = comptime!(lanes.min(all as u32));
+    // Lanes that are left with the same sum.
+    if comptime!(holders < lanes) {
+        sums[0] = sum_of_lanes(sums[0], comptime!(lanes / holders), holders);
+    }
     Share { first, lanes: holders, count: comptime!(all / holders as usize) }
 }

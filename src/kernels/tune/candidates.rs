@@ -6,6 +6,9 @@ use crate::kernels::formats::{Vectors, format, traits};
 use crate::kernels::hardware::Hardware;
 use crate::kernels::matvec::{ActivationType, Problem, Settings};
 
+/// Planes that may share a row.
+const MOST_PLANES: u32 = 8;
+
 /// `from` with one of its settings changed, in each way that makes sense on the device.
 pub fn neighbours(hardware: &Hardware, problem: Problem, from: Settings) -> Vec<Settings> {
     let units = from.lanes_per_row * from.groups_per_cube;
@@ -64,7 +67,7 @@ pub fn neighbours(hardware: &Hardware, problem: Problem, from: Settings) -> Vec<
     if hardware.plane.is_some() && from.lanes_per_row > 8 {
         add(Settings { lanes_per_row: from.lanes_per_row / 2, groups_per_cube: from.groups_per_cube * 2, ..from });
     }
-    if hardware.plane.is_some_and(|plane| from.lanes_per_row < 8 * plane) {
+    if hardware.plane.is_some_and(|plane| from.lanes_per_row < MOST_PLANES * plane) {
         add(Settings {
             lanes_per_row: from.lanes_per_row * 2,
             groups_per_cube: (from.groups_per_cube / 2).max(1),
@@ -83,7 +86,7 @@ pub fn neighbours(hardware: &Hardware, problem: Problem, from: Settings) -> Vec<
 /// 1024 x 4096 take an H200 5 us instead of 7 so, but a host that launches them one by one 23 us instead of 11. So the heuristic
 /// leaves it to a search.)
 fn of_codes(problem: Problem, from: Settings, plane: u32) -> Settings {
-    let planes = problem.chunks.div_ceil(plane as usize).next_power_of_two().min(8) as u32;
+    let planes = problem.chunks.div_ceil(plane as usize).next_power_of_two().min(MOST_PLANES as usize) as u32;
     Settings {
         span: 1,
         lanes_per_row: plane * planes,

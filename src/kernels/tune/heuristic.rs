@@ -141,7 +141,7 @@ impl Gpu {
         let units = if is_short && !shares_core { 256 } else { units };
         let rows = rows(units);
         let is_full = units == 1024 && (decodes_much || problem.tokens > 1);
-        let spares_registers = is_full || (decodes_much && shares_core);
+        let spares_registers = is_full || shares_core;
         let loaded = if spares_registers { LOADED_CHUNKS / 2 } else { LOADED_CHUNKS };
         // More tokens take more registers.
         let (words, chunks) = if problem.tokens == 1 { (32, loaded / span) } else { (20, loaded) };

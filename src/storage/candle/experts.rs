@@ -138,12 +138,11 @@ impl<'a> Routed<'a> {
             false => Tensor::from_vec(self.host_ids()?, (tokens, slots), self.x.device())?,
         };
         let own = stack.clone();
-        let y = transfer.call(&[x, ids], vec![self.shape().into()], (ty, self.x.dtype()), move |inputs| {
+        transfer.call_for_one(&[x, ids], self.shape(), (ty, self.x.dtype()), move |inputs| {
             let routing = Routing::new(inputs[1].clone(), tokens, slots, experts)?;
             let x = Activations::contiguous(inputs[0].clone(), ty, rows)?;
-            Ok(vec![own.matmul_experts_on_device(&x, &routing, Arithmetic::Auto)?])
-        });
-        Ok(y?.remove(0))
+            own.matmul_experts_on_device(&x, &routing, Arithmetic::Auto)
+        })
     }
 
     /// The products of each expert with the rows of its pairs, f32, by `multiply`.

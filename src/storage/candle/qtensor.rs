@@ -11,7 +11,7 @@ use candle_core::{CudaStorage, backend::BackendStorage, op::BackpropOp};
 
 use super::host::{HostBlocks, NATIVE, candle_blocks, candle_dtype, candle_matmul, candle_product, ggml_type};
 use super::qstorage::{CpuBlocks, QCpuStorage, QCubeStorage, QStorage, candle_bytes};
-use super::transfer::Transfer;
+use super::transfer::{Transfer, float_dtype};
 use super::weight_device::WeightDevice;
 use crate::Error;
 use crate::gguf::GgmlType;
@@ -387,11 +387,8 @@ impl QTensor {
 
     /// All values as floats of a type.
     fn dequantized(&self, tensor: &DeviceTensor, to: FloatType, device: &CandleDevice) -> Result<Tensor> {
-        let dtype = if to == FloatType::F16 { DType::F16 } else { DType::F32 };
         let (transfer, own) = (Transfer::between(device, tensor), tensor.clone());
-        let values =
-            transfer.call(&[], vec![self.shape.clone()], (to, dtype), move |_| Ok(vec![own.dequantize_on_device(to)]));
-        Ok(values?.remove(0))
+        transfer.call_for_one(&[], self.shape.clone(), (to, float_dtype(to)), move |_| Ok(own.dequantize_on_device(to)))
     }
 
     /// All values rounded to f16, on the Candle device that goes with `device`.
@@ -420,10 +417,9 @@ impl QTensor {
         let values = match &self.inner {
             Inner::Cube(tensor) | Inner::Kernels(tensor) => {
                 let (transfer, own) = (Transfer::between(ids.device(), tensor), tensor.clone());
-                let rows = transfer.call(&[], vec![shape.into()], (FloatType::F32, DType::F32), move |_| {
-                    Ok(vec![own.rows_on_device(&wanted, FloatType::F32)?])
+                return transfer.call_for_one(&[], shape, (FloatType::F32, DType::F32), move |_| {
+                    own.rows_on_device(&wanted, FloatType::F32)
                 });
-                return Ok(rows?.remove(0));
             }
             Inner::Host(blocks) => blocks.rows(&checked_ids(&wanted, rows)?, rows, k)?,
             Inner::Candle(tensor) => {

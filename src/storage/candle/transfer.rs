@@ -63,7 +63,7 @@ impl<'a> Transfer<'a> {
             _ => FloatType::F32,
         };
         let ty = if has_buffers(self.tensor.device().client().features(), ty) { ty } else { FloatType::F32 };
-        Ok((xs.to_dtype(dtype(ty))?, ty))
+        Ok((xs.to_dtype(float_dtype(ty))?, ty))
     }
 
     /// What the device makes of the values of `inputs`, floats or u32: tensors of shapes, of type `ty`, which become ones of type
@@ -78,11 +78,23 @@ impl<'a> Transfer<'a> {
         let results = self.tensor.in_turn(|| match &self.gpu {
             Some(gpu) => {
                 let inputs: Vec<Tensor> = inputs.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
-                gpu.call(self.tensor.device(), &inputs, Box::new(work), results, dtype(ty))
+                gpu.call(self.tensor.device(), &inputs, Box::new(work), results, float_dtype(ty))
             }
             None => self.by_host(inputs, work, results, ty),
         });
         results?.into_iter().map(|result| result.to_dtype(to)).collect()
+    }
+
+    /// [`call`](Self::call) for one result.
+    pub(super) fn call_for_one(
+        &self,
+        inputs: &[Tensor],
+        result: impl Into<Shape>,
+        types: (FloatType, DType),
+        work: impl FnOnce(&[Handle]) -> crate::Result<Handle> + Send + 'static,
+    ) -> Result<Tensor> {
+        let results = self.call(inputs, vec![result.into()], types, |inputs| Ok(vec![work(inputs)?]));
+        Ok(results?.remove(0))
     }
 
     /// [`call`](Self::call) with an upload and a download.
@@ -102,7 +114,7 @@ impl<'a> Transfer<'a> {
 }
 
 /// Candle's name of a type.
-fn dtype(ty: FloatType) -> DType {
+pub(super) fn float_dtype(ty: FloatType) -> DType {
     match ty {
         FloatType::F32 => DType::F32,
         FloatType::F16 => DType::F16,
