@@ -21,7 +21,8 @@ pub fn run(args: &Args) -> Result<()> {
         [] => (HANDFUL.map(str::to_owned).to_vec(), Some(Circle::Check)),
         formats => (formats.to_vec(), None),
     };
-    let mut steps = vec![step("format", ci::format), step("lint", ci::lint), step("unit tests", test::units)];
+    let mut steps =
+        vec![step("format", ci::format), step("lint", || ci::lint(test::FEATURES)), step("unit tests", test::units)];
     steps.push(counted(TABLE, || table::run(&test::table()?, &Part::cpu(&formats))));
     if cfg!(target_os = "linux") {
         steps.push(step("HIP report's tests", hip_report::tests));

@@ -39,7 +39,7 @@ pub struct Args {
     full: bool,
 }
 
-/// The lints check the dependencies once for the widest feature set, which the documentation then reuses.
+/// The lints check the dependencies once, which the documentation then reuses.
 pub fn run(args: &Args) -> Result<()> {
     let full = args.full;
     let mut steps = vec![step(SET_UP, setup::run), step("format", format)];
@@ -52,7 +52,10 @@ pub fn run(args: &Args) -> Result<()> {
     };
     steps.extend(on_linux(step("HIP report's tests", hip_report::tests)));
     steps.extend(on_linux(counted(REPORT, report)));
-    steps.extend([step("lint", lint), step("documentation", documentation), step("fuzz", move || fuzz(full))]);
+    let features = if full { ALL_BACKENDS } else { test::FEATURES };
+    steps.push(step("lint", move || lint(features)));
+    steps.push(step("documentation", move || documentation(features)));
+    steps.push(step("fuzz", move || fuzz(full)));
     if full {
         steps.push(step("Burn, fusing", fusing));
         steps.push(step("each feature alone", each_feature));
@@ -70,8 +73,8 @@ pub fn format() -> Result<()> {
     process::run(&mut process::cargo(["fmt", "--all", "--check"]), "cargo fmt")
 }
 
-pub fn lint() -> Result<()> {
-    clippy(&["--workspace", "--all-targets", "--features", ALL_BACKENDS])
+pub fn lint(features: &str) -> Result<()> {
+    clippy(&["--workspace", "--all-targets", "--features", features])
 }
 
 /// The tests of Burn's modules, in the stream of Burn's fusing backend, which a build has in place of the plain one.
@@ -93,8 +96,8 @@ fn clippy(selection: &[&str]) -> Result<()> {
     process::run(cargo.args(selection).args(["--", "-D", "warnings"]), &format!("clippy {}", selection.join(" ")))
 }
 
-fn documentation() -> Result<()> {
-    let mut cargo = process::cargo(["doc", "--no-deps", "--workspace", "--features", ALL_BACKENDS]);
+fn documentation(features: &str) -> Result<()> {
+    let mut cargo = process::cargo(["doc", "--no-deps", "--workspace", "--features", features]);
     process::run(cargo.env("RUSTDOCFLAGS", "-D warnings"), "cargo doc")
 }
 
