@@ -82,9 +82,15 @@ pub struct Grid {
 impl Grid {
     /// Linear index of this cube.
     pub fn cube(&self) -> usize {
-        // Every kernel calls this once, so its expansion counts the kernels that are compiled.
+        // Every kernel calls this or the next once, so that their expansion counts the kernels that are compiled.
         comptime!(COMPILED.fetch_add(1, Ordering::Relaxed));
         CUBE_POS_Y as usize * self.width + CUBE_POS_X as usize
+    }
+
+    /// Linear index of this cube among those of its slice, which is `CUBE_POS_X`, in a grid of [`cubes_of_slices`].
+    pub fn cube_of_slice(&self) -> usize {
+        comptime!(COMPILED.fetch_add(1, Ordering::Relaxed));
+        CUBE_POS_Z as usize * self.width + CUBE_POS_Y as usize
     }
 
     /// Linear index of this unit, in one-dimensional cubes.
@@ -111,6 +117,15 @@ pub fn cubes(client: &Client, count: usize, len: usize) -> (CubeCount, GridLaunc
     let width = count.min(most);
     let height = count.div_ceil(width.max(1));
     (CubeCount::Static(width as u32, height as u32, (count > 0) as u32), GridLaunch::new(width, len))
+}
+
+/// `count` cubes for each of some slices, over the three dimensions, and their grid. Cubes of the same number start one after the
+/// other: they find in the cache what the first of them has read.
+pub fn cubes_of_slices(client: &Client, slices: usize, count: usize) -> (CubeCount, GridLaunch) {
+    let most = client.properties().hardware.max_cube_count.1 as usize;
+    let width = count.min(most);
+    let height = count.div_ceil(width.max(1));
+    (CubeCount::Static(slices as u32, width as u32, height as u32), GridLaunch::new(width, count))
 }
 
 /// Whether the device is a software rasterizer, the host behind a graphics API: known by its name.

@@ -40,7 +40,7 @@ pub struct Blueprint {
     pub groups_per_cube: u32,
     /// Rows of weights a group of lanes multiplies, a power of two.
     pub rows_per_group: usize,
-    /// Rows of activations that the kernel has sums for, a power of two; more take more launches.
+    /// Rows of activations that the kernel has sums for, a power of two; more are slices of a launch, or take more.
     pub tokens: usize,
     /// Spans whose loads a lane has under way together.
     pub unroll: usize,
@@ -143,10 +143,9 @@ impl Blueprint {
         (turn * self.span + place) * self.rows_per_group + row
     }
 
-    /// Whether the sums of both have the same terms in the same order.
-    pub(super) fn sums_as(&self, other: &Self) -> bool {
-        let order = |b: &Self| (b.ty, b.operand, b.reduction, b.span, b.lanes_per_row);
-        order(self) == order(other)
+    /// What the order of the terms of a row's sums depends on.
+    pub(super) fn order(&self) -> (GgmlType, ActivationType, Reduction, usize, u32) {
+        (self.ty, self.operand, self.reduction, self.span, self.lanes_per_row)
     }
 
     /// The blueprint for these weights and activations, with a replacement for each parameter that does not fit them.

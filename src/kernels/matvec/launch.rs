@@ -12,7 +12,7 @@ use super::problem::{ActivationType, MAX_TOKENS};
 use crate::kernels::activations::{Activations, pack};
 use crate::kernels::floats::FloatType;
 use crate::kernels::formats::{CHUNK, traits};
-use crate::kernels::launch::{Suballocation, buffer, cubes};
+use crate::kernels::launch::{Suballocation, buffer, cubes_of_slices};
 use crate::kernels::quantize::activations::{Quantized, quantize};
 use crate::kernels::routing::{Pairs, Route};
 use crate::kernels::weights::Weights;
@@ -20,11 +20,14 @@ use crate::kernels::weights::Weights;
 /// The most matrices that one launch multiplies.
 const MAX_MATRICES: usize = 4;
 
+/// The most slices of activations of a launch: as many cubes as every API has in a row.
+const MAX_SLICES: usize = 65_535;
+
 /// `x` times the transpose of `weights`, as contiguous `[tokens, n]` values of `x`'s type. Dense weights take
 /// [`ActivationType::Float`] alone.
 ///
 /// `pick` gives the blueprint for a number of tokens, at most [`MAX_TOKENS`]; it is clamped to the weights and activations.
-/// `x` may have any number of tokens: each launch takes as many as its blueprint has sums for, and reads the weights once.
+/// `x` may have any number of tokens: each slice of a launch takes as many as its blueprint has sums for.
 pub fn matvec_with(
     client: &Client,
     weights: &Weights,
@@ -60,7 +63,7 @@ pub fn matvec_experts_with(
         let weights: Vec<&Weights> = places.iter().map(|&place| stacks[place]).collect();
         let operand = operand_of(weights[0], operand);
         let blueprint = Blueprint { tokens: 1, ..blueprint }.clamped_to(weights[0], x, operand);
-        let plan = Plan { operand, launches: vec![(0, blueprint)] };
+        let plan = Plan { operand, launches: vec![Launch { first: 0, slices: 1, blueprint }] };
         Product { client, weights: &weights, x, out: &out, places, route: Some(route) }.run(&plan, &mut prepared);
     }
     all.iter().map(|&place| out.handle(place)).collect()
@@ -115,29 +118,44 @@ fn results(client: &Client, weights: &[&Weights], x: &Activations) -> Suballocat
     Suballocation::new(client, weights.iter().map(|weights| x.tokens() * weights.n() * x.ty().bytes()))
 }
 
-/// The launches of a product: the first token of each, and its blueprint.
+/// A launch of a plan.
+#[derive(Clone, Copy)]
+struct Launch {
+    /// The first of its tokens.
+    first: usize,
+    /// How many times it takes the tokens of its blueprint.
+    slices: usize,
+    blueprint: Blueprint,
+}
+
+/// The launches of a product.
 struct Plan {
     operand: ActivationType,
-    launches: Vec<(usize, Blueprint)>,
+    launches: Vec<Launch>,
 }
 
 impl Plan {
     fn new(weights: &Weights, x: &Activations, operand: ActivationType, pick: impl Fn(usize) -> Blueprint) -> Self {
         let (tokens, mut first, mut launches) = (x.tokens(), 0, Vec::new());
         while first < tokens {
-            let blueprint = pick(MAX_TOKENS.min(tokens - first)).clamped_to(weights, x, operand);
-            launches.push((first, blueprint));
-            first += blueprint.tokens;
+            let left = tokens - first;
+            let blueprint = pick(MAX_TOKENS.min(left)).clamped_to(weights, x, operand);
+            let slices = (left / blueprint.tokens).clamp(1, MAX_SLICES);
+            launches.push(Launch { first, slices, blueprint });
+            first += slices * blueprint.tokens;
         }
         Self { operand, launches }
     }
 
-    /// Whether both add up in the same order.
+    /// Whether both add up in the same order, whatever slices they take the tokens in.
     fn sums_as(&self, other: &Self) -> bool {
-        let mut pairs = self.launches.iter().zip(&other.launches);
-        self.operand == other.operand
-            && self.launches.len() == other.launches.len()
-            && pairs.all(|((first, a), (other_first, b))| first == other_first && a.sums_as(b))
+        let orders = |plan: &Self| {
+            let mut orders: Vec<_> =
+                plan.launches.iter().map(|launch| (launch.first, launch.blueprint.order())).collect();
+            orders.dedup_by_key(|&mut (_, order)| order);
+            orders
+        };
+        self.operand == other.operand && orders(self) == orders(other)
     }
 }
 
@@ -186,10 +204,10 @@ impl Product<'_> {
     /// All launches of a plan. `prepared` keeps the activations that they read, for others of the same operand.
     fn run(&self, plan: &Plan, prepared: &mut Option<PreparedActivations>) {
         let prepare = || PreparedActivations::new(self.client, self.x, plan.operand);
-        for &(first, blueprint) in &plan.launches {
-            match blueprint.staging {
-                Some(_) => self.staged(first, blueprint),
-                None => self.prepared(first, blueprint, prepared.get_or_insert_with(prepare)),
+        for &launch in &plan.launches {
+            match launch.blueprint.staging {
+                Some(_) => self.staged(launch),
+                None => self.prepared(launch, prepared.get_or_insert_with(prepare)),
             }
         }
     }
@@ -198,15 +216,16 @@ impl Product<'_> {
         self.weights[0].chunks()
     }
 
-    /// The work of a launch from row `first` of the activations on, whose rows are `stride` apart.
-    fn work(&self, first: usize, blueprint: &Blueprint, stride: usize) -> Work {
+    /// The work of a launch, of activations whose rows are `stride` apart.
+    fn work(&self, launch: Launch, stride: usize) -> Work {
+        let Launch { first, slices, blueprint } = launch;
         let groups = blueprint.groups_per_cube as usize;
         let pairs = self.route.map_or(1, |route| route.routing.pairs());
         let rows = |weights: &Weights| weights.n() / self.route.map_or(1, |route| route.routing.experts());
         let tasks = |weights: &Weights| rows(weights).div_ceil(blueprint.rows_per_group);
         let wanted: usize = self.weights.iter().map(|weights| tasks(weights).div_ceil(groups)).sum();
-        let most = blueprint.cubes.map(|cubes| (cubes as usize / pairs).max(1));
-        // The cubes of a pair.
+        let most = blueprint.cubes.map(|cubes| (cubes as usize / (slices * pairs)).max(1));
+        // The cubes of a slice, or of a pair.
         let count = most.map_or(wanted, |most| wanted.min(most));
         let all_groups = (count * groups).max(1);
         let (mut before, mut matrices) = (0, SequenceArg::new());
@@ -225,15 +244,15 @@ impl Product<'_> {
             ));
             before = if most.is_some() { (before + tasks) % all_groups } else { before + own };
         }
-        let (cubes, grid) = cubes(self.client, pairs * count, pairs * count);
+        let (cubes, grid) = cubes_of_slices(self.client, slices, pairs * count);
         let spans = self.chunks() / blueprint.span;
         let extent = ExtentLaunch::new(grid, spans, stride, first, self.x.tokens());
         let experts = self.route.map(|route| route.pairs(rows(self.weights[0]), count.max(1)));
         Work { cubes, matrices, extent, pairs: experts.into() }
     }
 
-    fn prepared(&self, first: usize, blueprint: Blueprint, prepared: &PreparedActivations) {
-        let (client, chunks, elem) = (self.client, self.chunks(), self.x.ty().elem());
+    fn prepared(&self, launch: Launch, prepared: &PreparedActivations) {
+        let (client, chunks, elem, blueprint) = (self.client, self.chunks(), self.x.ty().elem(), launch.blueprint);
         let dim = CubeDim::new_2d(blueprint.lanes_per_row, blueprint.groups_per_cube);
         let out = buffer(&self.out.whole, self.x.ty().bytes());
         // SAFETY: rows are below `n` and tokens below `tokens` (the kernel clamps both) and chunks below the row's. So reads
@@ -243,14 +262,14 @@ impl Product<'_> {
         unsafe {
             match prepared {
                 PreparedActivations::Codes(Quantized { codes, scales }) => {
-                    let Work { cubes, matrices, extent, pairs } = self.work(first, &blueprint, chunks);
+                    let Work { cubes, matrices, extent, pairs } = self.work(launch, chunks);
                     let x = CodesLaunch::new(buffer(codes, 16), buffer(scales, 16));
                     multiply_codes::launch_unchecked(
                         client, cubes, dim, matrices, x, out, extent, pairs, blueprint, elem,
                     );
                 }
                 PreparedActivations::Values(values) => {
-                    let Work { cubes, matrices, extent, pairs } = self.work(first, &blueprint, chunks * CHUNK / 4);
+                    let Work { cubes, matrices, extent, pairs } = self.work(launch, chunks * CHUNK / 4);
                     let x = buffer(values, 16);
                     multiply_values::launch_unchecked(
                         client, cubes, dim, matrices, x, out, extent, pairs, blueprint, elem,
@@ -260,10 +279,10 @@ impl Product<'_> {
         }
     }
 
-    fn staged(&self, first: usize, blueprint: Blueprint) {
+    fn staged(&self, launch: Launch) {
+        let (ty, blueprint) = (self.x.ty(), launch.blueprint);
         let stride = self.x.vector_stride().unwrap_or_default() / 4;
-        let Work { cubes, matrices, extent, pairs } = self.work(first, &blueprint, stride);
-        let ty = self.x.ty();
+        let Work { cubes, matrices, extent, pairs } = self.work(launch, stride);
         // SAFETY: as in `prepared`; a staged blueprint takes activations whose tokens are `stride` vectors apart, and has
         // room in shared memory for the chunks of a row.
         unsafe {

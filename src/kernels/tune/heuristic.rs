@@ -63,7 +63,9 @@ impl Gpu {
         if traits(problem.ty).dense {
             self.dense(problem, one)
         } else if problem.operand == ActivationType::Int8 {
-            self.int8(problem, one)
+            let slices = self.slices(problem);
+            let (tokens, cores) = (one.tokens / slices, self.cores / slices as u32);
+            Self { cores, ..self }.int8(Problem { tokens, ..problem }, Settings { tokens, ..one })
         } else {
             let rows_per_group = if problem.tokens > 1 { 1 } else { 2 };
             let (lanes_per_row, groups_per_cube) = (self.plane, 128 / self.plane);
@@ -96,6 +98,18 @@ impl Gpu {
         let lanes_per_row = planes * self.plane;
         let groups_per_cube = (units / lanes_per_row).max(1);
         Settings { lanes_per_row, groups_per_cube, rows_per_group, unroll, ..one }
+    }
+
+    /// Slices of the tokens, each with its share of the cores. Of twice as many, a cube quantizes half of the tokens, for twice as
+    /// many rows, which it decodes for fewer tokens. (512 to 4096 rows of 2 to 8 tokens on an H200: twice as many are faster as long as
+    /// that.)
+    fn slices(self, problem: Problem) -> usize {
+        let tokens = problem.tokens.next_power_of_two();
+        let traits = traits(problem.ty);
+        let decodes_much = looks_up(problem.ty) || traits.lookup16.is_some() && traits.scales > 1;
+        let most = if decodes_much { 12 } else { 18 } * tokens * self.cores as usize;
+        let pays = |slices: &usize| *slices <= tokens && slices * slices * problem.n <= most;
+        [4, 2].into_iter().find(pays).unwrap_or(1)
     }
 
     /// int8 products: cubes that quantize the activations for themselves, and load the next rows while they multiply.

@@ -41,7 +41,7 @@ pub struct Extent {
     pub(super) spans: usize,
     /// From one row of activations to the next: vectors of values, or chunks of codes.
     pub(super) stride: usize,
-    /// The first row of activations of the launch.
+    /// The first row of activations, of the launch where it is an argument, then of the cube's slice.
     pub(super) first_token: usize,
     /// All rows of activations, of this launch and of others.
     pub(super) tokens: usize,
@@ -51,12 +51,12 @@ pub struct Extent {
 #[derive(CubeType, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(super) struct CubeWork {
-    /// Its number, among those of its pair where there are experts.
+    /// Its number, among those of its slice of the activations, or of its pair where there are experts.
     pub(super) cube: usize,
     pub(super) extent: Extent,
     /// The first row of weights of its expert; 0 without experts.
     pub(super) expert_row: usize,
-    /// The row of the result of the launch's first row of activations.
+    /// The row of the result of the cube's first row of activations.
     pub(super) result_row: usize,
     /// Whether there is such an expert.
     pub(super) is_known: bool,
@@ -70,7 +70,7 @@ pub(super) struct CubeWork {
 impl CubeWork {
     /// This cube, which is one of a pair's where there are such.
     pub(super) fn new(extent: Extent, pairs: &ComptimeOption<Pairs>, #[comptime] blueprint: Blueprint) -> CubeWork {
-        let cube = extent.grid.cube();
+        let cube = extent.grid.cube_of_slice();
         #[comptime]
         let pair = match pairs {
             ComptimeOption::Some(pairs) => {
@@ -81,7 +81,8 @@ impl CubeWork {
                 pairs.of_cube(cube)
             }
             ComptimeOption::None => {
-                let (token, first_row) = (extent.first_token, 0usize.runtime());
+                let (token, first_row) =
+                    (extent.first_token + CUBE_POS_X as usize * blueprint.tokens, 0usize.runtime());
                 Pair { index: token, token, first_row, is_known: true.runtime(), cube }
             }
         };
@@ -99,7 +100,7 @@ impl CubeWork {
         }
     }
 
-    /// Row `t` of the launch's activations, among all.
+    /// Row `t` of the cube's activations, among all.
     pub(super) fn token(&self, #[comptime] t: usize) -> usize {
         clamped(self.extent.first_token + t, self.extent.tokens)
     }
@@ -188,7 +189,7 @@ impl Position {
 
 #[cube]
 impl<'x> AnyActivations<&'x [Words], &'x [Vector<f32, Const<4>>]> {
-    /// The codes at a position, which is that of chunk `chunk` of a row, of row `t` of the launch.
+    /// The codes at a position, which is that of chunk `chunk` of a row, of row `t` of the cube.
     pub(super) fn chunk(
         &self,
         work: CubeWork,
@@ -229,7 +230,7 @@ pub(super) fn copy_codebook(from: &[u32], to: &mut [u32], #[comptime] blueprint:
     }
 }
 
-/// The launch's activations as codes.
+/// The cube's activations as codes.
 #[cube]
 pub(super) fn stage_activations<X: Float>(
     x: &[Vector<X, Const<4>>],
