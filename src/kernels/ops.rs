@@ -10,6 +10,7 @@ use cubecl::server::Handle;
 
 use super::accuracy::Accuracy;
 use super::activations::Activations;
+use super::arch::dot::Instruction;
 use super::arch::matrix_unit::MatrixUnit;
 use super::formats::traits;
 use super::hardware::Hardware;
@@ -26,7 +27,8 @@ use crate::gguf::GgmlType;
 /// The arithmetic that a caller asks of a product. [`Accuracy::error_bound`] bounds its error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
-    /// `Int8` up to [`MAX_TOKENS`] tokens, then `Float`; F16 and BF16 on matrix units as soon as these are faster.
+    /// `Int8` up to [`MAX_TOKENS`] tokens, then `Float`, but on devices without matrix units that have an instruction for
+    /// products of bytes `Int8` still; F16 and BF16 on matrix units as soon as these are faster.
     #[default]
     Auto,
     /// Activations quantized to int8 in chunks of 32, integer products: what llama.cpp and Candle do on GPUs. Weights
@@ -72,10 +74,27 @@ impl FromStr for Arithmetic {
 pub fn resolve(client: &Client, ty: GgmlType, tokens: usize, arithmetic: Arithmetic) -> Accuracy {
     let is_faster = || arithmetic == Arithmetic::Auto && is_faster_for_few(client, ty, tokens);
     let few = tokens <= MAX_TOKENS && !is_faster();
-    let int8 = arithmetic == Arithmetic::Int8 || arithmetic == Arithmetic::Auto && few;
+    let has_dot = || Instruction::of(client.properties()).is_native();
+    resolved(arithmetic, traits(ty).dense, few, || has_matrix_units(client), has_dot)
+}
+
+/// The same by whether the weights are floats themselves, the tokens few, and by what the device has: matrix units, and an
+/// instruction for the dot product of bytes.
+fn resolved(
+    arithmetic: Arithmetic,
+    is_dense: bool,
+    few: bool,
+    has_units: impl Fn() -> bool,
+    has_dot: impl Fn() -> bool,
+) -> Accuracy {
+    let int8 = match arithmetic {
+        Arithmetic::Int8 => true,
+        Arithmetic::Auto => few || has_dot() && !has_units(),
+        Arithmetic::Float => false,
+    };
     match () {
-        () if int8 && !traits(ty).dense => Accuracy::INT8,
-        () if !few && has_matrix_units(client) => Accuracy::MatrixUnits,
+        () if int8 && !is_dense => Accuracy::INT8,
+        () if !few && has_units() => Accuracy::MatrixUnits,
         () => Accuracy::Float,
     }
 }
@@ -195,4 +214,22 @@ pub fn matmul_many(client: &Client, matrices: &[Matrix], x: &Activations, arithm
     matvec_many_with(client, &weights, x, operand, |i, operand, tokens| {
         matrices[i].selection.blueprint(client, weights[i], operand, tokens)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_tokens_take_matrix_units_or_else_bytes_where_the_device_multiplies_them() {
+        let many = |arithmetic, is_dense, units, dot| resolved(arithmetic, is_dense, false, || units, || dot);
+        for dot in [false, true] {
+            assert_eq!(many(Arithmetic::Auto, false, true, dot), Accuracy::MatrixUnits);
+            assert_eq!(many(Arithmetic::Float, false, false, dot), Accuracy::Float);
+            assert_eq!(many(Arithmetic::Auto, true, false, dot), Accuracy::Float);
+            assert_eq!(many(Arithmetic::Int8, false, true, dot), Accuracy::INT8);
+        }
+        assert_eq!(many(Arithmetic::Auto, false, false, true), Accuracy::INT8);
+        assert_eq!(many(Arithmetic::Auto, false, false, false), Accuracy::Float);
+    }
 }

@@ -62,6 +62,11 @@ impl Instruction {
         }
     }
 
+    /// Whether it is the device's own, as far as that is known.
+    pub fn is_native(self) -> bool {
+        self != Self::Expansion
+    }
+
     /// Whether unsigned bytes cost no more than signed ones.
     pub fn takes_unsigned(self) -> bool {
         matches!(self, Self::Expansion | Self::Sudot4 | Self::Idp4a)
