@@ -1,8 +1,9 @@
 //! The kernel: load, decode, multiply, reduce, store.
 //!
 //! A *group* of lanes takes `R` rows of weights at a time and multiplies them by `T` rows of activations: a *slice* of those of the
-//! launch, of which each has cubes of its own. A lane's share of a row is *spans*: chunks of 32 values that it reads in whole vectors of 16 bytes. Neighbouring lanes have
-//! neighbouring spans, and a *step* is one span, or `unroll` of them, for each lane of the group.
+//! launch, of which each has cubes of its own. A lane's share of a row is *spans*: chunks of 32 values that it reads in whole
+//! vectors of 16 bytes. Neighbouring lanes have neighbouring spans, and a *step* is one span, or `unroll` of them, for each lane of
+//! the group.
 //!
 //! ```text
 //! for each cube:                                  [mod]     as many as rows need, or a few a core which go on and on
