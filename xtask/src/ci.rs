@@ -43,6 +43,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let full = args.full;
     let mut steps = vec![step(SET_UP, setup::run), step("format", format)];
+    steps.extend(on_linux(step("HIP stand-in", hip_stand_in::checks)));
     steps.extend(test::steps(full));
     steps.push(step("examples", test::examples));
     let report = move || match full {
@@ -52,11 +53,9 @@ pub fn run(args: &Args) -> Result<()> {
     steps.extend(on_linux(step("HIP report's tests", hip_report::tests)));
     steps.extend(on_linux(counted(REPORT, report)));
     let features = if full { ALL_BACKENDS } else { test::FEATURES };
-    // Builds in which one crate waits for the other leave processors idle.
-    steps.push(step("lint", move || lint(features)).beside());
+    steps.push(step("lint", move || lint(features)));
     steps.push(step("documentation", move || documentation(features)));
-    steps.push(step("fuzz", move || fuzz(full)).beside());
-    steps.extend(on_linux(step("HIP stand-in", hip_stand_in::checks).beside()));
+    steps.push(step("fuzz", move || fuzz(full)));
     if full {
         steps.push(step("Burn, fusing", fusing));
         steps.push(step("each feature alone", each_feature));

@@ -1,8 +1,6 @@
 //! Steps of a circle of checks: each is timed, all run even after one failed, and what they cost is told at the end.
 
 use std::collections::BTreeMap;
-use std::panic::resume_unwind;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -24,27 +22,16 @@ pub struct Cost {
 pub type Outcome = Result<Vec<Cost>>;
 
 /// A name and what it does.
-pub struct Step<'a> {
-    name: &'static str,
-    run: Box<dyn Fn() -> Outcome + Sync + 'a>,
-    is_beside: bool,
-}
-
-impl Step<'_> {
-    /// The same at the time of the step before: for those that leave processors idle.
-    pub fn beside(self) -> Self {
-        Self { is_beside: true, ..self }
-    }
-}
+pub type Step<'a> = (&'static str, Box<dyn Fn() -> Outcome + 'a>);
 
 /// A step that compiles no kernels.
-pub fn step<'a>(name: &'static str, run: impl Fn() -> Result<()> + Sync + 'a) -> Step<'a> {
-    counted(name, move || run().map(|()| Vec::new()))
+pub fn step<'a>(name: &'static str, run: impl Fn() -> Result<()> + 'a) -> Step<'a> {
+    (name, Box::new(move || run().map(|()| Vec::new())))
 }
 
 /// A step that tells what it compiled.
-pub fn counted<'a>(name: &'static str, run: impl Fn() -> Outcome + Sync + 'a) -> Step<'a> {
-    Step { name, run: Box::new(run), is_beside: false }
+pub fn counted<'a>(name: &'static str, run: impl Fn() -> Outcome + 'a) -> Step<'a> {
+    (name, Box::new(run))
 }
 
 struct Timed {
@@ -59,15 +46,12 @@ struct Timed {
 pub fn run(circle: Option<Circle>, steps: &[Step<'_>]) -> Result<()> {
     let start = Instant::now();
     let mut table: Vec<Timed> = Vec::new();
-    for together in steps.chunk_by(|_, next| next.is_beside) {
+    for (name, step) in steps {
         // Nothing builds after a set-up that failed.
         if table.first().is_some_and(|first| first.name == SET_UP && !first.passed) {
             break;
         }
-        thread::scope(|scope| {
-            let running: Vec<_> = together.iter().map(|step| scope.spawn(|| timed(step))).collect();
-            table.extend(running.into_iter().map(|step| step.join().unwrap_or_else(|panic| resume_unwind(panic))));
-        });
+        table.push(timed(name, step));
     }
     let total = start.elapsed();
 
@@ -101,11 +85,10 @@ pub fn run(circle: Option<Circle>, steps: &[Step<'_>]) -> Result<()> {
 /// The first step of circles that set up.
 pub const SET_UP: &str = "set-up";
 
-fn timed(step: &Step<'_>) -> Timed {
-    let name = step.name;
+fn timed(name: &'static str, step: &dyn Fn() -> Outcome) -> Timed {
     println!("\n== {name}");
     let start = Instant::now();
-    let outcome = (step.run)();
+    let outcome = step();
     let took = start.elapsed();
     if let Err(error) = &outcome {
         eprintln!("error: {error:#}");
@@ -140,9 +123,6 @@ fn costs_table(costs: &[&Cost]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Barrier;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
 
     fn cost(device: &str, operation: &str, seconds: f64, kernels: u64) -> Cost {
@@ -165,33 +145,15 @@ mod tests {
 
     #[test]
     fn all_steps_run_after_one_failed_but_none_after_the_set_up() {
-        let ran = AtomicUsize::new(0);
+        let ran = std::cell::Cell::new(0);
         let count = || {
-            ran.fetch_add(1, Ordering::Relaxed);
+            ran.set(ran.get() + 1);
             Ok(())
         };
         let fail = || bail!("no");
         let error = run(None, &[step("first", fail), step("second", count)]).unwrap_err();
-        assert_eq!((ran.load(Ordering::Relaxed), error.to_string().as_str()), (1, "failed: first"));
+        assert_eq!((ran.get(), error.to_string().as_str()), (1, "failed: first"));
         run(None, &[step(SET_UP, fail), step("second", count)]).unwrap_err();
-        assert_eq!(ran.load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn a_step_runs_at_the_time_of_the_one_that_it_is_beside() {
-        let (both, nothing) = (Barrier::new(2), || Ok(()));
-        // Either waits for the other.
-        let meet = || {
-            both.wait();
-            Ok(())
-        };
-        let fails = || {
-            both.wait();
-            bail!("no")
-        };
-        run(None, &[step("before", nothing), step("first", meet), step("second", meet).beside()]).unwrap();
-        let error =
-            run(None, &[step("first", meet), step("second", fails).beside(), step("last", nothing)]).unwrap_err();
-        assert_eq!(error.to_string(), "failed: second");
+        assert_eq!(ran.get(), 1);
     }
 }
