@@ -63,7 +63,7 @@ impl Gpu {
         if traits(problem.ty).dense {
             self.dense(problem, one)
         } else if problem.operand == ActivationType::Int8 {
-            let slices = self.slices(problem);
+            let slices = self.slices(problem, one.tokens);
             let (tokens, cores) = (one.tokens / slices, self.cores / slices as u32);
             Self { cores, ..self }.int8(Problem { tokens, ..problem }, Settings { tokens, ..one })
         } else {
@@ -103,12 +103,11 @@ impl Gpu {
     /// Slices of the tokens, each with its share of the cores. Of twice as many, a cube quantizes half of the tokens, for twice as
     /// many rows, which it decodes for fewer tokens. (512 to 4096 rows of 2 to 8 tokens on an H200: twice as many are faster as long as
     /// that.)
-    fn slices(self, problem: Problem) -> usize {
-        let tokens = problem.tokens.next_power_of_two();
-        let traits = traits(problem.ty);
-        let decodes_much = looks_up(problem.ty) || traits.lookup16.is_some() && traits.scales > 1;
-        let most = if decodes_much { 12 } else { 18 } * tokens * self.cores as usize;
-        let pays = |slices: &usize| *slices <= tokens && slices * slices * problem.n <= most;
+    fn slices(self, problem: Problem, tokens: usize) -> usize {
+        let (traits, cores) = (traits(problem.ty), self.cores as usize);
+        let decodes_slowly = looks_up(problem.ty) || traits.lookup16.is_some() && traits.scales > 1;
+        let most = if decodes_slowly { 12 } else { 18 } * tokens * cores;
+        let pays = |slices: &usize| *slices <= tokens.min(cores) && slices * slices * problem.n <= most;
         [4, 2].into_iter().find(pays).unwrap_or(1)
     }
 

@@ -95,6 +95,14 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_gpu_has_settings_for_few_rows_of_any_number_of_tokens() {
+        for (cores, tokens) in (1..=8).flat_map(|cores| (1..=MAX_TOKENS).map(move |tokens| (cores, tokens))) {
+            let (hardware, problem) = (Hardware::sample(cores, 1 << 15), Problem { tokens, n: 1, ..q4_0() });
+            assert!(heuristic(&hardware, problem).is_supported(&hardware, problem), "{cores} cores, {tokens} tokens");
+        }
+    }
+
+    #[test]
     fn entries_that_fail_or_do_not_suit_are_left_out_for_good() {
         let hardware = devices().remove(H100);
         let problem = q4_0();
