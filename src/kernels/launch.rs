@@ -17,6 +17,11 @@ pub fn compiled() -> usize {
     COMPILED.load(Ordering::Relaxed)
 }
 
+/// Counts a kernel that is compiled: every one asks once for its cube, where it is expanded.
+fn count_kernel() {
+    COMPILED.fetch_add(1, Ordering::Relaxed);
+}
+
 /// `handle` as an argument of as many elements of `bytes` bytes as it holds.
 pub fn buffer(handle: &Handle, bytes: usize) -> BufferArg {
     let len = used_bytes(handle) / bytes;
@@ -82,14 +87,13 @@ pub struct Grid {
 impl Grid {
     /// Linear index of this cube.
     pub fn cube(&self) -> usize {
-        // Every kernel calls this or the next once, so that their expansion counts the kernels that are compiled.
-        comptime!(COMPILED.fetch_add(1, Ordering::Relaxed));
+        comptime!(count_kernel());
         CUBE_POS_Y as usize * self.width + CUBE_POS_X as usize
     }
 
     /// Linear index of this cube among those of its slice, which is `CUBE_POS_X`, in a grid of [`cubes_of_slices`].
     pub fn cube_of_slice(&self) -> usize {
-        comptime!(COMPILED.fetch_add(1, Ordering::Relaxed));
+        comptime!(count_kernel());
         CUBE_POS_Z as usize * self.width + CUBE_POS_Y as usize
     }
 
@@ -113,19 +117,22 @@ pub fn elementwise(client: &Client, units: usize) -> (CubeCount, CubeDim, GridLa
 
 /// `count` cubes over two dimensions, and their grid of `len` units (or groups of units) with work.
 pub fn cubes(client: &Client, count: usize, len: usize) -> (CubeCount, GridLaunch) {
-    let most = client.properties().hardware.max_cube_count.0 as usize;
-    let width = count.min(most);
-    let height = count.div_ceil(width.max(1));
-    (CubeCount::Static(width as u32, height as u32, (count > 0) as u32), GridLaunch::new(width, len))
+    let [width, height] = over_two(count, client.properties().hardware.max_cube_count.0);
+    (CubeCount::Static(width, height, 1), GridLaunch::new(width as usize, len))
 }
 
 /// `count` cubes for each of some slices, over the three dimensions, and their grid. Cubes of the same number start one after the
 /// other: they find in the cache what the first of them has read.
 pub fn cubes_of_slices(client: &Client, slices: usize, count: usize) -> (CubeCount, GridLaunch) {
-    let most = client.properties().hardware.max_cube_count.1 as usize;
-    let width = count.min(most);
-    let height = count.div_ceil(width.max(1));
-    (CubeCount::Static(slices as u32, width as u32, height as u32), GridLaunch::new(width, count))
+    let [width, height] = over_two(count, client.properties().hardware.max_cube_count.1);
+    (CubeCount::Static(slices as u32, width, height), GridLaunch::new(width as usize, count))
+}
+
+/// Width, of at most `most`, and height of a grid for `count` cubes, with none where that is 0. Its last row may be longer than need
+/// be.
+fn over_two(count: usize, most: u32) -> [u32; 2] {
+    let width = count.min(most as usize);
+    [width as u32, count.div_ceil(width.max(1)) as u32]
 }
 
 /// Whether the device is a software rasterizer, the host behind a graphics API: known by its name.

@@ -87,14 +87,11 @@ fn resolved(
     has_units: impl Fn() -> bool,
     has_dot: impl Fn() -> bool,
 ) -> Accuracy {
-    let int8 = match arithmetic {
-        Arithmetic::Int8 => true,
-        Arithmetic::Auto => few || has_dot() && !has_units(),
-        Arithmetic::Float => false,
-    };
+    let int8 = arithmetic == Arithmetic::Int8 || arithmetic == Arithmetic::Auto && few;
     match () {
         () if int8 && !is_dense => Accuracy::INT8,
         () if !few && has_units() => Accuracy::MatrixUnits,
+        () if arithmetic == Arithmetic::Auto && !is_dense && has_dot() => Accuracy::INT8,
         () => Accuracy::Float,
     }
 }
