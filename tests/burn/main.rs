@@ -162,7 +162,7 @@ const IDS: [[i32; 2]; 3] = [[1, 0], [1, 1], [0, 1]];
 
 /// The stack of a fixture's first and second half, and its values.
 fn experts() -> (QExperts, Vec<f32>) {
-    let weights = weights("q4_k");
+    let weights = weights("q4_0");
     let values = weights.dequantize(FloatType::F32).unwrap();
     (QExperts::new(weights, 2).unwrap(), values)
 }

@@ -105,7 +105,7 @@ fn documentation(features: &str) -> Result<()> {
 fn fuzz(full: bool) -> Result<()> {
     let root = process::root().join("fuzz");
     fs::create_dir_all(root.join("corpus"))?;
-    let time = if full { "-max_total_time=60" } else { "-max_total_time=15" };
+    let time = if full { "-max_total_time=60" } else { "-max_total_time=5" };
     let limits = [time, "-max_len=4096", "-rss_limit_mb=512"];
     let mut cargo = process::cargo(["run", "--release", "--quiet", "--"]);
     cargo.args(limits).args(["corpus", "../tests/gguf/corpus"]).current_dir(root).env_remove("RUSTFLAGS");
