@@ -26,6 +26,9 @@ const STACKED: &[GgmlType] = &[GgmlType::Q4K, GgmlType::IQ3S, GgmlType::MXFP4, G
 /// Codes and floats: all that the length of a row bears on.
 const LONG: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::F16];
 
+/// Without and with a codebook: all that bears on what a cube stages.
+const STAGED: &[GgmlType] = &[GgmlType::Q4_0, GgmlType::IQ3S];
+
 /// One that all others quantize as, as far as loads and errors go.
 const QUANTIZED: Formats = Formats::Of(|ty| ty == GgmlType::Q4_0);
 
@@ -60,6 +63,11 @@ pub const CHECKS: &[(&str, Formats, Check)] = &[
     ("multiplies_through_shared_memory", Formats::Some(VARIED), multiplies_through_shared_memory),
     ("multiplies_by_any_settings", Formats::Compared(TUNED), multiplies_by_any_settings),
     ("multiplies_by_more_settings", Formats::Some(&[]), multiplies_by_more_settings),
+    (
+        "multiplies_by_what_a_cube_stages_in_rounds",
+        Formats::Compared(STAGED),
+        multiplies_by_what_a_cube_stages_in_rounds,
+    ),
     ("multiplies_several_matrices_at_once", Formats::Some(VARIED), multiplies_several_matrices_at_once),
     ("multiplies_non_finite_activations", Formats::All, multiplies_non_finite_activations),
     ("multiplies_by_experts", Formats::Some(STACKED), multiplies_by_experts),
@@ -646,6 +654,35 @@ fn assert_settings_change_nothing(device: &CubeDevice, fixture: &Fixture, choice
 }
 
 /// Matrices of a format, and one of another among them, give the bits of calls of their own.
+/// Cubes of one plane stage long rows and a codebook, and so in rounds: no bit changes.
+fn multiplies_by_what_a_cube_stages_in_rounds(device: &CubeDevice, fixture: &Fixture) {
+    let tokens = 4;
+    let case = fixture.case("quantized").repeated(5, 4864);
+    let tensor = upload(device, fixture, &case);
+    let client = device.client();
+    let hardware = Hardware::of(&client);
+    let operand = ActivationType::Int8;
+    let problem = Problem { ty: fixture.ty, operand, tokens, n: case.n, chunks: case.k / 32 };
+    let values = noise(23, tokens * case.k);
+    let x = client.create_from_slice(bytemuck::cast_slice(&values));
+    let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
+    let base = Settings {
+        tokens,
+        prefetch: true,
+        persistent_cubes_per_core: NonZeroU32::new(1),
+        ..heuristic(&hardware, problem)
+    };
+    let base = Settings { lanes_per_row: hardware.plane.unwrap_or(1), groups_per_cube: 1, rows_per_group: 1, ..base };
+    let multiply = |stage| {
+        let settings = Settings { stage, stage_codebook: stage, ..base };
+        let y = matmul_by(&[&tensor], &x, Blueprint::of(&hardware, problem, settings)).unwrap().remove(0);
+        FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n)
+    };
+    let expected = multiply(false);
+    assert_product_is(Accuracy::INT8, &case, &values, &expected, 0.0);
+    assert_same(&multiply(true), &expected, "staged in rounds, or read from memory");
+}
+
 fn multiplies_several_matrices_at_once(device: &CubeDevice, fixture: &Fixture) {
     let case = fixture.case("quantized");
     let floats: Vec<u8> = noise(29, 2 * case.k).iter().flat_map(|x| x.to_le_bytes()).collect();

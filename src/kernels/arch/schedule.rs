@@ -1,4 +1,4 @@
-//! Barriers to the scheduling of instructions, where the compiler's own order takes more registers than there are.
+//! Barriers to the scheduling of instructions, where the compiler's own order takes more registers than there are, or fewer.
 
 use cubecl::frontend::comptime;
 use cubecl::prelude::*;
@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 #[cfg(feature = "llvm")]
 use super::llvm;
 use super::target::Target;
+use super::warpgroup::let_dependents_launch;
 
 /// A barrier to LLVM's scheduler on AMD, nothing elsewhere. It keeps LLVM from loading for all of an unrolled loop at once,
 /// which takes more registers than there are.
@@ -23,6 +24,16 @@ fn amd_schedule_barrier() {
         #[cfg(feature = "llvm")]
         llvm::schedule_barrier(_scope);
     })
+}
+
+/// A barrier to `ptxas` on Hopper and later, nothing elsewhere: the loads before it are issued before the first of them is waited
+/// for. Else `ptxas` issues some only where registers are free, a latency later.
+#[cube]
+pub fn issue_loads() {
+    let properties = comptime::device_properties();
+    if comptime!(matches!(Target::of(&properties), Target::Nvidia(90..))) {
+        let_dependents_launch();
+    }
 }
 
 /// `index` after a [`schedule_barrier()`], which loads at the index do not cross.

@@ -175,6 +175,12 @@ pub fn load_word_early(from: u64) -> u32 {
     })
 }
 
+/// Lets programmatic dependent launches begin, of which there are none here.
+#[cube]
+pub fn let_dependents_launch() {
+    statement("griddepcontrol.launch_dependents;");
+}
+
 #[cube]
 #[allow(unused_variables)]
 fn statement(#[comptime] statement: &'static str) {

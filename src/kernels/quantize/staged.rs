@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::codes::{SHARERS, codes_of_part};
 use crate::kernels::arch::permute::alternate;
+use crate::kernels::arch::schedule::issue_loads;
 use crate::kernels::formats::CHUNK;
 use crate::kernels::vector::Words;
 
@@ -21,54 +22,99 @@ pub struct Rows {
     pub chunks: usize,
 }
 
+/// Vectors of values on their way to a lane: of some turns, each of which is a part of a chunk.
+pub type Loaded = Sequence<Sequence<Vector<f32, Const<4>>>>;
+
+/// Starts to load what [`stage`] stages first.
+#[cube]
+pub fn load_first<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    rows: Rows,
+    #[comptime] staging: Staging,
+    #[comptime] lanes: usize,
+) -> Loaded {
+    load(x, rows, 0usize.runtime(), staging, lanes)
+}
+
 /// Quantizes the staging's rows of activations to codes and scales in a cube's shared memory, at the indices that
-/// [`staged()`] gives, by `lanes` units.
+/// [`staged()`] gives, by `lanes` units, from what [`load_first`] has on its way.
 #[cube]
 pub fn stage<X: Float>(
     x: &[Vector<X, Const<4>>],
     rows: Rows,
+    loaded: &Loaded,
     codes: &mut [Words],
     scales: &mut [Vector<f32, Const<4>>],
     #[comptime] staging: Staging,
     #[comptime] lanes: usize,
 ) {
-    let fours = comptime!(staging.fours(lanes));
-    let (parts, row_parts) = comptime!((SHARERS / fours, staging.chunks * SHARERS / fours));
-    let all = comptime!(staging.tokens * row_parts);
-    let at_once = comptime!((loaded_fours(lanes) / fours).min(all.div_ceil(lanes)));
-    // All lanes take each turn, as those that share a chunk exchange values.
-    for first in range_stepped(0usize, all, comptime!(at_once * lanes)) {
-        // All loads are issued before the first is waited for.
-        let mut loaded = Sequence::<Sequence<Vector<f32, Const<4>>>>::new();
-        #[unroll]
-        for turn in 0..at_once {
-            let position = first + comptime!(turn * lanes) + UNIT_POS as usize;
-            let (token, at) = (rows.first + position / row_parts, position % row_parts * fours);
-            let token = select(token < rows.all, token, rows.all - 1);
-            let at = select(at < rows.chunks * SHARERS, at, 0);
-            let mut values = Sequence::<Vector<f32, Const<4>>>::new();
-            #[unroll]
-            for i in 0..fours {
-                values.push(Vector::<f32, Const<4>>::cast_from(x[token * rows.stride + at + i]));
-            }
-            loaded.push(values);
+    stage_loaded(loaded, rows, 0usize.runtime(), codes, scales, staging, lanes);
+    let (parts, of_round) = comptime!((staging.parts(lanes), staging.turns(lanes) * lanes));
+    if comptime!(parts > of_round) {
+        for first in range_stepped(of_round, parts, of_round) {
+            let loaded = load(x, rows, first, staging, lanes);
+            issue_loads();
+            stage_loaded(&loaded, rows, first, codes, scales, staging, lanes);
         }
+    }
+}
+
+/// Starts to load a round of parts, from part `first` on.
+#[cube]
+fn load<X: Float>(
+    x: &[Vector<X, Const<4>>],
+    rows: Rows,
+    first: usize,
+    #[comptime] staging: Staging,
+    #[comptime] lanes: usize,
+) -> Loaded {
+    let fours = comptime!(staging.fours(lanes));
+    let row_parts = comptime!(staging.chunks * SHARERS / fours);
+    let mut loaded = Sequence::<Sequence<Vector<f32, Const<4>>>>::new();
+    #[unroll]
+    for turn in 0..comptime!(staging.turns(lanes)) {
+        let position = first + comptime!(turn * lanes) + UNIT_POS as usize;
+        let (token, at) = (rows.first + position / row_parts, position % row_parts * fours);
+        let token = select(token < rows.all, token, rows.all - 1);
+        let at = select(at < rows.chunks * SHARERS, at, 0);
+        let mut values = Sequence::<Vector<f32, Const<4>>>::new();
         #[unroll]
-        for turn in 0..at_once {
-            let first = first + comptime!(turn * lanes);
-            if comptime!(turn == 0) || first < all {
-                let position = first + UNIT_POS as usize;
-                let (token, at) = (position / row_parts, position % row_parts);
-                let (chunk, part) = (at / parts, at % parts);
-                let (coded, of_chunk) = codes_of_part(loaded.index(turn), parts);
-                let coded = if comptime!(staging.alternating) { alternating(&coded, part, parts) } else { coded };
-                if position < all && chunk < rows.chunks {
-                    let place = staged(token, chunk / staging.span, chunk % staging.span, staging);
-                    let (half, four) = (part / comptime!(parts / 2), part % comptime!(parts / 2) * fours);
-                    store(codes, place + half * comptime!(staging.vectors()), four, &coded);
-                    if part == 0 {
-                        scales[place] = of_chunk;
-                    }
+        for i in 0..fours {
+            values.push(Vector::<f32, Const<4>>::cast_from(x[token * rows.stride + at + i]));
+        }
+        loaded.push(values);
+    }
+    loaded
+}
+
+/// Quantizes a round of parts. All lanes take each turn, as those that share a chunk exchange values.
+#[cube]
+fn stage_loaded(
+    loaded: &Loaded,
+    rows: Rows,
+    first: usize,
+    codes: &mut [Words],
+    scales: &mut [Vector<f32, Const<4>>],
+    #[comptime] staging: Staging,
+    #[comptime] lanes: usize,
+) {
+    let (fours, all) = comptime!((staging.fours(lanes), staging.parts(lanes)));
+    let (parts, row_parts) = comptime!((SHARERS / fours, staging.chunks * SHARERS / fours));
+    #[unroll]
+    for turn in 0..loaded.len() {
+        let first = first + comptime!(turn * lanes);
+        if comptime!(turn == 0) || first < all {
+            let position = first + UNIT_POS as usize;
+            let (token, at) = (position / row_parts, position % row_parts);
+            let (chunk, part) = (at / parts, at % parts);
+            let (coded, of_chunk) = codes_of_part(loaded.index(turn), parts);
+            let coded = if comptime!(staging.alternating) { alternating(&coded, part, parts) } else { coded };
+            if position < all && chunk < rows.chunks {
+                let place = staged(token, chunk / staging.span, chunk % staging.span, staging);
+                let (half, four) = (part / comptime!(parts / 2), part % comptime!(parts / 2) * fours);
+                store(codes, place + half * comptime!(staging.vectors()), four, &coded);
+                if part == 0 {
+                    scales[place] = of_chunk;
                 }
             }
         }
@@ -143,6 +189,16 @@ impl Staging {
     fn fours(self, lanes: usize) -> usize {
         let fours = self.tokens * self.chunks * SHARERS / lanes;
         if fours < 2 { 1 } else { fours.min(4).next_multiple_of(2) }
+    }
+
+    /// Parts of chunks, the work of a turn of a lane, of all rows.
+    fn parts(self, lanes: usize) -> usize {
+        self.tokens * self.chunks * SHARERS / self.fours(lanes)
+    }
+
+    /// Turns of a lane whose loads are on their way together.
+    fn turns(self, lanes: usize) -> usize {
+        (loaded_fours(lanes) / self.fours(lanes)).min(self.parts(lanes).div_ceil(lanes))
     }
 
     /// Vectors from one token to the next, padded so that the same chunk of two tokens lies in different banks.

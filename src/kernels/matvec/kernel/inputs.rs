@@ -7,7 +7,7 @@ use crate::kernels::epilogue::Epilogue;
 use crate::kernels::formats::{At, MatrixView};
 use crate::kernels::launch::Grid;
 use crate::kernels::matvec::blueprint::Blueprint;
-use crate::kernels::quantize::staged::{Rows, Staging, stage, staged};
+use crate::kernels::quantize::staged::{Loaded, Rows, Staging, load_first, stage, staged};
 use crate::kernels::routing::{Pair, Pairs};
 use crate::kernels::vector::Words;
 
@@ -221,27 +221,68 @@ impl<'x> AnyActivations<&'x [Words], &'x [Vector<f32, Const<4>>]> {
     }
 }
 
-/// The format's codebook, by all units of the cube.
+/// Words of a codebook that a unit has on their way at the most.
+const LOADED_WORDS: usize = 8;
+
+/// The unit's first words of the format's codebook, on their way.
 #[cube]
-pub(super) fn copy_codebook(from: &[u32], to: &mut [u32], #[comptime] blueprint: Blueprint) {
+pub(super) fn load_codebook(from: &[u32], #[comptime] blueprint: Blueprint) -> Sequence<u32> {
     let units = comptime!(blueprint.units() as usize);
-    for i in range_stepped(UNIT_POS as usize, blueprint.codebook, units) {
-        to[i] = from[i];
+    let mut words = Sequence::<u32>::new();
+    #[unroll]
+    for i in 0..comptime!(blueprint.codebook.div_ceil(units).min(LOADED_WORDS)) {
+        words.push(from[clamped(UNIT_POS as usize + comptime!(i * units), blueprint.codebook)]);
     }
+    words
+}
+
+/// Stores the format's codebook, of which a unit has loaded the first words, by all units of the cube.
+#[cube]
+pub(super) fn store_codebook(words: &Sequence<u32>, from: &[u32], to: &mut [u32], #[comptime] blueprint: Blueprint) {
+    let units = comptime!(blueprint.units() as usize);
+    let loaded = comptime!(words.len() * units);
+    #[unroll]
+    for i in 0..words.len() {
+        let place = UNIT_POS as usize + comptime!(i * units);
+        if place < blueprint.codebook {
+            to[place] = *words.index(i);
+        }
+    }
+    if comptime!(loaded < blueprint.codebook) {
+        for place in range_stepped(loaded + UNIT_POS as usize, blueprint.codebook, units) {
+            to[place] = from[place];
+        }
+    }
+}
+
+#[cube]
+impl CubeWork {
+    /// Its rows of activations, as [`stage`] takes them.
+    fn rows(&self) -> Rows {
+        let Extent { spans, stride, first_token, tokens, .. } = self.extent;
+        Rows { stride, first: first_token, all: tokens, chunks: spans * self.blueprint.span }
+    }
+}
+
+/// The unit's first activations of those that the cube stages, on their way.
+#[cube]
+pub(super) fn load_activations<X: Float>(x: &[Vector<X, Const<4>>], work: CubeWork) -> Loaded {
+    let blueprint = comptime!(work.blueprint);
+    load_first(x, work.rows(), comptime!(staging_of(blueprint)), comptime!(blueprint.units() as usize))
 }
 
 /// The cube's activations as codes.
 #[cube]
 pub(super) fn stage_activations<X: Float>(
     x: &[Vector<X, Const<4>>],
+    loaded: &Loaded,
     work: CubeWork,
     codes: &mut [Words],
     scales: &mut [Vector<f32, Const<4>>],
 ) {
-    let Extent { spans, stride, first_token, tokens, .. } = work.extent;
     let blueprint = comptime!(work.blueprint);
-    let rows = Rows { stride, first: first_token, all: tokens, chunks: spans * blueprint.span };
-    stage(x, rows, codes, scales, comptime!(staging_of(blueprint)), comptime!(blueprint.units() as usize));
+    let (staging, units) = comptime!((staging_of(blueprint), blueprint.units() as usize));
+    stage(x, work.rows(), loaded, codes, scales, staging, units);
 }
 
 /// The staging of a blueprint that has one.

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! for each cube:                                  [mod]     as many as rows need, or a few a core which go on and on
+//!     start loading the codebook and x            [inputs]  if the blueprint stages them
 //!     start loading the group's first step        [blocks]  if prefetch
 //!     shared codebook = codebook                  [inputs]  if the blueprint stages the codebook
 //!     shared x = quantize(x)                      [inputs]  if the blueprint stages activations
@@ -40,12 +41,16 @@ use cubecl::prelude::*;
 
 use self::blocks::{Step, load_step, multiply_blocks};
 use self::dense::multiply_dense;
-use self::inputs::{ActivationView, CubeWork, Inputs, copy_codebook, stage_activations, staging_of};
+use self::inputs::{
+    ActivationView, CubeWork, Inputs, load_activations, load_codebook, stage_activations, staging_of, store_codebook,
+};
 pub use self::inputs::{Codes, CodesLaunch, Extent, ExtentLaunch, MATRIX_BUFFERS, Matrix, MatrixLaunch};
 use self::reduce::reduce_lanes;
 use super::blueprint::Blueprint;
+use crate::kernels::arch::schedule::issue_loads;
 use crate::kernels::floats::{rounded, rounded_or_nan};
 use crate::kernels::formats::{Prefetched, traits};
+use crate::kernels::quantize::staged::Loaded;
 use crate::kernels::routing::Pairs;
 use crate::kernels::vector::Words;
 
@@ -93,17 +98,22 @@ pub fn multiply_staged<X: Float, O: Float>(
 ) {
     let work = CubeWork::new(extent, &pairs, blueprint);
     let first = matrices.index(0usize);
+    // Loads return in order. What is staged comes from the cache: behind the weights it would come 0.3 to 1.4 us later. (Measured
+    // on an H200.)
+    let words = load_codebook(&first.view.codebook, blueprint);
+    let values = load_activations(x, work);
     let mut prefetched = Sequence::<Prefetched>::new();
     if comptime!(blueprint.prefetch) {
         let group = group_of(work.cube, first.cubes);
         load_step(first, work, Step::first(group, blueprint), &mut prefetched);
     }
+    issue_loads();
     if comptime!(blueprint.codebook > 0) {
         let mut codebook = Shared::<[u32]>::new_slice(blueprint.codebook);
-        copy_codebook(&first.view.codebook, &mut codebook, blueprint);
-        stage_and_multiply(matrices, &codebook, x, out, work, &mut prefetched);
+        store_codebook(&words, &first.view.codebook, &mut codebook, blueprint);
+        stage_and_multiply(matrices, &codebook, x, &values, out, work, &mut prefetched);
     } else {
-        stage_and_multiply(matrices, &first.view.codebook, x, out, work, &mut prefetched);
+        stage_and_multiply(matrices, &first.view.codebook, x, &values, out, work, &mut prefetched);
     }
 }
 
@@ -115,7 +125,7 @@ fn multiply_prepared<'x, O: Float>(matrices: &Sequence<Matrix>, x: ActivationVie
     let mut prefetched = Sequence::<Prefetched>::new();
     if comptime!(blueprint.codebook > 0) {
         let mut codebook = Shared::<[u32]>::new_slice(blueprint.codebook);
-        copy_codebook(from, &mut codebook, blueprint);
+        store_codebook(&load_codebook(from, blueprint), from, &mut codebook, blueprint);
         sync_cube();
         multiply_matrices(matrices, &Inputs::new(work, &codebook, x), out, &mut prefetched);
     } else {
@@ -129,6 +139,7 @@ fn stage_and_multiply<X: Float, O: Float>(
     matrices: &Sequence<Matrix>,
     codebook: &[u32],
     x: &[Vector<X, Const<4>>],
+    values: &Loaded,
     out: &mut [O],
     work: CubeWork,
     prefetched: &mut Sequence<Prefetched>,
@@ -136,7 +147,7 @@ fn stage_and_multiply<X: Float, O: Float>(
     let vectors = comptime!(staging_of(work.blueprint).vectors());
     let mut codes = Shared::<[Words]>::new_slice(comptime!(2 * vectors));
     let mut scales = Shared::<[Vector<f32, Const<4>>]>::new_slice(vectors);
-    stage_activations(x, work, &mut codes, &mut scales);
+    stage_activations(x, values, work, &mut codes, &mut scales);
     sync_cube();
     let x = ActivationView::new_Staged(&codes, &scales);
     multiply_matrices(matrices, &Inputs::new(work, codebook, x), out, prefetched);
