@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 #[cfg(feature = "llvm")]
 use super::llvm;
 use super::target::Target;
-use super::warpgroup::let_dependents_launch;
+use super::warpgroup::statement;
 
 /// A barrier to LLVM's scheduler on AMD, nothing elsewhere. It keeps LLVM from loading for all of an unrolled loop at once,
 /// which takes more registers than there are.
@@ -32,7 +32,8 @@ fn amd_schedule_barrier() {
 pub fn issue_loads() {
     let properties = comptime::device_properties();
     if comptime!(matches!(Target::of(&properties), Target::Nvidia(90..))) {
-        let_dependents_launch();
+        // It lets programmatic dependent launches begin, of which CubeCL makes none.
+        statement("griddepcontrol.launch_dependents;");
     }
 }
 

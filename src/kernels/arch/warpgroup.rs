@@ -175,15 +175,10 @@ pub fn load_word_early(from: u64) -> u32 {
     })
 }
 
-/// Lets programmatic dependent launches begin, of which there are none here.
-#[cube]
-pub fn let_dependents_launch() {
-    statement("griddepcontrol.launch_dependents;");
-}
-
+/// A statement of PTX without operands, which orders accesses of memory.
 #[cube]
 #[allow(unused_variables)]
-fn statement(#[comptime] statement: &'static str) {
+pub fn statement(#[comptime] statement: &'static str) {
     intrinsic!(|scope| {
         #[cfg(feature = "llvm")]
         llvm::memory_statement(scope, statement);
