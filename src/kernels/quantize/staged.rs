@@ -197,7 +197,7 @@ impl Staging {
     }
 
     /// Turns of a lane whose loads are on their way together.
-    fn turns(self, lanes: usize) -> usize {
+    pub fn turns(self, lanes: usize) -> usize {
         (loaded_fours(lanes) / self.fours(lanes)).min(self.parts(lanes).div_ceil(lanes))
     }
 

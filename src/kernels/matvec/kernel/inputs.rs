@@ -285,6 +285,11 @@ pub(super) fn stage_activations<X: Float>(
     stage(x, work.rows(), loaded, codes, scales, staging, units);
 }
 
+/// Turns of a unit whose activations are on their way together.
+pub(super) fn turns_of(blueprint: Blueprint) -> usize {
+    staging_of(blueprint).turns(blueprint.units() as usize)
+}
+
 /// The staging of a blueprint that has one.
 pub(super) fn staging_of(blueprint: Blueprint) -> Staging {
     let span = blueprint.span;
