@@ -100,7 +100,7 @@ pub fn multiply_staged<X: Float, O: Float>(
     let work = CubeWork::new(extent, &pairs, blueprint);
     let first = matrices.index(0usize);
     // Loads return in order. What is staged comes from the cache: behind the weights it would come 0.3 to 1.4 us later. (Measured
-    // on an H200.) One turn of activations alone, compilers load first of themselves.
+    // on an H200.) One turn of activations comes first anyway.
     let several = comptime!(blueprint.codebook > 0 || turns_of(blueprint) > 1);
     let words = load_codebook(&first.view.codebook, blueprint);
     let values = load_activations(x, work);
