@@ -274,6 +274,18 @@ fn assert_product_is(product: Accuracy, case: &Case, x: &[f32], actual: &[f32], 
     }
 }
 
+/// `values` on the device, as activations of this shape.
+fn on_device(device: &CubeDevice, values: &[f32], shape: &[usize]) -> Activations {
+    let values = device.client().create_from_slice(bytemuck::cast_slice(values));
+    Activations::contiguous(values, FloatType::F32, shape.to_vec()).unwrap()
+}
+
+/// The product by a kernel of choice.
+fn product_by(device: &CubeDevice, tensor: &DeviceTensor, x: &Activations, blueprint: Blueprint) -> Vec<f32> {
+    let y = matmul_by(&[tensor], x, blueprint).unwrap().remove(0);
+    FloatType::F32.to_f32(&device.client().read_one(y).unwrap(), x.tokens() * tensor.n())
+}
+
 fn multiplies_one_token(device: &CubeDevice, fixture: &Fixture) {
     multiplies_again(device, fixture, &[1]);
 }
@@ -438,8 +450,7 @@ fn multiplies_by_experts(device: &CubeDevice, fixture: &Fixture) {
                 assert_same(&again, &y, "the same input gives the same bits");
                 // Beside a stack of the same format that has more rows, and another of as many.
                 let client = device.client();
-                let on_device = client.create_from_slice(bytemuck::cast_slice(&x));
-                let on_device = Activations::contiguous(on_device, FloatType::F32, shape.to_vec()).unwrap();
+                let on_device = on_device(device, &x, &shape);
                 let stacks = [&tensor, &taller, &tensor];
                 let many = DeviceTensor::matmul_experts_many_on_device(&stacks, &on_device, &routing, arithmetic);
                 let many = many.unwrap();
@@ -480,8 +491,7 @@ fn scales_and_biases_products(device: &CubeDevice, fixture: &Fixture) {
             let (product, off) = (exact * scale + bias, (y as f64 - exact * scale - bias).abs());
             assert!(!compares() || off <= bound, "{tokens} tokens, row {row}: {y} for {product}, bound {bound}");
         };
-        let on_device = client.create_from_slice(bytemuck::cast_slice(&x));
-        let on_device = Activations::contiguous(on_device, FloatType::F32, vec![tokens, case.k]).unwrap();
+        let on_device = on_device(device, &x, &[tokens, case.k]);
         let together = DeviceTensor::matmul_many_on_device(&[&plain, &tensor], &on_device, Arithmetic::Auto).unwrap();
         let [alone, whole] = [0, 1].map(|i| client.read_one(together[i].clone()).unwrap());
         let expected = plain.matmul(&x, &[tokens, case.k], Arithmetic::Auto).unwrap();
@@ -569,8 +579,7 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
     let tensor = upload(device, fixture, &case);
     let (tokens, dense) = (2, tensor.accuracy(1, Arithmetic::Int8) == Accuracy::Float);
     let values = noise(13, tokens * case.k);
-    let x = client.create_from_slice(bytemuck::cast_slice(&values));
-    let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
+    let x = on_device(device, &values, &[tokens, case.k]);
     let (operand, product) =
         if dense { (ActivationType::Float, Accuracy::Float) } else { (ActivationType::Int8, Accuracy::INT8) };
     let blueprint = Blueprint {
@@ -593,8 +602,7 @@ fn multiplies_through_shared_memory(device: &CubeDevice, fixture: &Fixture) {
     let planes = Blueprint { reduction: Reduction::Plane, groups_per_cube: 2, cubes: Some(1), ..blueprint };
     let has_planes = Hardware::of(&client).plane.is_some_and(|plane| plane < lanes);
     for blueprint in [Some(blueprint), has_planes.then_some(planes)].into_iter().flatten() {
-        let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
-        let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
+        let y = product_by(device, &tensor, &x, blueprint);
         assert_product_is(product, &case, &values, &y, 0.0);
     }
 }
@@ -624,12 +632,9 @@ fn assert_settings_change_nothing(device: &CubeDevice, fixture: &Fixture, choice
     for (tokens, span, rows_per_group, unroll, cubes) in choices {
         let problem = Problem { ty: fixture.ty, operand, tokens, n: case.n, chunks: case.k.div_ceil(32) };
         let values = noise(17, tokens * case.k);
-        let x = client.create_from_slice(bytemuck::cast_slice(&values));
-        let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
+        let x = on_device(device, &values, &[tokens, case.k]);
         let multiply = |settings| {
-            let blueprint = Blueprint::of(&hardware, problem, settings);
-            let y = matmul_by(&[&tensor], &x, blueprint).unwrap().remove(0);
-            let y = FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n);
+            let y = product_by(device, &tensor, &x, Blueprint::of(&hardware, problem, settings));
             assert_product_is(product, case, &values, &y, 0.0);
             y
         };
@@ -653,19 +658,16 @@ fn assert_settings_change_nothing(device: &CubeDevice, fixture: &Fixture, choice
     }
 }
 
-/// Matrices of a format, and one of another among them, give the bits of calls of their own.
 /// Cubes of one plane stage long rows and a codebook, and so in rounds: no bit changes.
 fn multiplies_by_what_a_cube_stages_in_rounds(device: &CubeDevice, fixture: &Fixture) {
     let tokens = 4;
     let case = fixture.case("quantized").repeated(5, 4864);
     let tensor = upload(device, fixture, &case);
-    let client = device.client();
-    let hardware = Hardware::of(&client);
+    let hardware = Hardware::of(&device.client());
     let operand = ActivationType::Int8;
     let problem = Problem { ty: fixture.ty, operand, tokens, n: case.n, chunks: case.k / 32 };
     let values = noise(23, tokens * case.k);
-    let x = client.create_from_slice(bytemuck::cast_slice(&values));
-    let x = Activations::contiguous(x, FloatType::F32, vec![tokens, case.k]).unwrap();
+    let x = on_device(device, &values, &[tokens, case.k]);
     let base = Settings {
         tokens,
         prefetch: true,
@@ -675,14 +677,14 @@ fn multiplies_by_what_a_cube_stages_in_rounds(device: &CubeDevice, fixture: &Fix
     let base = Settings { lanes_per_row: hardware.plane.unwrap_or(1), groups_per_cube: 1, rows_per_group: 1, ..base };
     let multiply = |stage| {
         let settings = Settings { stage, stage_codebook: stage, ..base };
-        let y = matmul_by(&[&tensor], &x, Blueprint::of(&hardware, problem, settings)).unwrap().remove(0);
-        FloatType::F32.to_f32(&client.read_one(y).unwrap(), tokens * case.n)
+        product_by(device, &tensor, &x, Blueprint::of(&hardware, problem, settings))
     };
     let expected = multiply(false);
     assert_product_is(Accuracy::INT8, &case, &values, &expected, 0.0);
     assert_same(&multiply(true), &expected, "staged in rounds, or read from memory");
 }
 
+/// Matrices of a format, and one of another among them, give the bits of calls of their own.
 fn multiplies_several_matrices_at_once(device: &CubeDevice, fixture: &Fixture) {
     let case = fixture.case("quantized");
     let floats: Vec<u8> = noise(29, 2 * case.k).iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -26,8 +26,8 @@ fn amd_schedule_barrier() {
     })
 }
 
-/// A barrier to `ptxas` on Hopper and later, nothing elsewhere: the loads before it are issued before the first of them is waited
-/// for. Else `ptxas` issues some only where registers are free, a latency later.
+/// A barrier to `ptxas` on Hopper and later, nothing elsewhere: the loads before it are issued before those after it, and before the
+/// first of them is waited for. Else `ptxas` issues some only where registers are free, a latency later.
 #[cube]
 pub fn issue_loads() {
     let properties = comptime::device_properties();

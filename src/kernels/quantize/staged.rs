@@ -25,19 +25,8 @@ pub struct Rows {
 /// Vectors of values on their way to a lane: of some turns, each of which is a part of a chunk.
 pub type Loaded = Sequence<Sequence<Vector<f32, Const<4>>>>;
 
-/// Starts to load what [`stage`] stages first.
-#[cube]
-pub fn load_first<X: Float>(
-    x: &[Vector<X, Const<4>>],
-    rows: Rows,
-    #[comptime] staging: Staging,
-    #[comptime] lanes: usize,
-) -> Loaded {
-    load(x, rows, 0usize.runtime(), staging, lanes)
-}
-
 /// Quantizes the staging's rows of activations to codes and scales in a cube's shared memory, at the indices that
-/// [`staged()`] gives, by `lanes` units, from what [`load_first`] has on its way.
+/// [`staged()`] gives, by `lanes` units. The first round is `loaded`.
 #[cube]
 pub fn stage<X: Float>(
     x: &[Vector<X, Const<4>>],
@@ -61,7 +50,7 @@ pub fn stage<X: Float>(
 
 /// Starts to load a round of parts, from part `first` on.
 #[cube]
-fn load<X: Float>(
+pub fn load<X: Float>(
     x: &[Vector<X, Const<4>>],
     rows: Rows,
     first: usize,
@@ -70,7 +59,7 @@ fn load<X: Float>(
 ) -> Loaded {
     let fours = comptime!(staging.fours(lanes));
     let row_parts = comptime!(staging.chunks * SHARERS / fours);
-    let mut loaded = Sequence::<Sequence<Vector<f32, Const<4>>>>::new();
+    let mut loaded = Loaded::new();
     #[unroll]
     for turn in 0..comptime!(staging.turns(lanes)) {
         let position = first + comptime!(turn * lanes) + UNIT_POS as usize;

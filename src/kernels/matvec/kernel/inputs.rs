@@ -7,7 +7,7 @@ use crate::kernels::epilogue::Epilogue;
 use crate::kernels::formats::{At, MatrixView};
 use crate::kernels::launch::Grid;
 use crate::kernels::matvec::blueprint::Blueprint;
-use crate::kernels::quantize::staged::{Loaded, Rows, Staging, load_first, stage, staged};
+use crate::kernels::quantize::staged::{Loaded, Rows, Staging, load, stage, staged};
 use crate::kernels::routing::{Pair, Pairs};
 use crate::kernels::vector::Words;
 
@@ -268,7 +268,8 @@ impl CubeWork {
 #[cube]
 pub(super) fn load_activations<X: Float>(x: &[Vector<X, Const<4>>], work: CubeWork) -> Loaded {
     let blueprint = comptime!(work.blueprint);
-    load_first(x, work.rows(), comptime!(staging_of(blueprint)), comptime!(blueprint.units() as usize))
+    let (staging, units) = comptime!((staging_of(blueprint), blueprint.units() as usize));
+    load(x, work.rows(), 0usize.runtime(), staging, units)
 }
 
 /// The cube's activations as codes.
@@ -283,11 +284,6 @@ pub(super) fn stage_activations<X: Float>(
     let blueprint = comptime!(work.blueprint);
     let (staging, units) = comptime!((staging_of(blueprint), blueprint.units() as usize));
     stage(x, work.rows(), loaded, codes, scales, staging, units);
-}
-
-/// Turns of a unit whose activations are on their way together.
-pub(super) fn turns_of(blueprint: Blueprint) -> usize {
-    staging_of(blueprint).turns(blueprint.units() as usize)
 }
 
 /// The staging of a blueprint that has one.

@@ -43,7 +43,6 @@ use self::blocks::{Step, load_step, multiply_blocks};
 use self::dense::multiply_dense;
 use self::inputs::{
     ActivationView, CubeWork, Inputs, load_activations, load_codebook, stage_activations, staging_of, store_codebook,
-    turns_of,
 };
 pub use self::inputs::{Codes, CodesLaunch, Extent, ExtentLaunch, MATRIX_BUFFERS, Matrix, MatrixLaunch};
 use self::reduce::reduce_lanes;
@@ -101,7 +100,8 @@ pub fn multiply_staged<X: Float, O: Float>(
     let first = matrices.index(0usize);
     // Loads return in order. What is staged comes from the cache: behind the weights it would come 0.3 to 1.4 us later. (Measured
     // on an H200.) One turn of activations comes first anyway.
-    let several = comptime!(blueprint.codebook > 0 || turns_of(blueprint) > 1);
+    let turns = comptime!(staging_of(blueprint).turns(blueprint.units() as usize));
+    let several = comptime!(blueprint.codebook > 0 || turns > 1);
     let words = load_codebook(&first.view.codebook, blueprint);
     let values = load_activations(x, work);
     if several {
